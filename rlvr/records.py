@@ -1,0 +1,250 @@
+"""The data that travels between the stages of a training step, one frozen record per stage boundary.
+
+    Problem -> (prompt tokens) -> Completion -> Rollout -> RolloutGroup -> TrainingSample -> MicroBatch
+
+Legend of the shapes: ``_P`` problems of a step, ``_G`` answers of one group, ``T`` tokens of one sequence,
+``B L`` rows and columns of a micro-batch. Everything up to `TrainingSample` is plain Python; only `MicroBatch` holds
+tensors. Tokens in, tokens out: ids, their log-probabilities under the policy that sampled them and the version of its
+weights are parallel tuples that never part; text is for graders and people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rewards import Verdict
+
+SCHEMA_VERSION = 1
+
+FinishReason = Literal["stop", "length", "abort", "repetition"]
+"""Why sampling ended: a stop token or string, the token limit, an interruption, a detected repetition."""
+
+Message = Mapping[str, str]
+"""A chat message: ``{"role": "user", "content": "..."}``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One task of a data set, before any template has seen it.
+
+    Example: ``Problem(id="mul/3x7", prompt="What is 3*7?", reference="21", key="arithmetic:3*7")``.
+    """
+
+    id: str
+    """Unique within its set and stable from run to run."""
+    prompt: str | tuple[Message, ...]
+    """The question as text, or as chat messages."""
+    reference: Any
+    """What the verifiers grade against; JSON-able."""
+    key: str
+    """Canonical form: two problems with one key are the same problem (3*7 and 7*3)."""
+    source: str = ""
+    """Where it stands, for error messages: ``gsm8k.jsonl:17``."""
+    verifiers: tuple[str, ...] | None = None
+    """The reward terms that apply to this problem; None means all of the recipe's."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else the data row held: difficulty, topic, extra columns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn; the same for all requests of a phase.
+
+    The engine returns log-probabilities of the distribution that it samples from, after `temperature`; with
+    `top_p`, `top_k` or `min_p` at work these differ from the policy's own, which training refuses.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps all tokens."""
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer; the tokens that complete one are kept."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer; the token itself is kept and trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sampling job for an engine."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    """Everything the model reads before its first new token; a continued answer has its earlier tokens here."""
+    sampling: Sampling
+    seed: int
+    """Decides the draw; see `request_seed`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine sampled for one `Request`: four parallel tuples of length T, and why it ended.
+
+    Example: ``Completion(ids=(13, 2), behaviour_logprobs=(-0.7, -0.1), weight_version=(4, 4), text="21",
+    finish_reason="stop")``.
+    """
+
+    ids: tuple[int, ...]
+    """[T] sampled tokens, the stop token included."""
+    behaviour_logprobs: tuple[float, ...]
+    """[T] log-probability of each token under the distribution it was drawn from, in nats."""
+    weight_version: tuple[int, ...]
+    """[T] version of the weights that sampled each token, as the engine reports it."""
+    text: str
+    """The decoded tokens without special tokens, cut at a stop string's end."""
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        lengths = (len(self.ids), len(self.behaviour_logprobs), len(self.weight_version))
+        if len(set(lengths)) != 1:
+            raise ValueError(f"ids, behaviour_logprobs and weight_version must have one length, got {lengths}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One graded answer to one problem.
+
+    After the prompt come ``T`` tokens, sampled by the policy or put there by a workflow; what the policy did not
+    sample has loss mask 0.
+    """
+
+    problem_id: str
+    visit: int
+    """How many times this problem had been drawn before."""
+    sample_index: int
+    """Place in the group, 0 .. G-1."""
+    request_seed: int
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    """[T]"""
+    loss_mask: tuple[int, ...]
+    """[T] 1 where the policy sampled the token, 0 elsewhere."""
+    behaviour_logprobs: tuple[float, ...]
+    """[T]; 0.0 where the loss mask is 0."""
+    weight_version: tuple[int, ...]
+    """[T]"""
+    text: str
+    """What graders read: the template's prefill and the decoded answer."""
+    finish_reason: FinishReason
+    verdicts: Mapping[str, Verdict]
+    """By reward term."""
+    reward: float | None
+    """Weighted sum of the verdicts; None if the rollout was not scored, which is not 0."""
+    grade_seconds: float = 0.0
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.ids), len(self.loss_mask), len(self.behaviour_logprobs), len(self.weight_version)}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"rollout {self.problem_id}/{self.visit}/{self.sample_index}: ids, loss_mask, behaviour_logprobs and "
+                f"weight_version must have one length, got {sorted(lengths)}"
+            )
+
+    @property
+    def is_truncated(self) -> bool:
+        """True where the token limit, not the model, ended the answer."""
+        return self.finish_reason == "length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """The G answers to one visit of one problem, told apart by id, never by the prompt's text."""
+
+    problem: Problem
+    visit: int
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards_G(self) -> list[float | None]:
+        """One reward a rollout, None where it was not scored."""
+        return [rollout.reward for rollout in self.rollouts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSample:
+    """One sequence for the learner: prompt and answer in one row of ids, with what the objective needs per token."""
+
+    ids: tuple[int, ...]
+    """[T] prompt and answer."""
+    loss_mask: tuple[int, ...]
+    """[T] 1 on tokens that are trained; the first token is never trained (nothing predicts it)."""
+    behaviour_logprobs: tuple[float, ...]
+    """[T]; 0.0 where the loss mask is 0."""
+    advantage: float
+    """What multiplies this sample's tokens."""
+    group: int
+    """Index of its group within the step: `aggregation: prompt_mean` needs it."""
+
+    def __post_init__(self) -> None:
+        if len({len(self.ids), len(self.loss_mask), len(self.behaviour_logprobs)}) != 1:
+            raise ValueError("ids, loss_mask and behaviour_logprobs of a training sample must have one length")
+        if self.loss_mask and self.loss_mask[0]:
+            raise ValueError("the first token of a sample has no prediction and cannot be trained")
+
+    @property
+    def trained_tokens(self) -> int:
+        """Number of tokens with loss mask 1."""
+        return sum(self.loss_mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """What one forward and backward pass sees: rows of samples, padded on the right or packed one after another.
+
+    Column ``t`` predicts ``targets[:, t]``; ids, targets and every per-token tensor are aligned to the predicted token.
+    A micro-batch of weight zero (all masks 0) pads ranks that have fewer than others.
+    """
+
+    ids: Int[Tensor, "B L"]
+    positions: Int[Tensor, "B L"]
+    """Restart at 0 with each sample."""
+    sequence: Int[Tensor, "B L"]
+    """Index of the sample within this micro-batch, -1 on padding."""
+    targets: Int[Tensor, "B L"]
+    """The token that this position predicts; 0 where nothing is trained."""
+    loss_mask: Float[Tensor, "B L"]
+    """1.0 where ``targets`` is trained."""
+    advantages: Float[Tensor, "B L"]
+    behaviour_logprobs: Float[Tensor, "B L"]
+    token_weight: Float[Tensor, "B L"]
+    """loss_mask times 1/denominator of the aggregation, over the GLOBAL batch: the loss of a step is the plain sum of
+    token_weight * per-token loss over all micro-batches of all ranks."""
+    index: tuple[int, ...]
+    """For each row-sample its place in the step's list of samples."""
+    old_logprobs: Float[Tensor, "B L"] | None = None
+    """Log-probabilities under the policy before the first of several updates on this batch; None if behaviour ones serve."""
+    ref_logprobs: Float[Tensor, "B L"] | None = None
+    """Log-probabilities under the reference model; None without a KL term."""
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the forward pass computes, padding included."""
+        return self.ids.numel()
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same micro-batch with its tensors on `device`."""
+        moved = {
+            name: value.to(device) if isinstance(value := getattr(self, name), Tensor) else value
+            for name in self.__dataclass_fields__
+        }
+        return MicroBatch(**moved)
+
+
+def request_seed(run_seed: int, problem_id: str, visit: int, sample_index: int, segment: int = 0) -> int:
+    """A 31-bit seed for one request, a hash of what names it.
+
+    No random state of requests exists, so nothing has to be saved: the same run asks for the same noise again, while
+    a continued answer (next `segment`) and the G answers of a group all get noise of their own.
+    """
+    name = f"{run_seed}|{problem_id}|{visit}|{sample_index}|{segment}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big") & 0x7FFFFFFF

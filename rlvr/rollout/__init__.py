@@ -1,0 +1,1 @@
+"""Sampling answers: engines, weight synchronisation, collection of groups."""

@@ -1,0 +1,63 @@
+"""The engine protocol: the few verbs that the rest of rlvr needs from whatever samples tokens.
+
+| verb             | consumes                  | produces                          | waits for                      |
+|------------------|---------------------------|-----------------------------------|--------------------------------|
+| generate         | a Request                 | a Completion                      | a slot in the running batch    |
+| hold             | nothing                   | a stop to scheduling              | nothing; undone by leaving it  |
+| score            | token ids                 | their log-probabilities           | a slot in the running batch    |
+| load_weights     | named tensors, a version  | an engine that samples from them  | nothing in flight (or pauses)  |
+
+Everything is asynchronous and single-process from the caller's side: an engine may live in a child process or behind
+a URL, the caller cannot tell. All calls come from one asyncio loop on rank 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from torch import Tensor
+
+from rlvr.records import Completion, Request
+
+
+class EngineError(RuntimeError):
+    """The engine died, refused weights, or serves others than it was given; the message says what to do."""
+
+
+class Engine(Protocol):
+    """What samples from the policy."""
+
+    @property
+    def version(self) -> int:
+        """The weight version that the engine itself reports; -1 before the first `load_weights`."""
+
+    @property
+    def model_len(self) -> int:
+        """Most tokens, prompt and answer together, that one request may have."""
+
+    async def start(self) -> None:
+        """Bring the engine up with the weights of the model folder. Raises `EngineError` with the reason."""
+
+    async def generate(self, request: Request) -> Completion:
+        """Sample one completion. A cancelled call aborts its request in the engine."""
+
+    def hold(self) -> AbstractAsyncContextManager[None]:
+        """Admit requests without running them until the block is left.
+
+        With a whole step admitted before the first token is sampled, batches are the same in each repetition of a
+        run, and with them the last bits of every log-probability.
+        """
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
+
+    async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replace the weights, by Hugging Face parameter names, clear cached prefixes, and take on `version`.
+
+        Raises `EngineError` if the version that the engine reports afterwards is not `version`.
+        """
+
+    async def close(self) -> None:
+        """End the engine and its processes; safe to call twice and after a crash."""
