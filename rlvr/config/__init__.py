@@ -1,0 +1,36 @@
+"""The recipe: what one YAML file says about a run. Data only; the functions that obey it import it, never the reverse.
+
+Each slot of the algorithm is a small tagged union (``{type: name, ...}``) with fields of its own, so that a setting
+which its type does not have cannot be written. Defaults are settings that were tried.
+"""
+
+from rlvr.config.algorithm import Algorithm
+from rlvr.config.base import PlugIn, Section
+from rlvr.config.load import RecipeError, json_schema, load_recipe, nearest
+from rlvr.config.problems import EvalSet, Problems, Template
+from rlvr.config.recipe import Learner, Model, Recipe, Run, Schedule, Sft
+from rlvr.config.rollout import HfEngine, Rewards, RewardTerm, Rollout, VllmEngine
+
+__all__ = [
+    "Algorithm",
+    "EvalSet",
+    "HfEngine",
+    "Learner",
+    "Model",
+    "PlugIn",
+    "Problems",
+    "Recipe",
+    "RecipeError",
+    "RewardTerm",
+    "Rewards",
+    "Rollout",
+    "Run",
+    "Schedule",
+    "Section",
+    "Sft",
+    "Template",
+    "VllmEngine",
+    "json_schema",
+    "load_recipe",
+    "nearest",
+]

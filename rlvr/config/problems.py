@@ -1,0 +1,180 @@
+"""Recipe sections: where problems come from and how they become prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from rlvr.config.base import Fraction01, NonNegativeFloat, Section
+
+
+class JsonLines(Section):
+    """A file with one JSON object a line."""
+
+    type: Literal["jsonl"]
+    path: str
+    """File, relative to the current directory."""
+    prompt: str = "problem"
+    """Column that holds the question (text or chat messages)."""
+    reference: str = "answer"
+    """Column that holds what answers are graded against."""
+    reference_format: Literal["plain", "gsm8k", "boxed"] = "plain"
+    """``gsm8k``: the text after the last ``####``; ``boxed``: the content of the last ``\\boxed{}``."""
+    limit: PositiveInt | None = None
+    """Use only the first so many rows."""
+
+
+class HubDataset(Section):
+    """A data set that the `datasets` library loads: a name on the hub or a local folder."""
+
+    type: Literal["datasets"]
+    path: str
+    subset: str | None = None
+    split: str = "train"
+    prompt: str = "problem"
+    """Column with the question: text, or a list of chat messages as TRL's data sets have them."""
+    reference: str = "answer"
+    reference_format: Literal["plain", "gsm8k", "boxed"] = "plain"
+    where: dict[str, list[Any]] = {}
+    """Keep rows whose column has one of these values, e.g. ``{level: [Level 3, Level 4, Level 5]}``."""
+    limit: PositiveInt | None = None
+
+
+class Arithmetic(Section):
+    """Generated questions of two operands, e.g. ``What is 3*7?``."""
+
+    type: Literal["arithmetic"]
+    operator: Literal["+", "-", "*"] = "*"
+    low: int = 2
+    """Smallest operand."""
+    high: int = 12
+    """Largest operand."""
+    question: str = "What is {a}{op}{b}?"
+    """Python format string with a, b and op."""
+    held_out: Fraction01 = 0.0
+    """Share of the different problems (3*7 and 7*3 are one) that the split ``eval`` gets and ``train`` never sees."""
+    split: Literal["train", "eval", "all"] = "all"
+    seed: int = 0
+    """Decides which problems are held out; the same for train and eval."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Arithmetic:
+        if self.high < self.low:
+            raise ValueError(f"high must be at least low = {self.low}, got {self.high}")
+        if self.split != "all" and self.held_out == 0.0:
+            raise ValueError(f"split {self.split!r} needs held_out above 0: nothing would tell train and eval apart")
+        return self
+
+
+class Countdown(Section):
+    """Generated Countdown games: reach a target from given numbers, each used once."""
+
+    type: Literal["countdown"]
+    size: PositiveInt = 1000
+    """How many games."""
+    numbers: Annotated[list[int], Field(min_length=2, max_length=2)] = [3, 4]
+    """Fewest and most given numbers."""
+    low: PositiveInt = 1
+    high: PositiveInt = 100
+    target_high: PositiveInt = 100
+    """Targets lie between 1 and this."""
+    held_out: Fraction01 = 0.0
+    split: Literal["train", "eval", "all"] = "all"
+    seed: int = 0
+
+
+class ReasoningGym(Section):
+    """A data set of the package reasoning-gym (extra ``[gym]``), scored by its own scorer."""
+
+    type: Literal["reasoning_gym"]
+    dataset: str
+    """Its name there, e.g. ``chain_sum``."""
+    size: PositiveInt = 1000
+    seed: int = 0
+    config: dict[str, Any] = {}
+    """Settings of that data set."""
+
+
+class Benchmark(Section):
+    """A named benchmark, from the hub or from a local file of its rows."""
+
+    type: Literal["benchmark"]
+    name: Literal["gsm8k", "math500", "aime24", "amc23", "humaneval"]
+    path: str | None = None
+    """A JSON-lines file; None takes the hub."""
+    limit: PositiveInt | None = None
+
+
+Source = Annotated[
+    JsonLines | HubDataset | Arithmetic | Countdown | ReasoningGym | Benchmark, Field(discriminator="type")
+]
+
+
+class EvalSet(Section):
+    """A set of problems on which the policy is measured and never trained."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """Names the metrics ``eval/NAME/...``."""
+    source: Source
+    samples: PositiveInt = 1
+    """Answers to each problem; pass@k needs at least k."""
+    k: list[PositiveInt] = [1]
+    """pass@k and maj@k are reported for these k."""
+    temperature: NonNegativeFloat = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_new_tokens: PositiveInt | None = None
+    """None takes the rollout's."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> EvalSet:
+        if max(self.k) > self.samples:
+            raise ValueError(f"samples must be at least the largest k = {max(self.k)}, got {self.samples}")
+        if self.temperature == 0.0 and self.samples > 1:
+            raise ValueError(f"samples must be 1 at temperature 0 (all answers would be equal), got {self.samples}")
+        return self
+
+
+class Problems(Section):
+    """Where problems come from."""
+
+    train: Source
+    eval: list[EvalSet] = []
+    overlap: Literal["refuse", "drop", "report"] = "refuse"
+    """What to do with training problems that an eval set also holds (by canonical key): stop, leave them out, or only
+    say so."""
+    order: Literal["shuffled", "as_given"] = "shuffled"
+    """Order in which problems are drawn, without replacement within an epoch."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Problems:
+        names = [one.name for one in self.eval]
+        if len(set(names)) != len(names):
+            raise ValueError(f"eval sets need different names, got {names}")
+        return self
+
+
+class Template(Section):
+    """How a question becomes a prompt."""
+
+    type: Literal["r1_zero", "r1_zero_think", "qwen_math", "chat", "none", "jinja"]
+    """``r1_zero`` is word for word the paper's, ``r1_zero_think`` also begins the answer with ``<think>``."""
+    path: str | None = None
+    """The file of type ``jinja``; it sees ``question``, ``messages`` and the special tokens."""
+    system: str | None = None
+    """A system message for type ``chat``."""
+    prefill: str = ""
+    """Text that begins the answer (types ``chat`` and ``jinja``); graders see it, the policy is not trained on it."""
+    stop: list[str] | None = None
+    """Strings that end an answer; None takes the template's own."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Template:
+        if (self.type == "jinja") != (self.path is not None):
+            raise ValueError(f"path belongs to type 'jinja' and only to it, got type {self.type!r}, path {self.path!r}")
+        if self.system is not None and self.type != "chat":
+            raise ValueError(f"system belongs to type 'chat', got type {self.type!r}")
+        if self.prefill and self.type not in ("chat", "jinja"):
+            raise ValueError(f"prefill belongs to types 'chat' and 'jinja', got type {self.type!r}")
+        return self

@@ -1,0 +1,139 @@
+"""The whole recipe: model, learner, run, and the rules that hold between sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rlvr.config.algorithm import Algorithm
+from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
+from rlvr.config.problems import Problems, Template
+from rlvr.config.rollout import Rewards, Rollout
+
+
+class Model(Section):
+    """The policy to start from."""
+
+    path: str
+    """A local Hugging Face folder or a name on the hub."""
+    prepare: ImportPath | None = None
+    """A function that makes the folder when it does not exist yet: called with the path and the run's seed."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights and so of the optimiser's state."""
+    autocast: Literal["none", "bfloat16", "float16"] = "none"
+    """Type of matrix products over `dtype` weights."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class Schedule(Section):
+    """Learning rate over the optimiser steps: linear warm-up, then the named curve down to `final` times the peak."""
+
+    type: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    final: Fraction01 = 0.0
+    """Share of the peak at the last step (linear and cosine)."""
+
+
+class Learner(Section):
+    """How the policy is updated; supervised fine-tuning uses the same section."""
+
+    lr: PositiveFloat
+    schedule: Schedule = Schedule()
+    betas: Annotated[tuple[float, float], Field(description="AdamW's moments")] = (0.9, 0.95)
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    micro_batch_tokens: PositiveInt = 8192
+    """Most positions, padding included, that one forward and backward pass computes."""
+    packing: Literal["bucketed", "packed"] = "bucketed"
+    """``bucketed``: one answer a row, rows of like length together; ``packed``: answers one after another in one row,
+    kept apart by their positions."""
+    head_chunk: PositiveInt = 1024
+    """Tokens whose logits exist at the same time."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite stops the run, or its update is left out and counted."""
+
+
+class Sft(Section):
+    """Settings of ``rlvr sft``: rows of prompt and answer."""
+
+    path: str
+    """JSON lines."""
+    prompt: str = "prompt"
+    completion: str = "completion"
+    steps: PositiveInt
+    batch_size: PositiveInt = 32
+    """Rows an optimiser step."""
+
+
+class Run(Section):
+    """The run itself: how long, where to, what is written."""
+
+    steps: PositiveInt
+    output: str = "runs"
+    """The run's folder is OUTPUT/NAME."""
+    seed: int = 0
+    eval_every: PositiveInt | None = None
+    """Steps between evaluations; one more is done before the first and after the last step. None: only those two."""
+    save_every: PositiveInt | None = None
+    """Steps between checkpoints; the last step always saves one."""
+    keep: PositiveInt = 2
+    """Checkpoints kept."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """``auto`` goes on from the run's last checkpoint if it has one; ``never`` refuses a folder that holds a run."""
+    trackers: list[Literal["wandb", "tensorboard"]] = []
+    """metrics.jsonl is always written."""
+    project: str = "rlvr"
+    """The trackers' project name."""
+    log_rollouts: bool = True
+    """Write every rollout to rollouts.jsonl."""
+    on_disk_full: Literal["stop", "warn"] = "stop"
+    """What a log line that cannot be written does: end the run after a clear message, or go on without it."""
+    process_timeout: PositiveInt = 7200
+    """Seconds that one process may wait for the others before the run ends."""
+    threads: PositiveInt | None = None
+    """Cores that torch uses on a CPU; None takes all that the process may use."""
+
+
+class Recipe(Section):
+    """One training run, complete."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    """Version of the recipe's format."""
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    run: Run
+    model: Model
+    template: Template
+    problems: Problems
+    rewards: Rewards
+    rollout: Rollout
+    algorithm: Algorithm
+    learner: Learner
+    sft: Sft | None = None
+
+    @model_validator(mode="after")
+    def _across(self) -> Recipe:
+        group, least = self.rollout.group_size, self.algorithm.smallest_group()
+        if group < least:
+            raise ValueError(
+                f"rollout.group_size must be at least {least}, got {group}: baseline {self.algorithm.baseline.type!r} "
+                f"with scale {self.algorithm.scale.type!r} compares the answers of a group with each other"
+            )
+        updates = self.algorithm.updates_per_batch
+        if self.rollout.prompts_per_step % updates:
+            raise ValueError(
+                f"algorithm.updates_per_batch must divide rollout.prompts_per_step = {self.rollout.prompts_per_step}, "
+                f"got {updates}: each update gets an equal share of the groups"
+            )
+        for shaping in self.algorithm.shaping:
+            if shaping.type == "soft_overlong" and shaping.max_tokens > self.rollout.max_new_tokens:  # type: ignore[union-attr]
+                raise ValueError(
+                    f"soft_overlong.max_tokens must be at most rollout.max_new_tokens = {self.rollout.max_new_tokens}, "
+                    "or the punishment never applies"
+                )
+        if self.algorithm.correction.type != "none" and self.rollout.temperature <= 0:
+            raise ValueError("a correction by probability ratios needs rollout.temperature above 0")
+        return self

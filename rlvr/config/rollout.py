@@ -1,0 +1,94 @@
+"""Recipe sections: who scores the answers and how answers are sampled."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rlvr.config.base import Fraction01, ImportPath, Section
+
+
+class RewardTerm(Section):
+    """One verifier and its share of the reward."""
+
+    name: Annotated[str, Field(pattern=r"^\w+$")]
+    """Names the metrics ``reward/NAME``."""
+    verifier: ImportPath
+    """Class with ``check_reference`` and ``grade``; a module in the current directory is found."""
+    args: dict[str, Any] = {}
+    """Its constructor's arguments."""
+    weight: float = 1.0
+    gate: str | None = None
+    """Another term that must have full marks for this one to count."""
+
+
+class Rewards(Section):
+    """Who scores the answers, in killable processes beside the run."""
+
+    terms: Annotated[list[RewardTerm], Field(min_length=1)]
+    workers: PositiveInt = 1
+    """Processes that grade at the same time."""
+    timeout: PositiveFloat = 2.0
+    """Seconds that one grading may take before its process is killed."""
+    memory_mb: PositiveInt = 2048
+    """Memory that one grading process may hold, in MiB."""
+    max_unscored: Fraction01 = 0.1
+    """The run stops when more than this share of a step's rollouts could not be scored (verifier raised)."""
+
+    @model_validator(mode="after")
+    def _gates(self) -> Rewards:
+        names = [term.name for term in self.terms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"reward terms need different names, got {names}")
+        for term in self.terms:
+            if term.gate is not None and (term.gate == term.name or term.gate not in names):
+                raise ValueError(f"gate of term {term.name!r} must name another term of {names}, got {term.gate!r}")
+        return self
+
+
+class VllmEngine(Section):
+    """vLLM beside the learner on the same device (GPU) or the same cores (CPU)."""
+
+    type: Literal["vllm"]
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    max_num_seqs: PositiveInt = 128
+    """Requests that run at the same time."""
+    kv_cache_gib: PositiveFloat = 2.0
+    """Memory for keys and values on a CPU, in GiB."""
+    gpu_memory_share: Fraction01 = 0.4
+    """Share of the GPU that vLLM may take; unused on a CPU."""
+    enforce_eager: bool = True
+    """True starts sooner, False compiles and generates faster."""
+    threads: PositiveInt | None = None
+    """Cores that vLLM uses on a CPU; None takes all."""
+    tensor_parallel: PositiveInt = 1
+    extra: dict[str, Any] = {}
+    """Further arguments of vLLM's AsyncEngineArgs."""
+
+
+class HfEngine(Section):
+    """transformers' own forward pass: slow, obvious, the oracle of the tests."""
+
+    type: Literal["hf"]
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_batch: PositiveInt = 128
+    """Sequences that are generated together."""
+
+
+class Rollout(Section):
+    """How answers are sampled."""
+
+    engine: Annotated[VllmEngine | HfEngine, Field(discriminator="type")]
+    prompts_per_step: PositiveInt
+    """Problems a step, P."""
+    group_size: PositiveInt
+    """Answers to each problem, G."""
+    max_new_tokens: PositiveInt
+    temperature: PositiveFloat = 1.0
+    workflow: ImportPath | None = None
+    """What happens between prompt and verdict; None is G answers to one prompt."""
+    self_test: bool = True
+    """Prove at the start that the engine follows each group of parameters."""
+    probe: PositiveInt = 4
+    """Sequences whose log-probabilities are compared between engine and learner at each sync."""
