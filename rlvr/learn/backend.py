@@ -1,0 +1,231 @@
+"""Backends: what differs between data parallel, sharded and DeepSpeed training, behind six verbs.
+
+| backend   | gradients are                       | who clips and steps                 | can skip a step |
+|-----------|-------------------------------------|-------------------------------------|-----------------|
+| ddp       | reduced with the last backward pass | `clip`, `step`                      | yes             |
+| fsdp2     | sharded with the last backward pass | `clip`, `step`, on shards           | yes             |
+| deepspeed | ZeRO's                              | DeepSpeed, inside its last backward | no              |
+
+All three average gradients over ranks, while a step's loss is a sum over ranks (its weights are global), so that
+`backward` multiplies by the number of ranks. One process without any wrapper is the smallest case of ddp. The
+DeepSpeed backend is written against DeepSpeed's source and has not been run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rlvr.config.recipe import Learner as LearnerConfig
+from rlvr.learn.policy import Policy
+
+
+class Backend(Protocol):
+    """How gradients come about and become a step; every call is made by all ranks."""
+
+    module: nn.Module
+    """The wrapped policy: call this."""
+    can_skip: bool
+    """False where the last backward pass already steps."""
+
+    def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Surrounds forward and backward pass of one micro-batch; ranks talk to each other only in the last."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's part of the loss."""
+
+    def clip(self) -> float:
+        """Norm of the gradient over all parameters and ranks, before it is clipped to the recipe's maximum."""
+
+    def step(self) -> None:
+        """Update the weights."""
+
+    def prepare_step(self, *, lr: float) -> None:
+        """Start an optimiser step: no gradients, and the learning rate that it will use."""
+
+    def full_parameters(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter of ``policy.model``, whole, one at a time."""
+
+    def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
+        """Overwrite each parameter of ``policy.model`` with the whole tensor of its name; all ranks pass the same."""
+
+    def optimizer_state(self) -> dict[int, dict[str, Any]]:
+        """The optimizer's state with whole tensors on the CPU."""
+
+    def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
+        """Take over what `optimizer_state` returned; every rank passes the same."""
+
+
+def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; vectors (norms, biases) do not decay."""
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True
+    )
+
+
+def make_backend(accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> Backend:
+    """The backend that accelerate was launched for. Raises `ValueError` for one that cannot train here."""
+    kind = accelerator.distributed_type
+    if accelerator.mixed_precision != "no":
+        raise ValueError(
+            f"accelerate was launched with mixed_precision {accelerator.mixed_precision!r}, which must be 'no': "
+            "the recipe's model.dtype and model.autocast decide"
+        )
+    if kind == DistributedType.DEEPSPEED:
+        if config.non_finite == "skip":
+            raise ValueError("learner.non_finite must be 'stop' with DeepSpeed: it steps inside its backward pass")
+        return DeepSpeedBackend(accelerator, policy, config)
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("accelerate was launched with FSDP version 1; set fsdp_version: 2 in its config")
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP):
+        raise ValueError(
+            f"accelerate was launched for {kind.value}; supported are one process, DDP, FSDP2 and DeepSpeed"
+        )
+    return TorchBackend(accelerator, policy, config)
+
+
+class TorchBackend:
+    """One process, DDP, or FSDP2: torch's own optimizer on whole or sharded parameters."""
+
+    can_skip = True
+
+    def __init__(self, accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> None:
+        self._accelerator, self._max_norm = accelerator, config.max_grad_norm
+        self.module, self._optimizer = accelerator.prepare(policy, make_optimizer(policy, config))
+
+    def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if last else self._accelerator.no_sync(self.module)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss * self._accelerator.num_processes).backward()
+
+    def clip(self) -> float:
+        return clip_gradients([p.grad for p in self.module.parameters() if p.grad is not None], self._max_norm)
+
+    def prepare_step(self, *, lr: float) -> None:
+        self._optimizer.zero_grad()
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
+    def step(self) -> None:
+        self._optimizer.step()
+
+    def full_parameters(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in policy.model.named_parameters():
+            yield name, _whole(parameter.detach())
+
+    @torch.no_grad()
+    def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in policy.model.named_parameters():
+            parameter.copy_(_like(values[name], parameter))
+
+    def optimizer_state(self) -> dict[int, dict[str, Any]]:
+        state = self._optimizer.state_dict()
+        # On a CPU the tensors are the live ones: a checkpoint must not change under its writer's hands
+        return {
+            index: {key: _whole(v).to("cpu", copy=True) if isinstance(v, Tensor) else v for key, v in entry.items()}
+            for index, entry in state["state"].items()
+        }
+
+    def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        values = {
+            index: {key: _like(value, parameters[index]) for key, value in entry.items()}
+            for index, entry in state.items()
+        }
+        # Settings (decay, moments) are the recipe's, not the checkpoint's
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": values, "param_groups": groups})
+
+
+class DeepSpeedBackend:
+    """ZeRO stages 1 to 3 through accelerate's wrapper: its last backward pass clips and steps."""
+
+    can_skip = False
+
+    def __init__(self, accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> None:
+        self._accelerator = accelerator
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["gradient_clipping"] = config.max_grad_norm
+        # Micro-batches are packed by token count; DeepSpeed only needs these to be consistent with one another
+        settings["train_micro_batch_size_per_gpu"] = settings["gradient_accumulation_steps"] = 1
+        settings["train_batch_size"] = accelerator.num_processes
+        self.module, self._optimizer = accelerator.prepare(policy, make_optimizer(policy, config))
+        self._last = True
+
+    def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self._last = last
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        wrapper = self._accelerator.deepspeed_engine_wrapped
+        wrapper.backward(loss * self._accelerator.num_processes, sync_gradients=self._last)
+
+    def clip(self) -> float:
+        return float(self._accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
+
+    def prepare_step(self, *, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
+    def step(self) -> None:
+        """Nothing is left to do: the last backward pass has stepped."""
+
+    def full_parameters(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
+        import deepspeed  # installed only where it is used
+
+        for name, parameter in policy.model.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                yield name, parameter.detach().clone()
+
+    @torch.no_grad()
+    def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
+        import deepspeed
+
+        for name, parameter in policy.model.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(values[name])
+
+    def optimizer_state(self) -> dict[int, dict[str, Any]]:
+        raise ValueError("the state of DeepSpeed's optimizer is sharded and cannot be written into one file yet")
+
+    def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
+        raise ValueError("the state of DeepSpeed's optimizer is sharded and cannot be read from one file yet")
+
+
+def clip_gradients(gradients: Iterable[Tensor], max_norm: float) -> float:
+    """Scale ``gradients`` in place to a norm of at most ``max_norm`` together; the norm before, summed in float32."""
+    gradients = list(gradients)
+    squares = [torch.linalg.vector_norm(g, dtype=_wide(g)) for g in gradients]
+    norm = float(_whole(torch.linalg.vector_norm(torch.stack(squares))))
+    if norm > max_norm:
+        torch._foreach_mul_(gradients, max_norm / norm)
+    return norm
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from its ranks; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(value: Any, parameter: Tensor) -> Any:
+    """A whole tensor of the optimizer's state, sharded as its parameter is."""
+    if isinstance(value, Tensor) and isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value

@@ -1,0 +1,196 @@
+"""Packing: training samples into micro-batches under a limit of positions.
+
+A sample of T tokens has T - 1 positions: position t reads token t and predicts token t + 1.
+
+``bucketed``: one sample a row, padded on the right, rows of like length together. Attention is causal, so nothing that
+is trained can see the padding, and no attention mask is needed. ``packed``: samples one after another in one row, no
+padding; positions restart at 0 with each sample, which is how transformers knows where one ends (`Policy` proves on
+the loaded model that attention does not cross).
+
+    two samples of tokens (a b c) and (d e), packed:     ids       a b d
+                                                         targets   b c e
+                                                         positions 0 1 0
+                                                         sequence  0 0 1
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor
+
+from rlvr.config.algorithm import Aggregation, PromptMean, SequenceMean, SequenceSum, TokenMean
+from rlvr.records import MicroBatch, TrainingSample
+
+Mode = Literal["bucketed", "packed"]
+
+
+def token_weights(samples: Sequence[TrainingSample], aggregation: Aggregation) -> list[float]:
+    """For each sample what one of its trained tokens weighs in the loss of the whole batch.
+
+    With N samples in P groups, n_i trained tokens in sample i and n_p in group p: token mean 1 / sum n_i, prompt mean
+    1 / (P n_p), sequence mean 1 / (N n_i), sequence sum 1 / (N length). Samples without trained tokens count in N,
+    and groups without any in P: masking an answer takes its tokens out, and does not make the others louder.
+    """
+    lengths = [sample.trained_tokens for sample in samples]
+    match aggregation:
+        case TokenMean():
+            denominators = [float(sum(lengths))] * len(samples)
+        case PromptMean():
+            tokens: dict[int, int] = {}
+            for sample, length in zip(samples, lengths, strict=True):
+                tokens[sample.group] = tokens.get(sample.group, 0) + length
+            denominators = [float(len(tokens) * tokens[sample.group]) for sample in samples]
+        case SequenceMean():
+            denominators = [float(len(samples) * length) for length in lengths]
+        case SequenceSum():
+            denominators = [float(len(samples) * aggregation.length)] * len(samples)
+        case _:
+            assert_never(aggregation)
+    return [1.0 / d if length else 0.0 for d, length in zip(denominators, lengths, strict=True)]
+
+
+def pack(
+    samples: Sequence[TrainingSample], aggregation: Aggregation, limit_tokens: int, mode: Mode
+) -> list[MicroBatch]:
+    """Micro-batches of at most ``limit_tokens`` positions, padding included, for one rank.
+
+    No sample is split: one that is longer than the limit gets a micro-batch of its own. Samples without trained
+    tokens are not computed. Behaviour log-probabilities and advantages must be finite, else `ValueError`.
+    """
+    return pack_for_ranks(samples, aggregation, limit_tokens, mode, ranks=1)[0]
+
+
+def pack_for_ranks(
+    samples: Sequence[TrainingSample], aggregation: Aggregation, limit_tokens: int, mode: Mode, *, ranks: int
+) -> list[list[MicroBatch]]:
+    """As `pack`, one list for each rank, all of one length: ranks with fewer get micro-batches of weight zero."""
+    _check(samples)
+    weights = token_weights(samples, aggregation)
+    trained = [index for index, sample in enumerate(samples) if sample.trained_tokens]
+    shards: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    # Longest first to the least loaded rank; ties by index, so that the same samples always make the same batches
+    for index in sorted(trained, key=lambda i: (-len(samples[i].ids), i)):
+        rank = loads.index(min(loads))
+        shards[rank].append(index)
+        loads[rank] += len(samples[index].ids)
+    packed = [
+        [_micro_batch(samples, weights, rows) for rows in _rows(samples, shard, limit_tokens, mode)] for shard in shards
+    ]
+    most = max(len(micro_batches) for micro_batches in packed)
+    return [micro_batches + [empty_micro_batch() for _ in range(most - len(micro_batches))] for micro_batches in packed]
+
+
+def empty_micro_batch() -> MicroBatch:
+    """A micro-batch of weight zero: one position, nothing trained."""
+    return _build([[_Span(0, (0,), (0,), (0.0,), (0.0,), 0.0, 0.0)]], index=())
+
+
+def _check(samples: Sequence[TrainingSample]) -> None:
+    """What is not finite here would poison the whole update; it is found where it still has a name."""
+    for index, sample in enumerate(samples):
+        if not math.isfinite(sample.advantage):
+            raise ValueError(f"sample {index} (group {sample.group}): advantage is {sample.advantage}, must be finite")
+        if not all(map(math.isfinite, sample.behaviour_logprobs)):
+            place = next(t for t, lp in enumerate(sample.behaviour_logprobs) if not math.isfinite(lp))
+            raise ValueError(
+                f"sample {index} (group {sample.group}): behaviour log-probability of token {place} is "
+                f"{sample.behaviour_logprobs[place]}, must be finite"
+            )
+
+
+def _rows(samples: Sequence[TrainingSample], order: list[int], limit: int, mode: Mode) -> list[list[list[int]]]:
+    """Micro-batches as rows of sample indices; ``order`` goes from long to short."""
+    batches: list[list[list[int]]] = []
+    if mode == "bucketed":
+        for index in order:
+            # The first row of a micro-batch is its longest
+            if batches and (len(batches[-1]) + 1) * (len(samples[batches[-1][0][0]].ids) - 1) <= limit:
+                batches[-1].append([index])
+            else:
+                batches.append([[index]])
+        return batches
+    room: list[int] = []
+    for index in order:
+        length = len(samples[index].ids) - 1
+        # First fit, longest first: at most 11/9 of the fewest rows possible
+        place = next((k for k, free in enumerate(room) if length <= free), None)
+        if place is None:
+            batches.append([[index]])
+            room.append(limit - length)
+        else:
+            batches[place][0].append(index)
+            room[place] -= length
+    return batches
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """One sample's positions within a row: T - 1 values each, aligned to the predicted token."""
+
+    sequence: int
+    ids: Sequence[int]
+    targets: Sequence[int]
+    loss_mask: Sequence[float]
+    behaviour_logprobs: Sequence[float]
+    advantage: float
+    token_weight: float
+
+
+def _micro_batch(samples: Sequence[TrainingSample], weights: list[float], rows: list[list[int]]) -> MicroBatch:
+    """The tensors of one micro-batch; ``rows`` holds sample indices."""
+    index = tuple(i for row in rows for i in row)
+    sequence = {i: place for place, i in enumerate(index)}
+    spans = [
+        [
+            _Span(
+                sequence[i],
+                samples[i].ids[:-1],
+                [t if m else 0 for t, m in zip(samples[i].ids[1:], samples[i].loss_mask[1:], strict=True)],
+                samples[i].loss_mask[1:],
+                samples[i].behaviour_logprobs[1:],
+                samples[i].advantage,
+                weights[i],
+            )
+            for i in row
+        ]
+        for row in rows
+    ]
+    return _build(spans, index)
+
+
+def _build(rows: list[list[_Span]], index: tuple[int, ...]) -> MicroBatch:
+    """Spans into padded tensors."""
+    columns = max(sum(len(span.ids) for span in row) for row in rows)
+    shape = (len(rows), columns)
+    ids, targets = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    sequence = torch.full(shape, -1, dtype=torch.long)
+    # Padding counts on from the sample, or a model would take it for a sample of its own
+    positions = torch.arange(columns).repeat(len(rows), 1)
+    mask, advantages, behaviour, weight = (torch.zeros(shape) for _ in range(4))
+
+    def put(into: Tensor, row: int, piece: slice, values: Sequence[float]) -> None:
+        into[row, piece] = torch.tensor(values, dtype=into.dtype)
+
+    for row, spans in enumerate(rows):
+        start = 0
+        for span in spans:
+            piece = slice(start, start + len(span.ids))
+            put(ids, row, piece, span.ids)
+            put(targets, row, piece, span.targets)
+            put(mask, row, piece, span.loss_mask)
+            put(behaviour, row, piece, span.behaviour_logprobs)
+            sequence[row, piece] = span.sequence
+            positions[row, start:] = torch.arange(columns - start)
+            advantages[row, piece] = span.advantage
+            weight[row, piece] = span.token_weight
+            start = piece.stop
+    return MicroBatch(
+        ids=ids, positions=positions, sequence=sequence, targets=targets, loss_mask=mask,
+        advantages=advantages * mask, behaviour_logprobs=behaviour * mask, token_weight=weight * mask, index=index,
+    )  # fmt: skip

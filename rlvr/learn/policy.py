@@ -1,0 +1,207 @@
+"""The policy: a causal language model whose forward pass gives log-probabilities, never logits.
+
+`Policy.forward` is the only place where parameters are touched, so that whatever wraps it (DDP's hooks, FSDP2's
+resharding, ZeRO-3's partitions) sees every use. What the code takes for granted about a model is checked on the loaded
+weights: that its logits are the plain linear head of its last hidden state, and that packed samples do not see each
+other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlvr.config.recipe import Model
+from rlvr.learn.logprobs import chunked_logprobs
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""Largest difference, relative to the largest value, that rounding explains."""
+
+
+class PolicyError(ValueError):
+    """A model cannot be loaded or trained; the message names the model, the reason and what to do."""
+
+
+class Policy(nn.Module):
+    """A causal language model under training, or frozen as a reference.
+
+    Raises `PolicyError` for a model whose head is not one linear layer on the last hidden state.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        head_chunk: int,
+        autocast: torch.dtype | None = None,
+        gradient_checkpointing: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.head_chunk, self.autocast = head_chunk, autocast
+        # FSDP's automatic wrapping reads this name from the module that it is given
+        self._no_split_modules = sorted(model._no_split_modules or ())
+        head, body = model.get_output_embeddings(), model.base_model
+        if not isinstance(head, nn.Linear) or body is model:
+            raise PolicyError(
+                f"{self._name()} has no linear head over a base model: this architecture cannot be trained"
+            )
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._check_head()
+        model.train()
+
+    @classmethod
+    def load(cls, config: Model, *, head_chunk: int) -> Policy:
+        """The model of a recipe, from a folder or the hub. Raises `PolicyError` with the reason."""
+        path = config.path
+        if not Path(path).exists() and (
+            Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") != 1
+        ):
+            raise PolicyError(
+                f"model.path: there is no folder {path!r}; give a Hugging Face folder or a name on the hub"
+            )
+        try:
+            settings = AutoConfig.from_pretrained(path)
+            _switch_off_dropout(settings)
+            model = AutoModelForCausalLM.from_pretrained(
+                path, config=settings, dtype=_DTYPES[config.dtype], attn_implementation=config.attention
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path) if _has_tokenizer(path) else None
+        except (OSError, ImportError, ValueError) as error:
+            raise PolicyError(f"model.path: {path!r} cannot be loaded as a causal language model: {error}") from error
+        rows = _vocabulary(model)
+        if tokenizer is not None and len(tokenizer) > rows:
+            raise PolicyError(
+                f"model.path: the tokenizer of {path!r} knows {len(tokenizer)} tokens, the model only {rows}: "
+                "they do not belong together, or the embeddings were not resized"
+            )
+        return cls(
+            model,
+            head_chunk=head_chunk,
+            autocast=None if config.autocast == "none" else _DTYPES[config.autocast],
+            gradient_checkpointing=config.gradient_checkpointing,
+            tokenizer=tokenizer,
+        )
+
+    def forward(
+        self,
+        ids: Int[Tensor, "B L"],
+        positions: Int[Tensor, "B L"],
+        targets: Int[Tensor, "B L"],
+        loss_mask: Float[Tensor, "B L"],
+        temperature: float,
+    ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+        """Log-probability of each target at ``temperature`` and entropy of its prediction (without gradient), in nats;
+        both 0 where ``loss_mask`` is 0. Rows may hold several samples if positions restart at 0 with each."""
+        head = self.model.get_output_embeddings()
+        with self._precision():
+            hidden = self._hidden(ids, positions)
+            trained = loss_mask.flatten().nonzero().squeeze(1)
+            logprobs, entropy = chunked_logprobs(
+                hidden.flatten(0, 1)[trained],
+                head.weight,
+                head.bias,
+                targets.flatten()[trained],
+                temperature=temperature,
+                chunk=self.head_chunk,
+            )
+        blank = logprobs.new_zeros(ids.numel())
+        return (
+            blank.index_copy(0, trained, logprobs).view(ids.shape),
+            blank.index_copy(0, trained, entropy).view(ids.shape),
+        )
+
+    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write a plain Hugging Face folder with the given full weights, and the tokenizer if the model had one."""
+        self.model.save_pretrained(folder, state_dict=state)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    @torch.no_grad()
+    def check_packing(self) -> None:
+        """Prove on the loaded weights that samples in one row do not see each other; else raise `PolicyError`."""
+        first, second = self._some_ids(5), self._some_ids(7).flip(1)
+        both, restart = torch.cat([first, second], 1), torch.cat([torch.arange(5), torch.arange(7)])[None]
+        with self._precision():
+            alone = self._hidden(second, torch.arange(7, device=both.device)[None])
+            packed = self._hidden(both, restart.to(both.device))[:, 5:]
+        if not self._is_close(packed, alone):
+            raise PolicyError(
+                f"learner.packing: in {self._name()} packed samples see each other with attention "
+                f"{self.model.config._attn_implementation!r} (or its layers carry a state along); use packing: bucketed"
+            )
+
+    def _hidden(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states [B L H], normalised, as the head reads them."""
+        return self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        """The recipe's autocast; its weight cache would hold stale copies across updates within one block, so that each
+        forward pass has a block of its own."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.autocast)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuse logits that are anything but hidden states times head plus bias: soft caps, scales, extra layers."""
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        if cap is not None:
+            raise PolicyError(
+                f"{self._name()} caps its logits softly (final_logit_softcapping: {cap}), which is not supported"
+            )
+        ids, head = self._some_ids(6), self.model.get_output_embeddings()
+        theirs = self.model(input_ids=ids, use_cache=False).logits
+        ours = nn.functional.linear(self._hidden(ids, torch.arange(6, device=ids.device)[None]), head.weight, head.bias)
+        if not self._is_close(ours, theirs):
+            raise PolicyError(
+                f"{self._name()} changes its logits after the linear head (a scale, a bias, another layer), by up to "
+                f"{(ours - theirs).abs().max().item():.3g}: its log-probabilities would be wrong"
+            )
+
+    def _is_close(self, ours: Tensor, theirs: Tensor) -> bool:
+        scale = theirs.abs().max().item()
+        return (ours - theirs).abs().max().item() <= _TOLERANCE[theirs.dtype] * scale
+
+    def _some_ids(self, count: int) -> Tensor:
+        """[1 count] different token ids, spread over the vocabulary."""
+        rows = _vocabulary(self.model)
+        device = next(self.model.parameters()).device
+        return (torch.arange(1, count + 1, device=device) * max(1, rows // (count + 1)) % rows)[None]
+
+    def _name(self) -> str:
+        return f"{type(self.model).__name__} ({self.model.config._name_or_path or 'unnamed'})"
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """Rows of the embedding, which may be more than the tokenizer's tokens."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]
+
+
+def _switch_off_dropout(settings: object) -> None:
+    """Policy and behaviour must be one distribution, so that no layer may drop anything at random."""
+    for name, value in vars(settings).items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0.0:
+            log.warning(
+                "model: %s %s is switched off: the policy must be the distribution that is sampled", name, value
+            )
+            setattr(settings, name, 0.0)
+
+
+def _has_tokenizer(path: str) -> bool:
+    """False for a local folder that holds none; the hub is asked."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    return not Path(path).exists() or any((Path(path) / name).exists() for name in names)

@@ -1,0 +1,81 @@
+"""Shaping: what is added to the rewards of a group before the baseline.
+
+Each formula is a pure function over the group's lengths; `shape` applies a recipe's list. A rollout that was not
+scored (None) stays so, and takes no part in a group's shortest and longest answer.
+
+A plug-in is ``f(rewards_G, rollouts_G, step, **args) -> list[float]``: what to add for each scored rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from rewards import Outcome
+from rlvr.config.algorithm import KimiLength, Shaping, SoftOverlong
+from rlvr.config.base import PlugIn
+from rlvr.plugins import load_plugin
+from rlvr.records import Rollout
+
+
+def kimi_length(lengths_G: Sequence[int], is_correct_G: Sequence[bool]) -> list[float]:
+    """Kimi k1.5's length reward (2501.12599, 2.3.3): 0.5 for the shortest to -0.5 for the longest answer of a group,
+    and at most 0 for a wrong one; 0 for all where lengths are equal."""
+    if not lengths_G or max(lengths_G) == min(lengths_G):
+        return [0.0] * len(lengths_G)
+    shortest, longest = min(lengths_G), max(lengths_G)
+    lambdas = [0.5 - (length - shortest) / (longest - shortest) for length in lengths_G]
+    return [lam if correct else min(0.0, lam) for lam, correct in zip(lambdas, is_correct_G, strict=True)]
+
+
+def soft_overlong(length: int, max_tokens: int, buffer: int) -> float:
+    """DAPO's soft overlong punishment (2503.14476, eq. 13): 0 up to ``max_tokens - buffer`` tokens, then linearly down
+    to -1 at ``max_tokens`` and beyond."""
+    if length <= max_tokens - buffer:
+        return 0.0
+    if length <= max_tokens:
+        return ((max_tokens - buffer) - length) / buffer
+    return -1.0
+
+
+def is_correct(rollout: Rollout) -> bool:
+    """True where a rollout has full marks: each of its verdicts, of which there is one at least, says CORRECT."""
+    outcomes = [verdict.outcome for verdict in rollout.verdicts.values()]
+    return bool(outcomes) and all(outcome is Outcome.CORRECT for outcome in outcomes)
+
+
+def shape(rollouts_G: Sequence[Rollout], shapings: Sequence[Shaping], step: int) -> list[float]:
+    """Shaped rewards of a group's scored rollouts at a training step: each shaping sees the rewards as graded, and
+    their terms are added up.
+
+    Raises `ValueError` for a rollout without a reward and for a plug-in that returns another number of terms.
+    """
+    graded_G = [rollout.reward for rollout in rollouts_G]
+    if any(reward is None for reward in graded_G):
+        raise ValueError("only scored rollouts can be shaped: one without a reward was passed")
+    rewards_G = [float(reward) for reward in graded_G if reward is not None]
+    shaped_G = list(rewards_G)
+    for shaping in shapings:
+        terms_G = _terms(shaping, rewards_G, rollouts_G, step)
+        if len(terms_G) != len(rewards_G):
+            raise ValueError(f"shaping {shaping.type!r} returned {len(terms_G)} terms for {len(rewards_G)} rollouts")
+        shaped_G = [reward + term for reward, term in zip(shaped_G, terms_G, strict=True)]
+    return shaped_G
+
+
+def _terms(shaping: Shaping, rewards_G: list[float], rollouts_G: Sequence[Rollout], step: int) -> list[float]:
+    """What one shaping adds to each rollout of a group."""
+    lengths_G = [len(rollout.ids) for rollout in rollouts_G]
+    match shaping:
+        case KimiLength():
+            if step < shaping.warmup_steps:
+                return [0.0] * len(rollouts_G)
+            terms_G = kimi_length(lengths_G, [is_correct(rollout) for rollout in rollouts_G])
+            return [shaping.weight * term for term in terms_G]
+        case SoftOverlong():
+            return [shaping.weight * soft_overlong(n, shaping.max_tokens, shaping.buffer) for n in lengths_G]
+        case PlugIn():
+            plugged = load_plugin(shaping.type, shaping.args, positional=3)
+            return [float(term) for term in plugged(rewards_G, rollouts_G, step)]
+        case _:
+            assert_never(shaping)

@@ -1,0 +1,372 @@
+"""The learner: training samples in, a better policy out.
+
+    samples -> split into optimiser steps -> pack for all ranks -> scatter                    (rank 0 decides)
+            -> log-probabilities before the first step, if a ratio needs them                 (all ranks)
+            -> reference log-probabilities, if a KL term needs them
+            -> for each optimiser step: forward, loss, backward per micro-batch; clip; step
+            -> metrics, reduced over ranks
+
+Denominators are over all micro-batches of all ranks of one optimiser step, fixed when packing. Nothing here draws a
+random number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from rlvr.config.algorithm import Algorithm, TokenMean
+from rlvr.config.recipe import Learner as LearnerConfig
+from rlvr.config.recipe import Model
+from rlvr.learn.backend import make_backend
+from rlvr.learn.meter import Meter
+from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
+from rlvr.learn.packing import pack, pack_for_ranks
+from rlvr.learn.policy import Policy
+from rlvr.learn.schedule import learning_rate
+from rlvr.records import MicroBatch, TrainingSample
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient is not finite; the message says which, where, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """One rank's share of an update: micro-batches for each optimiser step, the same number on every rank."""
+
+    steps: tuple[tuple[MicroBatch, ...], ...]
+    over_limit: int
+    """Samples longer than the limit, each in a micro-batch of its own (all ranks)."""
+
+
+class Learner:
+    """The policy, its optimizer and how they are updated; every public method is called by all ranks.
+
+    ``total_updates`` is the number of optimiser steps of the whole run (steps * updates_per_batch * epochs), for the
+    learning rate's schedule; ``temperature`` is the one that rollouts are sampled at.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        learner: LearnerConfig,
+        algorithm: Algorithm,
+        *,
+        total_updates: int,
+        temperature: float,
+        accelerator: Accelerator,
+    ) -> None:
+        if model.autocast == "float16":
+            raise ValueError(
+                "model.autocast must be 'none' or 'bfloat16', got 'float16': gradients would need loss scaling"
+            )
+        self.config, self.total_updates, self.accelerator = learner, total_updates, accelerator
+        self.objective = PolicyGradient(algorithm, temperature)
+        self.policy = Policy.load(model, head_chunk=learner.head_chunk)
+        if learner.packing == "packed":
+            self.policy.check_packing()
+        self.reference: Policy | None = None
+        if self.objective.needs_ref:
+            self.reference = Policy.load(model, head_chunk=learner.head_chunk).requires_grad_(False)
+            self.reference = accelerator.prepare_model(self.reference, evaluation_mode=True)
+        self.backend = make_backend(accelerator, self.policy, learner)
+        self.updates = 0
+        """Optimiser steps taken or left out so far: the schedule's clock."""
+
+    # -------------------------------------------------------------------------------------------------------- update
+
+    def update(self, samples: Sequence[TrainingSample] | None) -> dict[str, float]:
+        """Train on one batch of rollouts; rank 0 passes the samples, all ranks get the metrics.
+
+        Raises `NonFiniteError` as ``learner.non_finite`` says, `ValueError` for samples that cannot be trained, and on
+        all other ranks `RuntimeError` if rank 0 raised.
+        """
+        return self._run(samples, self.objective)
+
+    def sft_update(self, samples: Sequence[TrainingSample] | None) -> dict[str, float]:
+        """One optimiser step of supervised fine-tuning: the mean negative log-likelihood of the trained tokens."""
+        return self._run(samples, NegativeLogLikelihood())
+
+    def _run(self, samples: Sequence[TrainingSample] | None, objective: Objective) -> dict[str, float]:
+        clock = _Clock(self.accelerator.device)
+        plan = self._share(samples, objective)
+        clock.lap("pack")
+        steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
+        if objective.needs_old:
+            steps = [[self._with(batch, "old_logprobs", self.backend.module, objective) for batch in s] for s in steps]
+            clock.lap("old_logprobs")
+        if objective.needs_ref:
+            steps = [[self._with(batch, "ref_logprobs", self.reference, objective) for batch in s] for s in steps]
+            clock.lap("ref_logprobs")
+        meter = Meter(self.accelerator.device)
+        outcomes = [
+            self._step(step, objective, meter, clock, first=epoch == 0 and (objective.needs_old or place == 0))
+            for epoch in range(objective.epochs)
+            for place, step in enumerate(steps)
+        ]
+        return {
+            **_metrics(meter.totals(), outcomes, objective),
+            **self._sizes(steps, plan.over_limit),
+            **{f"time/learner_{name}": seconds for name, seconds in clock.seconds.items()},
+        }
+
+    def _step(
+        self, batches: Sequence[MicroBatch], objective: Objective, meter: Meter, clock: _Clock, *, first: bool
+    ) -> dict[str, float]:
+        """One optimiser step over this rank's micro-batches; says what it did."""
+        lr = learning_rate(self.updates, self.total_updates, self.config.lr, self.config.schedule)
+        self.updates += 1
+        if not batches:
+            return {"lr": lr, "empty": 1.0}
+        self.backend.prepare_step(lr=lr)
+        total = torch.zeros((), device=self.accelerator.device, dtype=torch.float64)
+        for place, batch in enumerate(batches):
+            with self.backend.accumulate(last=place == len(batches) - 1):
+                logprobs, entropy = self.backend.module(
+                    batch.ids, batch.positions, batch.targets, batch.loss_mask, objective.temperature
+                )
+                loss = objective.loss(batch, logprobs, entropy, meter, first)
+                clock.lap("forward")
+                self.backend.backward(loss)
+                clock.lap("backward")
+            total += loss.detach()
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        outcome = {"lr": lr, "loss": float(total), "grad_norm": self.backend.clip()}
+        bad = [f"{name} is {outcome[name]}" for name in ("loss", "grad_norm") if not math.isfinite(outcome[name])]
+        if not bad:
+            self.backend.step()
+        elif self.config.non_finite == "stop":
+            raise NonFiniteError(self._explain(bad))
+        else:
+            outcome = {"lr": lr, "non_finite": 1.0}
+        clock.lap("optimizer")
+        return outcome
+
+    def _explain(self, bad: list[str]) -> str:
+        """What was not finite, in words; all ranks see the same loss and norm and stop together."""
+        names = [
+            name
+            for name, parameter in self.policy.model.named_parameters()
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        ]
+        weights = [n for n, p in self.policy.model.named_parameters() if not bool(torch.isfinite(p).all())]
+        return (
+            f"optimiser step {self.updates}: {' and '.join(bad)}; gradients that are not finite: "
+            f"{', '.join(names[:5]) or 'none'}{' and others' if len(names) > 5 else ''}; weights that are not finite: "
+            f"{', '.join(weights[:5]) or 'none'}. The weights were not changed. Lower learner.lr, use float32 weights, "
+            "or set learner.non_finite: skip to leave such updates out"
+        )
+
+    # -------------------------------------------------------------------------------------------------- rank 0 decides
+
+    def _share(self, samples: Sequence[TrainingSample] | None, objective: Objective) -> Plan:
+        """Rank 0 plans, every rank gets its share. If rank 0 raises, the others are told before it does."""
+        plans: list[Plan] | None = None
+        try:
+            if self.accelerator.is_main_process:
+                if samples is None:
+                    raise ValueError("rank 0 must pass the samples of an update")
+                plans = self._plan(samples, objective)
+        finally:
+            plan = self._scatter(plans)
+        if plan is None:
+            raise RuntimeError("rank 0 could not prepare this update and stopped; its message says why")
+        return plan
+
+    def _scatter(self, plans: list[Plan] | None) -> Plan | None:
+        """This rank's plan, or None where rank 0 has none to give."""
+        ranks = self.accelerator.num_processes
+        if ranks == 1:
+            return plans[0] if plans else None
+        received: list[Any] = [None]
+        dist.scatter_object_list(received, (plans or [None] * ranks) if self.accelerator.is_main_process else None)
+        return received[0]
+
+    def _plan(self, samples: Sequence[TrainingSample], objective: Objective) -> list[Plan]:
+        """For each rank the micro-batches of each optimiser step of an epoch; a step is an equal share of groups."""
+        groups = sorted({sample.group for sample in samples})
+        share = math.ceil(len(groups) / objective.updates) if groups else 0
+        per_step: list[list[list[MicroBatch]]] = []
+        limit, ranks = self.config.micro_batch_tokens, self.accelerator.num_processes
+        for place in range(objective.updates):
+            mine = set(groups[place * share : (place + 1) * share])
+            chosen = [sample for sample in samples if sample.group in mine]
+            packed = pack_for_ranks(chosen, objective.aggregation, limit, self.config.packing, ranks=ranks)
+            per_step.append(packed)
+        over = sum(1 for sample in samples if sample.trained_tokens and len(sample.ids) - 1 > limit)
+        return [Plan(tuple(tuple(packed[rank]) for packed in per_step), over) for rank in range(ranks)]
+
+    @torch.no_grad()
+    def _with(self, batch: MicroBatch, field: str, module: Any, objective: Objective) -> MicroBatch:
+        """The micro-batch with another model's log-probabilities filled in."""
+        logprobs, _ = module(batch.ids, batch.positions, batch.targets, batch.loss_mask, objective.temperature)
+        return dataclasses.replace(batch, **{field: logprobs})
+
+    def _sizes(self, steps: Sequence[Sequence[MicroBatch]], over_limit: int) -> dict[str, float]:
+        """How much was computed, over all ranks."""
+        meter = Meter(self.accelerator.device)
+        batches = [batch for step in steps for batch in step]
+        meter.add("micro_batches", float(len(batches)))
+        meter.add("positions", float(sum(batch.tokens for batch in batches)))
+        meter.add("filled", float(sum(int((batch.sequence >= 0).sum()) for batch in batches if batch.index)))
+        meter.add("trained", float(sum(int(batch.loss_mask.sum()) for batch in batches)))
+        total = meter.totals()
+        return {
+            "tokens/trained": total["trained"],
+            "tokens/computed": total["positions"],
+            "tokens/padding_share": 1.0 - total["filled"] / total["positions"] if total["positions"] else 0.0,
+            "learner/micro_batches": total["micro_batches"],
+            "learner/over_limit": float(over_limit),
+        }
+
+    # ----------------------------------------------------------------------------------------- weights, scores, state
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Each weight by its name in a Hugging Face checkpoint, whole, one at a time; a tied head comes once, as the
+        embedding. Collective where parameters are sharded: every rank must run through it."""
+        for name, tensor in self.backend.full_parameters(self.policy):
+            yield from revert_weight_conversion(self.policy.model, {name: tensor}).items()
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0.
+
+        Every rank passes the same sequences and gets the same answer.
+        """
+        samples = [
+            TrainingSample(
+                ids=tuple(ids), loss_mask=(0,) + (1,) * (len(ids) - 1), behaviour_logprobs=(0.0,) * len(ids),
+                advantage=0.0, group=index,
+            )
+            for index, ids in enumerate(sequences)
+        ]  # fmt: skip
+        scores = [[0.0] * len(ids) for ids in sequences]
+        for batch in pack(samples, TokenMean(), self.config.micro_batch_tokens, self.config.packing):
+            there = batch.to(self.accelerator.device)
+            logprobs, _ = self.backend.module(there.ids, there.positions, there.targets, there.loss_mask, 1.0)
+            for place, index in enumerate(batch.index):
+                scores[index][1:] = logprobs[there.sequence == place].tolist()
+        return scores
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy as a plain Hugging Face folder, with its tokenizer; rank 0 writes, all ranks call."""
+        state: dict[str, Tensor] = {}
+        for name, tensor in self.backend.full_parameters(self.policy):
+            if self.accelerator.is_main_process:
+                state[name] = tensor.to("cpu")
+        if self.accelerator.is_main_process:
+            buffers = {n: b for n, b in self.policy.model.named_buffers() if n in self.policy.model.state_dict()}
+            self.policy.save(folder, {**state, **buffers})
+        self.accelerator.wait_for_everyone()
+
+    def load_policy(self, folder: Path) -> None:
+        """Take over the weights that `save_policy` wrote; every rank reads them. The reference stays as it is."""
+        saved = type(self.policy.model).from_pretrained(folder, dtype=next(self.policy.model.parameters()).dtype)
+        self.backend.load_parameters(self.policy, dict(saved.named_parameters()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What, beside the policy's folder, decides the future: optimizer, schedule, random states of every rank.
+
+        All ranks call it, rank 0's answer is the one to save.
+        """
+        rng = _random_states(self.accelerator.device)
+        everyone: list[Any] = [rng]
+        if self.accelerator.num_processes > 1:
+            everyone = [None] * self.accelerator.num_processes
+            dist.all_gather_object(everyone, rng)
+        return {"updates": self.updates, "optimizer": self.backend.optimizer_state(), "random": everyone}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned; every rank passes rank 0's."""
+        self.updates = state["updates"]
+        self.backend.load_optimizer_state(state["optimizer"])
+        if len(state["random"]) == self.accelerator.num_processes:
+            _set_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
+        else:
+            warnings.warn(
+                f"the checkpoint was written by {len(state['random'])} processes, this run has "
+                f"{self.accelerator.num_processes}: their random states are not restored (the learner draws nothing)",
+                stacklevel=2,
+            )
+
+
+class _Clock:
+    """Seconds by phase; a lap waits for the device, so that time is charged to who caused it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._last = device, time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+def _random_states(device: torch.device) -> dict[str, Any]:
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _metrics(total: dict[str, float], outcomes: list[dict[str, float]], objective: Objective) -> dict[str, float]:
+    """An update's metrics from its sums: means are over trained tokens, the loss and norm over optimiser steps."""
+    done = [outcome for outcome in outcomes if "loss" in outcome]
+    tokens, first = max(1.0, total.get("n", 0.0)), max(1.0, total.get("mismatch_n", 0.0))
+    metrics = {
+        "learner/lr": outcomes[-1]["lr"],
+        "learner/updates": float(len(done)),
+        "learner/updates_empty": sum(outcome.get("empty", 0.0) for outcome in outcomes),
+        "learner/updates_non_finite": sum(outcome.get("non_finite", 0.0) for outcome in outcomes),
+    }
+    if done:
+        metrics["learner/loss"] = sum(outcome["loss"] for outcome in done) / len(done)
+        metrics["learner/grad_norm"] = sum(outcome["grad_norm"] for outcome in done) / len(done)
+        metrics["learner/grad_norm_max"] = max(outcome["grad_norm"] for outcome in done)
+    if "entropy" in total:
+        metrics["policy/entropy"] = total["entropy"] / tokens
+    if "ratio" in total:
+        metrics["policy/ratio_max"] = total["ratio"]
+    for source, name in (("clipped", "policy/clip_fraction"), ("kl", "policy/kl")):
+        if source in total:
+            metrics[name] = total[source] / tokens
+    if "mismatch_n" in total:
+        metrics["mismatch/abs"] = total["mismatch_abs"] / first
+        metrics["mismatch/k3"] = total["mismatch_k3"] / first
+        metrics["mismatch/ratio_max"] = total["mismatch_rho"]
+        squares = total["mismatch_squares"]
+        metrics["mismatch/ess"] = total["mismatch_sum"] ** 2 / (first * squares) if squares else 1.0
+    for source, name in (("mismatch_truncated", "mismatch/truncated"), ("mismatch_masked", "mismatch/masked")):
+        if source in total:
+            metrics[name] = total[source] / first
+    return metrics

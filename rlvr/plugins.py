@@ -1,0 +1,77 @@
+"""Plug-ins: the user's own function or class in a recipe's slot, named ``module:name``."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+class PlugInError(ValueError):
+    """A plug-in cannot be found, or its arguments do not fit; the message names the path, the rule and the fix."""
+
+
+def load_plugin(path: str, args: Mapping[str, Any], *, positional: int = 0) -> Callable[..., Any]:
+    """The callable that ``path`` names, with ``args`` checked and bound to it: a function gets them as keyword
+    arguments at each call, a class is constructed with them once.
+
+    ``args`` are checked against the pydantic model ``Args`` that the object or, failing that, its module exports; with
+    neither, against the signature. ``positional`` is how many values the caller itself passes to a function first. A
+    module in the current directory is found. Raises `PlugInError`.
+    """
+    target, module = _find(path)
+    model = getattr(target, "Args", None) or getattr(module, "Args", None)
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        try:
+            checked = model.model_validate(dict(args))
+        except ValidationError as error:
+            raise PlugInError(f"arguments of plug-in {path!r} do not fit its model {model.__name__}: {error}") from None
+        bound = {name: getattr(checked, name) for name in type(checked).model_fields}
+    else:
+        bound = dict(args)
+    own = 0 if inspect.isclass(target) else positional
+    try:
+        inspect.signature(target).bind(*[None] * own, **bound)
+    except TypeError as error:
+        taken = list(inspect.signature(target).parameters)[own:]
+        raise PlugInError(
+            f"plug-in {path!r} does not take the arguments {sorted(bound)}: {error}; it takes "
+            f"{own} values from rlvr and the arguments {taken}"
+        ) from None
+    if inspect.isclass(target):
+        instance: Any = target(**bound)
+        return instance
+    return functools.partial(target, **bound)
+
+
+def _find(path: str) -> tuple[Any, ModuleType]:
+    """The object that ``path`` names and its module."""
+    module_name, _, name = path.partition(":")
+    if not name:
+        raise PlugInError(f"a plug-in is named 'module:name', got {path!r}")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise PlugInError(
+            f"plug-in {path!r}: there is no module {error.name!r}; it must be installed or lie in {here}"
+        ) from None
+    target = getattr(module, name, None)
+    if not callable(target):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise PlugInError(f"plug-in {path!r}: module {module_name!r} has no function or class {name!r}{hint}")
+    return target, module
