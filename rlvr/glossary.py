@@ -1,0 +1,298 @@
+"""What every logged number means: key, unit, formula, meaning, healthy range.
+
+A test proves that the keys which a run logs are the keys which stand here; ``docs/metrics.md`` is made from it.
+In a key, ``{name}`` stands for a reward term, an evaluation or whatever the meaning says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from rewards import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the glossary."""
+
+    key: str
+    unit: str
+    formula: str
+    meaning: str
+    healthy: tuple[float | None, float | None] | None = None
+    """Least and greatest value that need no look, None for no bound; None as a whole where there is no such range."""
+    is_measured: bool = False
+    """True for times, rates and memory, which differ when the same run is done twice; all others are reproducible."""
+
+
+_ROLLOUTS = (
+    Metric("step", "", "", "Updates of the policy done so far; step 0 holds the evaluation before the first."),
+    Metric(
+        "reward/mean",
+        "reward",
+        "mean of r over scored rollouts",
+        "What the policy is trained to raise, before shaping.",
+    ),
+    Metric(
+        "reward/std",
+        "reward",
+        "population standard deviation of r",
+        "Spread over all scored rollouts; 0 teaches nothing.",
+        (1e-6, None),
+    ),
+    Metric(
+        "reward/se",
+        "reward",
+        "sqrt(P/(P-1) * sum_p (sum_g (r_pg - mean))^2) / N",
+        "Standard error of reward/mean, "
+        "clustered by problem. Two steps that differ by less than 2 of it do not differ.",
+    ),
+    Metric("reward/shaping", "reward", "mean of (shaped r - r) over trained rollouts", "What algorithm.shaping adds."),
+    Metric("reward/{name}", "score", "mean score of the term over its scored verdicts", "One reward term, unweighted."),
+    *(
+        Metric(
+            f"outcome/{{name}}/{outcome.value.lower()}",
+            "share",
+            f"verdicts {outcome.value} / verdicts of the term",
+            meaning,
+            healthy,
+        )
+        for outcome, meaning, healthy in (
+            (Outcome.CORRECT, "Full marks.", None),
+            (Outcome.PARTIAL, "Part of the marks.", None),
+            (Outcome.WRONG, "An answer was read and is not right.", None),
+            (Outcome.NO_ANSWER, "No answer in the text; high at the start of R1-Zero runs, then falling.", (None, 0.5)),
+            (Outcome.UNREADABLE, "An answer that cannot be read.", (None, 0.1)),
+            (Outcome.BAD_FORMAT, "The structure that was asked for is broken.", (None, 0.5)),
+            (Outcome.TIMEOUT, "The grader hung on the text and was killed.", (None, 0.01)),
+            (Outcome.CRASHED, "The grader died on the text.", (None, 0.01)),
+            (Outcome.BAD_REFERENCE, "The problem's reference cannot be graded against: fix the data.", (None, 0.0)),
+            (Outcome.ERROR, "The verifier raised or the machinery failed: read the verdict's detail.", (None, 0.0)),
+        )
+    ),
+    Metric("rollouts/count", "rollouts", "P * G", "Answers sampled in the step."),
+    Metric(
+        "rollouts/unscored",
+        "share",
+        "rollouts without reward / rollouts",
+        "Left out of training; the run stops above rewards.max_unscored.",
+        (None, 0.01),
+    ),
+    Metric("length/mean", "tokens", "mean of T", "Tokens an answer, the stop token included."),
+    Metric(
+        "length/mean_correct",
+        "tokens",
+        "mean of T over right answers",
+        "If far below length/mean_wrong, long thoughts fail.",
+    ),
+    Metric(
+        "length/mean_wrong",
+        "tokens",
+        "mean of T over wrong answers",
+        "If it grows alone, look for answers that ramble.",
+    ),
+    Metric("length/max", "tokens", "max of T", "At most rollout.max_new_tokens."),
+    Metric(
+        "length/truncated", "share", "finish reason length / rollouts", "Cut by rollout.max_new_tokens.", (None, 0.1)
+    ),
+    Metric("finish/stop", "share", "finish reason stop / rollouts", "Ended by the policy itself."),
+    Metric("finish/abort", "share", "finish reason abort / rollouts", "Interrupted.", (None, 0.0)),
+    Metric(
+        "finish/repetition",
+        "share",
+        "finish reason repetition / rollouts",
+        "Ended because the text repeats itself.",
+        (None, 0.05),
+    ),
+)
+
+_LEARNER = (
+    Metric("groups/total", "groups", "P", "Groups sampled."),
+    Metric("groups/trained", "groups", "groups left by algorithm.filter", "Groups that the update sees.", (1.0, None)),
+    Metric("groups/all_correct", "groups", "groups whose judged answers are all right", "Too easy by now."),
+    Metric("groups/none_correct", "groups", "groups whose judged answers are all wrong", "Too hard as yet."),
+    Metric(
+        "groups/zero_variance", "groups", "groups of 2 or more scored answers with equal rewards", "Nothing to compare."
+    ),
+    Metric(
+        "groups/too_few_scored",
+        "groups",
+        "groups with fewer scored answers than the baseline needs",
+        "Not trained.",
+        (None, 0.0),
+    ),
+    Metric("samples/trained", "answers", "answers with at least one trained token", "What the update sees."),
+    Metric("samples/unscored", "answers", "rollouts without reward", "Left out of the baseline and of the loss."),
+    Metric(
+        "samples/truncated_masked",
+        "answers",
+        "truncated answers under algorithm.truncated: mask",
+        "In the baseline, not in the loss.",
+    ),
+    Metric("advantage/abs_mean", "", "mean |A|", "0 means that the step teaches nothing.", (1e-6, None)),
+    Metric("advantage/max_abs", "", "max |A|", "A rare answer in a large group has a large one.", (None, 10.0)),
+    Metric("tokens/generated", "tokens", "sum of loss masks over rollouts", "Sampled by the policy."),
+    Metric(
+        "tokens/prompt", "tokens", "sum of prompt lengths over rollouts", "Each prompt counts once for each answer."
+    ),
+    Metric(
+        "tokens/trained",
+        "tokens",
+        "sum of loss masks over samples",
+        "In the loss; far below tokens/generated is waste.",
+    ),
+    Metric(
+        "tokens/per_second", "tokens/s", "tokens/generated / time/step", "Speed of the whole run.", is_measured=True
+    ),
+    Metric(
+        "tokens/generated_per_second",
+        "tokens/s",
+        "tokens/generated / time/generate",
+        "Speed of the engine.",
+        is_measured=True,
+    ),
+)
+
+_EVAL = (
+    Metric(
+        "eval/{name}/pass@{k}",
+        "share",
+        "mean over problems of 1 - C(n-c,k)/C(n,k)",
+        "Chance that k answers hold a right one (Chen et al. 2021).",
+    ),
+    Metric(
+        "eval/{name}/maj@{k}",
+        "share",
+        "mean over problems and k-subsets of [majority is right]",
+        "Exact; ties by lot; answers without content do not vote.",
+    ),
+    Metric("eval/{name}/avg@{k}", "share", "mean over problems of c/n", "Mean accuracy with n answers a problem."),
+    *(
+        Metric(
+            f"eval/{{name}}/{measure}@{{k}}_{end}",
+            "share",
+            f"{word} end of Wilson's interval",
+            "95 % confidence, counting problems, not answers.",
+        )
+        for measure in ("pass", "maj", "avg")
+        for end, word in (("low", "lower"), ("high", "upper"))
+    ),
+    Metric("eval/{name}/problems", "problems", "", "Problems of the set."),
+    Metric("eval/{name}/samples", "answers", "", "Answers sampled."),
+    Metric("eval/{name}/unscored", "share", "answers not judged / answers", "Left out of the estimates.", (None, 0.0)),
+    Metric(
+        "eval/{name}/short",
+        "share",
+        "problems with fewer than max(k) judged answers / problems",
+        "Left out of the estimates for larger k.",
+        (None, 0.0),
+    ),
+    Metric("eval/{name}/truncated", "share", "finish reason length / answers", "Cut by max_new_tokens.", (None, 0.1)),
+    Metric("eval/{name}/no_answer", "share", "outcome NO_ANSWER / answers", "No answer in the text.", (None, 0.5)),
+    Metric("eval/{name}/length", "tokens", "mean of T", "Tokens an answer."),
+)
+
+_COST = (
+    Metric("time/step", "s", "", "Wall clock of the step, from the end of the one before.", is_measured=True),
+    *(
+        Metric(f"time/{phase}", "s", "", meaning, healthy, is_measured=True)
+        for phase, meaning, healthy in (
+            ("generate", "Sampling.", None),
+            ("grade_wait", "Waiting for graders after the last token was sampled.", None),
+            ("pack", "Advantages and micro-batches.", None),
+            ("old_logprobs", "Log-probabilities before the first update.", None),
+            ("ref_logprobs", "Log-probabilities of the reference model.", None),
+            ("forward_backward", "Loss and gradients.", None),
+            ("optimizer", "Clipping and stepping.", None),
+            ("sync", "New weights to the engine, and the proof that it uses them.", None),
+            ("eval", "Evaluations.", None),
+            ("checkpoint", "Checkpoints.", None),
+            ("log", "Log files, console and trackers; the lines of a step count in the next.", None),
+            ("idle", "Everything else: time/step minus all phases.", None),
+        )
+    ),
+    Metric(
+        "time/beside/grade",
+        "s",
+        "sum over rollouts of grading time",
+        "Runs beside sampling, not part of the sum.",
+        is_measured=True,
+    ),
+    Metric("time/grade_max", "s", "", "Longest wait of one rollout for its verdicts.", is_measured=True),
+    Metric("memory/peak", "GiB", "", "Peak resident memory of the main process so far.", is_measured=True),
+    Metric("memory/gpu_peak", "GiB", "", "Peak memory of its GPU that torch gave out so far.", is_measured=True),
+    Metric("warnings/{name}", "times", "", "How often this warning came up since the run began.", (None, 0.0)),
+)
+
+SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
+    ("Rewards and rollouts", _ROLLOUTS),
+    ("Learner", _LEARNER),
+    ("Evaluation", _EVAL),
+    ("Cost", _COST),
+)
+
+
+def find(key: str) -> Metric | None:
+    """The row of a logged key; an exact one goes before a pattern. None if the glossary does not know it."""
+    exact, patterns = _index()
+    return exact.get(key) or next((metric for pattern, metric in patterns if pattern.fullmatch(key)), None)
+
+
+def undocumented(keys: Iterable[str]) -> list[str]:
+    """The keys that the glossary does not know."""
+    return [key for key in keys if find(key) is None]
+
+
+def unlogged(keys: Iterable[str]) -> list[str]:
+    """The rows of the glossary that none of the keys belongs to."""
+    seen = {metric.key for key in keys if (metric := find(key)) is not None}
+    return [metric.key for _, metrics in SECTIONS for metric in metrics if metric.key not in seen]
+
+
+def reproducible(metrics: dict[str, float]) -> dict[str, float]:
+    """Without times, rates and memory: what two runs of one recipe must have in common."""
+    return {key: value for key, value in metrics.items() if (metric := find(key)) is None or not metric.is_measured}
+
+
+def markdown() -> str:
+    """The glossary as a page."""
+    lines = [
+        "# Metrics",
+        "",
+        "Every number of `metrics.jsonl`, made by `rlvr glossary` from `rlvr/glossary.py`. A quantity that is not",
+        "defined in a step (the standard error of one group) has no key in its line. P problems, G answers to each,",
+        "T tokens of an answer, N scored rollouts.",
+    ]
+    for title, metrics in SECTIONS:
+        lines += ["", f"## {title}", "", "| key | unit | formula | meaning | healthy |", "|---|---|---|---|---|"]
+        for metric in metrics:
+            cells = (f"`{metric.key}`", metric.unit, metric.formula, metric.meaning, _range(metric.healthy))
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(healthy: tuple[float | None, float | None] | None) -> str:
+    if healthy is None:
+        return ""
+    low, high = healthy
+    return " and ".join(
+        part
+        for part in (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "")
+        if part
+    )
+
+
+@cache
+def _index() -> tuple[dict[str, Metric], list[tuple[re.Pattern[str], Metric]]]:
+    every = [metric for _, metrics in SECTIONS for metric in metrics]
+    exact = {metric.key: metric for metric in every if "{" not in metric.key}
+    patterns = [(_pattern(metric.key), metric) for metric in every if "{" in metric.key]
+    return exact, patterns
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+    text = re.escape(key).replace(r"\{k\}", r"\d+")
+    return re.compile(re.sub(r"\\\{\w+\\\}", r"[\\w.-]+", text))

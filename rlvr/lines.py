@@ -1,0 +1,125 @@
+"""JSON-lines files that only ever hold whole lines: appended to, cut at a step, repaired after a crash."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_BLOCK = 1 << 20
+"""Bytes read at a time when a file is searched from its end."""
+
+
+class LineWriteError(OSError):
+    """A line could not be written; the file ends with the last whole line before it."""
+
+
+class JsonLines:
+    """One append-only file of JSON objects, one a line, each with the key ``step``, in the order of steps.
+
+    A call of `append` reaches the operating system in full or not at all: what a full disk cut off is taken back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file and cut off what a crash left torn; `torn_bytes` says how much that was."""
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.torn_bytes = self._repair()
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write one line for each record. Raises `LineWriteError` and leaves the file as it was."""
+        data = memoryview(b"".join(encode(record) + b"\n" for record in records))
+        size = os.fstat(self._file).st_size
+        try:
+            if os.fstat(self._file).st_nlink == 0:
+                raise OSError("the file was deleted while the run was writing to it")
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            os.ftruncate(self._file, size)
+            raise LineWriteError(error.errno, f"{self.path} cannot be written: {error.strerror or error}") from error
+
+    def truncate_after(self, step: int) -> int:
+        """Remove the lines of all later steps; returns how many there were."""
+        removed = 0
+        end = os.fstat(self._file).st_size
+        while end and (found := self._last_line(end))[1].get("step", -1) > step:
+            end, removed = found[0], removed + 1
+        if removed:
+            os.ftruncate(self._file, end)
+        return removed
+
+    def last_step(self) -> int | None:
+        """The step of the last line; None if there is no line."""
+        end = os.fstat(self._file).st_size
+        return self._last_line(end)[1].get("step") if end else None
+
+    def sync(self) -> None:
+        """Wait until everything written is on the disk itself."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _repair(self) -> int:
+        """Cut the file after its last line that is whole: a newline at its end and a JSON object before it."""
+        size = end = os.fstat(self._file).st_size
+        while end:
+            start = self._start_of_last_line(end)
+            line = os.pread(self._file, end - start, start)
+            if line.endswith(b"\n") and _is_object(line):
+                break
+            end = start
+        if end < size:
+            os.ftruncate(self._file, end)
+        return size - end
+
+    def _last_line(self, end: int) -> tuple[int, dict[str, Any]]:
+        """Where the last line before `end` starts, and what it says."""
+        start = self._start_of_last_line(end)
+        return start, json.loads(os.pread(self._file, end - start, start))
+
+    def _start_of_last_line(self, end: int) -> int:
+        stop = end - 1  # the newline that ends the line itself does not count
+        while stop > 0:
+            begin = max(0, stop - _BLOCK)
+            place = os.pread(self._file, stop - begin, begin).rfind(b"\n")
+            if place >= 0:
+                return begin + place + 1
+            stop = begin
+        return 0
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """One line of valid JSON in UTF-8: a number that is not finite becomes null, an unknown object its ``repr``."""
+    try:
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=repr)
+    except ValueError:
+        text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=repr)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair has no UTF-8, but JSON can escape it
+        return json.dumps(json.loads(text)).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
