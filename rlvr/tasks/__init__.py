@@ -1,1 +1,19 @@
-"""Problems: where they come from and how they become prompts."""
+"""Problems: where they come from, what makes two of them the same, and how they become prompts."""
+
+from rlvr.tasks.overlap import Overlap, apply_overlap, find_overlap
+from rlvr.tasks.references import check_references
+from rlvr.tasks.rows import ProblemError
+from rlvr.tasks.sources import load_problems
+from rlvr.tasks.templates import Prompt, Renderer, check_fits
+
+__all__ = [
+    "Overlap",
+    "ProblemError",
+    "Prompt",
+    "Renderer",
+    "apply_overlap",
+    "check_fits",
+    "check_references",
+    "find_overlap",
+    "load_problems",
+]

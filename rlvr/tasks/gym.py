@@ -1,0 +1,91 @@
+"""Problems of the package reasoning-gym (extra ``[gym]``), for its own scorers.
+
+They are generated in a process of their own with a fixed hash seed: some of the data sets there iterate over sets of
+strings, so that the same seed gives other questions in each interpreter, and a resumed run would train on other data.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from rlvr.config import nearest
+from rlvr.config.problems import ReasoningGym
+from rlvr.records import Problem
+from rlvr.tasks.keys import problem_key
+from rlvr.tasks.rows import ProblemError
+
+GENERATE = """
+import json, sys
+import reasoning_gym
+job = json.load(sys.stdin)
+for entry in reasoning_gym.create_dataset(job["dataset"], size=job["size"], seed=job["seed"], **job["config"]):
+    print(json.dumps(repr(dict(entry))))
+"""
+
+
+def generate_gym(source: ReasoningGym) -> list[Problem]:
+    """`size` problems of a data set. Raises `ProblemError` if the package or the data set does not exist or refuses.
+
+    The reference is ``{"dataset", "config", "answer", "entry"}``: `entry` is the Python literal of the whole entry,
+    because the scorers need its tuples and integer keys, which JSON would change.
+    """
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise ProblemError("reasoning_gym: the package is not installed: pip install 'rlvr[gym]'")
+    from reasoning_gym.factory import DATASETS
+
+    if source.dataset not in DATASETS:
+        raise ProblemError(f"reasoning_gym: there is no dataset {source.dataset!r}{nearest(source.dataset, DATASETS)}")
+    if clash := {"size", "seed"} & set(source.config):
+        raise ProblemError(f"reasoning_gym: config must not hold {sorted(clash)}: they are keys of the source itself")
+    name = f"{source.dataset}/{source.seed}"
+    problems = []
+    for index, literal in enumerate(_entries(source)):
+        entry: dict[str, Any] = _read(literal, source.dataset)
+        reference = {
+            "dataset": source.dataset,
+            "config": source.config,
+            "answer": entry["answer"] if entry["answer"] is None else str(entry["answer"]),
+            "entry": literal,
+        }
+        problems.append(
+            Problem(
+                id=f"reasoning_gym/{name}/{index}",
+                prompt=entry["question"],
+                reference=reference,
+                key=problem_key(entry["question"]),
+                source=f"reasoning_gym/{name}:{index}",
+            )
+        )
+    return problems
+
+
+def _entries(source: ReasoningGym) -> list[str]:
+    job = json.dumps({"dataset": source.dataset, "size": source.size, "seed": source.seed, "config": source.config})
+    done = subprocess.run(
+        [sys.executable, "-c", GENERATE],
+        input=job,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise ProblemError(f"reasoning_gym: dataset {source.dataset!r} with config {source.config}: {reason}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _read(literal: str, dataset: str) -> dict[str, Any]:
+    try:
+        return dict(ast.literal_eval(literal))
+    except (ValueError, SyntaxError):
+        raise ProblemError(
+            f"reasoning_gym: the entries of {dataset!r} hold objects that are no plain data: they cannot be scored "
+            "in another process"
+        ) from None
