@@ -77,7 +77,9 @@ class Verdict:
             if self.score is None or not math.isfinite(self.score):
                 raise ValueError(f"a verdict of outcome {self.outcome} needs a finite score, got {self.score!r}")
         elif self.score is not None:
-            raise ValueError(f"a verdict of outcome {self.outcome} judges nothing: its score is None, not {self.score!r}")
+            raise ValueError(
+                f"a verdict of outcome {self.outcome} judges nothing: its score is None, not {self.score!r}"
+            )
 
 
 @runtime_checkable

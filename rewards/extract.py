@@ -1,0 +1,254 @@
+r"""From a completion to the answer in it, by stated rules.
+
+Strict modes, for training; what they do not find is no answer, never a search for some number in the text:
+
+- ``boxed``: the last ``\boxed{...}`` (or ``\fbox``) after the last ``</think>``, braces balanced. Earlier boxes are
+  ignored; but boxes that stand together, with nothing, a comma, a semicolon or "and" between them, are one answer: a
+  list. Joined by "or" they are a hedge: no answer. An unterminated or empty last box, a box after "not", and a box
+  that a later sentence withdraws ("Wait, the answer is 8") are no answer. Text in an unclosed ``<think>`` is thought.
+- ``answer_tag``: the content of the last ``<answer>...</answer>`` after the last ``</think>``; where it holds a box,
+  the rule for boxes applies inside it.
+- ``hash``: what follows the last ``####`` on its line (GSM8K).
+
+And ``lenient``, for grading other people's outputs: see `candidates`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MODES = ("boxed", "answer_tag", "hash", "lenient")
+
+BRACES = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(\{)?|\\[^a-zA-Z]|[{}]")
+# What may stand between boxes that are one answer: mathematics delimiters, spaces, a joining word.
+FILLER = re.compile(r"\\[()\[\],;:! ]|\\q?quad|\\text(?:rm|bf|it)?|\\mathrm|\\mbox|[\s${}~]+|\*\*")
+JOINERS = frozenset({"", ",", ";", "and", "&", ",and", ";and"})
+HEDGES = frozenset({"or", ",or", "or/and", "and/or", ";or", "/"})
+NEGATED = re.compile(r"\b(?:not|isn't|n't)\s*(?:equal\s+to|be)?\s*[\s$(\\\[]*\Z", re.IGNORECASE)
+CLAIM = re.compile(
+    r"(?:\banswer\b|\bresult\b)[^.\n]{0,40}?(?:\bis\b|\bbe\b|:|=)\W{0,6}?\s*(?P<claim>[-−]?\s*[\d\\.(\[{][^\n$]{0,80})",
+    re.IGNORECASE,
+)
+WITHDRAWN = re.compile(
+    r"\b(?:(?:that|this|it|which)(?:'s| is| was) (?:wrong|incorrect|not (?:right|correct))|scratch that|"
+    r"i (?:was|am) wrong|i made an? (?:mistake|error)|disregard)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """What was found: the answer's text, or None and the reason."""
+
+    text: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One ``\\boxed`` in a text; content is None where its brace never closes."""
+
+    start: int
+    end: int
+    content: str | None
+
+
+def check_mode(mode: str) -> None:
+    """Raises `ValueError`, naming the modes, for a mode that does not exist."""
+    if mode not in MODES:
+        close = difflib.get_close_matches(str(mode), MODES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"extract: {mode!r} is none of {', '.join(MODES)}{hint}")
+
+
+def extract(text: str, mode: str) -> Extraction:
+    """The answer in a completion by one of the strict modes, or the first reading of the lenient one."""
+    if mode == "boxed":
+        return _boxed(text)
+    if mode == "answer_tag":
+        return _answer_tag(text)
+    if mode == "hash":
+        return _hash(text)
+    check_mode(mode)
+    for candidate in candidates(text):
+        return Extraction(candidate)
+    return Extraction(None, "nothing that could be an answer")
+
+
+def find_boxed(text: str) -> list[Box]:
+    """The boxes of a text in order of their beginning, in one pass; a box inside a closed box is part of it."""
+    first = min((at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0), default=-1)
+    if first < 0:
+        return []
+    boxes: list[Box] = []
+    opened: list[tuple[int, int] | None] = []  # (start of \boxed, start of content) for a box, None for a bare brace
+    for match in BRACES.finditer(text, first):
+        token = match.group()
+        if token == "{":
+            opened.append(None)
+        elif token == "}":
+            begun = opened.pop() if opened else None
+            if begun is not None:
+                boxes = [box for box in boxes if box.start < begun[0]]
+                boxes.append(Box(begun[0], match.end(), text[begun[1] : match.start()]))
+        elif match.group(1):
+            opened.append((match.start(), match.end()))
+        elif token.startswith(("\\boxed", "\\fbox")):
+            boxes.append(Box(match.start(), match.end(), None))  # \boxed without a brace
+    boxes += [Box(begun[0], len(text), None) for begun in opened if begun is not None]
+    return sorted(boxes, key=lambda box: box.start)
+
+
+def after_thought(text: str) -> str | None:
+    """What follows the last ``</think>``; None where a thought was opened and never closed."""
+    said = text.rpartition("</think>")[2]
+    return None if "<think>" in said else said
+
+
+def _boxed(text: str) -> Extraction:
+    said = after_thought(text)
+    if said is None:
+        return Extraction(None, "the thought is not closed")
+    boxes = find_boxed(said)
+    if not boxes:
+        return Extraction(None, "no box")
+    if boxes[-1].content is None:
+        return Extraction(None, "the last box is not terminated")
+    group, hedged = _together(said, boxes)
+    if hedged:
+        return Extraction(None, "two answers joined by 'or'")
+    contents = [(box.content or "").strip() for box in group]
+    if not all(contents):
+        return Extraction(None, "the last box is empty")
+    if NEGATED.search(said[max(0, group[0].start - 40) : group[0].start]):
+        return Extraction(None, "the last box is negated")
+    answer = ", ".join(dict.fromkeys(contents))
+    if _withdrawn(said[boxes[-1].end :], answer):
+        return Extraction(None, "the last box is withdrawn by what follows it")
+    return Extraction(answer)
+
+
+def _together(text: str, boxes: list[Box]) -> tuple[list[Box], bool]:
+    """The boxes that stand together with the last one, and whether an "or" joins some of them."""
+    group = [boxes[-1]]
+    hedged = False
+    for box in reversed(boxes[:-1]):
+        if box.content is None:
+            break
+        between = text[box.end : group[0].start]
+        if len(between) > 60:
+            break
+        joiner = FILLER.sub("", between).lower()
+        if joiner in HEDGES:
+            hedged = True
+        elif joiner not in JOINERS:
+            break
+        group.insert(0, box)
+    return group, hedged
+
+
+def _withdrawn(rest: str, answer: str) -> bool:
+    if not rest or rest.isspace():
+        return False
+    if WITHDRAWN.search(rest):
+        return True
+    wanted = _skeleton(answer)
+    for match in CLAIM.finditer(rest):
+        claim = _skeleton(match.group("claim"))
+        if not claim.startswith(wanted) or claim[len(wanted) : len(wanted) + 1].isdigit():
+            return True
+    return False
+
+
+def _skeleton(text: str) -> str:
+    return re.sub(r"\\(?:left|right|boxed|text|d?frac|[,;! ()\[\]])|[\s{}$*,]", "", text)
+
+
+def _answer_tag(text: str) -> Extraction:
+    said = after_thought(text)
+    if said is None:
+        return Extraction(None, "the thought is not closed")
+    _, opened, rest = said.rpartition("<answer>")
+    if not opened:
+        return Extraction(None, "no <answer>")
+    content, closed, _ = rest.partition("</answer>")
+    if not closed:
+        return Extraction(None, "the last <answer> is not terminated")
+    if not content.strip():
+        return Extraction(None, "the last <answer> is empty")
+    return _boxed(content) if find_boxed(content) else Extraction(content.strip())
+
+
+def _hash(text: str) -> Extraction:
+    _, marker, rest = text.rpartition("####")
+    if not marker:
+        return Extraction(None, "no ####")
+    answer = rest.partition("\n")[0].strip()
+    return Extraction(answer) if answer else Extraction(None, "nothing after the last ####")
+
+
+# -- lenient -----------------------------------------------------------------------------------------------------
+
+ANSWER_WORDS = r"answer|réponse|respuesta|antwort|risposta|resposta|ответ|答案|答|الإجابة|الجواب|उत्तर|答え"
+FINAL = re.compile(
+    rf"(?:final\s+(?:{ANSWER_WORDS})\s*(?:is|:)[\s*:]*)(?:the\s+final\s+answer\s+is[\s:]*)?(?P<rest>.*?)"
+    r"(?=\.?\s*i hope|\.\s|\.?\n|\.?\Z)",
+    re.IGNORECASE | re.DOTALL,
+)
+ANSWER = re.compile(rf"(?:{ANSWER_WORDS})(?P<rest>[^\n]*)", re.IGNORECASE)
+LEAD = re.compile(r"\W{0,4}(?:is|est|es|ist|was|be|:|：|=|是|为|為|هو|هي)[\s:：*]*", re.IGNORECASE)
+LATEX = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)", re.DOTALL)
+NUMBER = re.compile(
+    r"(?<![\w.])[-−+]?(?:\d{1,3}(?:[,  ]\d{3})+(?:\.\d+)?(?!\d)|\d+(?:[.,]\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?|\.\d+)"
+    r"(?:\s*(?:\\?%|percent|pct))?"
+)
+CHOICE = re.compile(r"(?<![A-Za-z'’])\(?([A-J])\)?(?![A-Za-z'’])")
+
+
+def candidates(text: str, choice: bool = False) -> Iterator[str]:
+    r"""Readings of a whole response, best first, as math-verify ranks them; the first that can be read is taken.
+
+    "final answer is ..." and ``\boxed`` (whichever stands last), then "answer: ...", then the last formula, then the
+    last number. With ``choice`` (the reference is a letter) the letter is looked for instead.
+    """
+    said = text.rpartition("</think>")[2].strip() or text
+    boxes = [box for box in find_boxed(said) if box.content]
+    finals = list(FINAL.finditer(said))
+    if boxes and not (finals and finals[-1].start() > boxes[-1].start and not find_boxed(finals[-1].group())):
+        group, _ = _together(said, [box for box in boxes if box.content is not None])
+        yield ", ".join(dict.fromkeys((box.content or "").strip() for box in group))
+    phrases = [match.group("rest") for match in finals[-1:]] + [m.group("rest") for m in list(ANSWER.finditer(said))[-1:]]
+    if choice:
+        yield from _letters(said, phrases)
+        return
+    yield said.strip()  # the whole text is often the answer itself
+    for phrase in phrases:
+        yield from _pieces(phrase, last=False)
+    yield from _pieces(said, last=True)
+
+
+def _letters(said: str, phrases: list[str]) -> Iterator[str]:
+    for phrase in phrases:
+        if match := CHOICE.search(phrase):
+            yield match.group(1)
+    if match := re.match(r"\W*([A-J])\s*[.):。：]", said):
+        yield match.group(1)
+    if letters := CHOICE.findall(said):
+        yield letters[-1]
+
+
+def _pieces(text: str, last: bool) -> Iterator[str]:
+    """The parts of a sentence that could be meant: what follows "is", its formulas, its numbers."""
+    lead = LEAD.match(text)
+    if lead:
+        yield text[lead.end() :].strip().rstrip(".")
+    formulas = [next(group for group in match.groups() if group is not None) for match in LATEX.finditer(text)]
+    numbers = [match.group() for match in NUMBER.finditer(LATEX.sub(" ", text))]
+    if formulas:
+        yield formulas[-1]
+    if numbers:
+        number = numbers[-1] if last else numbers[0]
+        yield re.sub(r"(?<=\d),(?=\d{1,2}\b|\d{4,}\b)|^0,", lambda match: match.group().replace(",", "."), number)

@@ -1,0 +1,228 @@
+"""MathVerifier: is the answer in a completion the reference? Exact and cheap first, sympy last and behind guards.
+
+Three stages, each only for what the one before could not decide:
+
+1. strings and plain numbers (integers, decimals, fractions): no parser at all;
+2. `rewards.mathematics`: its own reader, exact fractions, and comparison at sample points in many digits;
+3. math-verify with sympy (`rewards.mathematics.second`), for what that reader does not know, behind guards.
+
+The policy (what counts as equal) is in rewards/README.md. Nothing here limits time: run it in a `GradingPool`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from fractions import Fraction
+from typing import Any
+
+from rewards.extract import MODES, candidates, check_mode, extract, find_boxed
+from rewards.mathematics.nodes import TooLarge, Unreadable
+from rewards.mathematics.reader import Reading, choice_of_answer, choice_of_reference, read, words
+from rewards.verdict import BadReference, Outcome, Verdict
+
+PLAIN = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\Z|-?\.\d+\Z")
+SIMPLE_FRACTION = re.compile(r"(-?)(?:\\[dt]?frac\{(\d{1,30})\}\{(\d{1,30})\}|(\d{1,30})\s*/\s*(\d{1,30}))\Z")
+MAX_PLAIN = 60
+
+
+class MathVerifier:
+    """Grades mathematical answers against a reference answer such as ``72``, ``\\frac{3}{4}`` or ``(-\\infty, 2]``.
+
+    Args: extract: where the answer stands in the completion, one of `rewards.extract.MODES`; second_stage: whether
+    math-verify and sympy are asked about what the own reader does not know; cache: how many verdicts are remembered
+    by (reference, extracted answer).
+    Scores: 1.0 CORRECT; 0.0 WRONG, NO_ANSWER, UNREADABLE.
+    """
+
+    lowest_score = 0.0
+
+    def __init__(self, extract: str = "boxed", second_stage: bool = True, cache: int = 10_000) -> None:
+        check_mode(extract)
+        self.extract = extract
+        self.second_stage = second_stage
+        self.cache = cache
+        self._known: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
+
+    def warm_up(self) -> None:
+        """Import what is slow to import before anybody's time runs."""
+        import mpmath  # noqa: F401
+
+        if self.second_stage:
+            from rewards.mathematics import second
+
+            second.warm_up()
+
+    def check_reference(self, reference: Any) -> None:
+        """Raises `BadReference` for what is no text or number, is empty, or cannot be read."""
+        text = _reference_text(reference)
+        if not any(char.isalnum() for char in text) and not any(mark in text for mark in ("∞", "∅", r"\{", "{}")):
+            raise BadReference(f"reference {text!r:.200} holds no answer")
+        try:
+            reading = read(text)
+        except Unreadable as error:
+            raise BadReference(f"reference {text!r:.200} cannot be read: {error}") from None
+        if reading.node is None and not words(reading):
+            raise BadReference(f"reference {text!r:.200} cannot be read: {reading.reason}")
+        if reading.node is None and text.count("{") != text.count("}"):
+            raise BadReference(f"reference {text!r:.200} cannot be read: its braces do not balance")
+        if reading.node is not None:
+            self._check_value(text, reading)
+
+    def grade(self, completion: str, reference: Any) -> Verdict:
+        """CORRECT or WRONG; NO_ANSWER when extraction finds none; UNREADABLE for what is no mathematics."""
+        gold = _reference_text(reference)
+        if self.extract == "lenient":
+            return self._grade_lenient(completion, gold)
+        found = extract(completion, self.extract)
+        if found.text is None:
+            return Verdict(0.0, Outcome.NO_ANSWER, {"reason": found.reason})
+        return self.grade_answer(found.text, gold)
+
+    def grade_answer(self, answer: str, reference: Any) -> Verdict:
+        """Judge a bare answer: no extraction."""
+        gold = _reference_text(reference)
+        key = (gold, answer)
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return known
+        verdict = self._judge(answer, gold)
+        if self.cache:
+            self._known[key] = verdict
+            if len(self._known) > self.cache:
+                self._known.popitem(last=False)
+        return verdict
+
+    def _grade_lenient(self, completion: str, gold: str) -> Verdict:
+        """The first candidate that can be read decides; later ones are no second chance."""
+        letter = choice_of_reference(gold)
+        for candidate in candidates(completion, choice=letter is not None):
+            if letter is None and not self._is_readable(candidate):
+                continue
+            return self.grade_answer(candidate, gold)
+        return Verdict(0.0, Outcome.NO_ANSWER, {"reason": "nothing that could be an answer"})
+
+    def _is_readable(self, text: str) -> bool:
+        try:
+            return read(text).node is not None
+        except Unreadable:
+            return False
+
+    # -- the stages --------------------------------------------------------------------------------------------------
+
+    def _judge(self, answer: str, gold: str) -> Verdict:
+        detail: dict[str, Any] = {"answer": answer[:1000]}
+        quick = _plain_verdict(answer.strip(), gold.strip())
+        if quick is not None:
+            return _verdict(quick, detail | {"stage": "plain"})
+        letter = choice_of_reference(gold)
+        if letter is not None:
+            return _verdict(choice_of_answer(answer) == letter, detail | {"stage": "choice"})
+        try:
+            golden = read(_whole_reference(gold))
+        except Unreadable as error:
+            raise BadReference(f"reference {gold!r:.200} cannot be read: {error}") from None
+        try:
+            return self._compare(golden, answer, detail)
+        except Unreadable as error:
+            return Verdict(0.0, Outcome.UNREADABLE, detail | {"reason": str(error)})
+
+    def _compare(self, golden: Reading, answer: str, detail: dict[str, Any]) -> Verdict:
+        from rewards.mathematics.compare import matches
+
+        given = read(answer)
+        if golden.text == given.text:
+            return _verdict(True, detail | {"stage": "string"})
+        if golden.node is not None and given.node is not None:
+            right = matches(golden.node, given.node, bare_tuples=self.extract == "lenient")
+            if not right and "," in golden.text + given.text:
+                right = self._without_thousands(golden, answer)
+            return _verdict(right, detail | {"stage": "reader"})
+        if golden.node is None and (said := words(golden)) and said == words(given):
+            return _verdict(True, detail | {"stage": "words"})
+        if self.second_stage:
+            from rewards.mathematics import second
+
+            if second.agrees(golden.text, given.text):
+                return _verdict(True, detail | {"stage": "math-verify"})
+        if given.node is None and golden.node is not None:
+            raise Unreadable(given.reason)
+        return _verdict(False, detail | {"stage": "words"})
+
+    def _without_thousands(self, golden: Reading, answer: str) -> bool:
+        """``100,200`` may be a number or a list: the reference's other reading counts where it is a list."""
+        from rewards.mathematics.compare import matches
+
+        gold, given = read(golden.text, thousands=False), read(answer, thousands=False)
+        if gold.node is None or given.node is None or gold.node.op != "list":
+            return False
+        return matches(gold.node, given.node)
+
+    def _check_value(self, text: str, reading: Reading) -> None:
+        from rewards.mathematics.compare import matches
+        from rewards.mathematics.interpret import FALSE, interpret
+
+        assert reading.node is not None
+        meaning = interpret(reading.node)
+        if meaning.op == FALSE:
+            raise BadReference(f"reference {text!r:.200} contradicts itself: {meaning.value}")
+        try:
+            matches(reading.node, reading.node)
+        except Unreadable as error:
+            raise BadReference(f"reference {text!r:.200} cannot be graded against: {error}") from None
+
+
+def _verdict(right: bool, detail: dict[str, Any]) -> Verdict:
+    return Verdict(1.0, Outcome.CORRECT, detail) if right else Verdict(0.0, Outcome.WRONG, detail)
+
+
+def _reference_text(reference: Any) -> str:
+    if isinstance(reference, bool) or not isinstance(reference, str | int | float | Fraction):
+        raise BadReference(f"reference {reference!r:.200} is a {type(reference).__name__}, it must be a str or a number")
+    text = str(reference)
+    if isinstance(reference, float) and text in ("nan", "inf", "-inf"):
+        raise BadReference(f"reference {text} is not a finite number")
+    if not text.strip():
+        raise BadReference("the reference is empty")
+    return text
+
+
+def _whole_reference(text: str) -> str:
+    """A reference that is a worked solution stands for what it boxes."""
+    if "boxed" not in text and "fbox" not in text:
+        return text
+    found = extract(text, "boxed")
+    return found.text if found.text is not None else text
+
+
+def _plain_verdict(answer: str, gold: str) -> bool | None:
+    """The verdict where both sides are the same string or plain numbers; None where they are not."""
+    if answer == gold:
+        return True
+    a, b = _plain_number(answer), _plain_number(gold)
+    if a is None or b is None:
+        return None
+    if a == b:
+        return True
+    if "." in answer + gold or "," in answer + gold:
+        return None  # rounding and lists have rules of their own
+    return False
+
+
+def _plain_number(text: str) -> Fraction | None:
+    if len(text) > MAX_PLAIN:
+        return None
+    if PLAIN.match(text):
+        return Fraction(text.replace(",", ""))
+    match = SIMPLE_FRACTION.match(text)
+    if match is None:
+        return None
+    sign, top, bottom, plain_top, plain_bottom = match.groups()
+    denominator = int(bottom or plain_bottom)
+    if denominator == 0:
+        return None
+    return Fraction(int(sign + (top or plain_top)), denominator)
+
+
+__all__ = ["MODES", "MathVerifier", "find_boxed"]

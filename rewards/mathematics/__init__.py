@@ -1,0 +1,1 @@
+"""Reading and comparing mathematical answers: normalise -> parse -> interpret -> compare, without sympy."""

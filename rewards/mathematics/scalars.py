@@ -1,0 +1,121 @@
+"""Comparing single values: units, percents, degrees, bases, ratios, and what rounding may stand for."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from rewards.mathematics.evaluate import based_value, contains, equal, exact, sample, symbols
+from rewards.mathematics.nodes import PI, Node, divide, mul, num
+from rewards.mathematics.parse import UNITS
+
+SCALARS = frozenset("num dec sym const add mul pow fn big based percent deg unit ratio".split())
+CLOCK = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?\Z")
+KNOWN_UNITS = frozenset(UNITS.values())
+MIN_SIGNIFICANT = {True: 3, False: 4}
+"""Significant digits that a rounded reference needs to accept an exact rational (True) or irrational answer."""
+MIN_DECIMALS = 4
+"""Digits after the point from which a rounded answer may stand for an exact, non-terminating fraction."""
+
+
+def scalars_match(gold: Node, answer: Node) -> bool:
+    """Whether two single values are the same by the policy. Raises `Unreadable` for what has no value."""
+    gold, gold_unit = _split_unit(gold)
+    answer, answer_unit = _split_unit(answer)
+    if not _units_agree(gold_unit, answer_unit):
+        return False
+    if gold.op == "percent" or answer.op == "percent":
+        return _percents(gold, answer)
+    if gold.op == "deg" or answer.op == "deg":
+        return _degrees(gold, answer)
+    if gold.op == "based" or answer.op == "based":
+        return _based(gold, answer)
+    if gold.op == "ratio" or answer.op == "ratio":
+        return _ratios(gold, answer)
+    return equal(gold, answer) or _rounded(gold, answer)
+
+
+def _split_unit(node: Node) -> tuple[Node, str]:
+    return (node.args[0], node.value) if node.op == "unit" else (node, "")
+
+
+def _units_agree(gold: str, answer: str) -> bool:
+    """A unit may be left out; two units that we know must be the same one."""
+    if not gold or not answer or gold == answer:
+        return True
+    known = [unit.partition("^")[0].partition("/")[0] in KNOWN_UNITS for unit in (gold, answer)]
+    return not all(known)
+
+
+def _percents(gold: Node, answer: Node) -> bool:
+    if gold.op == answer.op:
+        return scalars_match(gold.args[0], answer.args[0])
+    if answer.op == "percent":  # 0.75 is 75 %, and 75 is not
+        return equal(gold, answer)
+    bare = gold.args[0]  # the question asked for percents: the sign may be left out, or the value given
+    return scalars_match(bare, answer) or equal(gold, answer)
+
+
+def _degrees(gold: Node, answer: Node) -> bool:
+    if gold.op == answer.op:
+        return scalars_match(gold.args[0], answer.args[0])
+    degrees, other = (gold.args[0], answer) if gold.op == "deg" else (answer.args[0], gold)
+    if contains(other, "const", "pi"):
+        in_degrees = mul(other, divide(num(180), PI))
+        return equal(degrees, in_degrees)
+    return scalars_match(degrees, other) if gold.op == "deg" else scalars_match(other, degrees)
+
+
+def _based(gold: Node, answer: Node) -> bool:
+    if answer.op != "based":
+        return False  # a reference in base 3 asks for digits in base 3
+    value = num(based_value(answer))
+    if gold.op == "based":
+        return based_value(gold) == based_value(answer)
+    return equal(gold, value)
+
+
+def _ratios(gold: Node, answer: Node) -> bool:
+    if any(node.op == "ratio" and CLOCK.match(str(node.value)) for node in (gold, answer)):
+        return gold.op == answer.op and gold.value == answer.value  # it may be a time of day
+    if gold.op == answer.op:
+        if len(gold.args) != len(answer.args):
+            return False
+        first = divide(gold.args[0], answer.args[0])
+        return all(equal(first, divide(a, b)) for a, b in zip(gold.args, answer.args, strict=True))
+    ratio, other = (gold, answer) if gold.op == "ratio" else (answer, gold)
+    if len(ratio.args) != 2:
+        return False
+    quotient = divide(*ratio.args)
+    return scalars_match(gold, quotient) if ratio is answer else scalars_match(quotient, other)
+
+
+def _rounded(gold: Node, answer: Node) -> bool:
+    """A reference of two decimals or more stands for what rounds to it, if that is written exactly; and a decimal
+    of four places or more may stand for a fraction that no decimal equals. Between two decimals nothing is rounded."""
+    if symbols(gold) or symbols(answer):
+        return False
+    if gold.op == "dec" and answer.op not in ("dec", "num"):
+        digits = gold.value[1]
+        value = exact(answer)
+        significant = len(str(abs(gold.value[0].numerator * 10**digits // gold.value[0].denominator)))
+        if digits < 2 or significant < MIN_SIGNIFICANT[value is not None]:
+            return False
+        if value is None and contains(answer, "dec"):
+            return False
+        return _within(gold.value[0], value if value is not None else _real(answer), digits)
+    if answer.op == "dec" and answer.value[1] >= MIN_DECIMALS:
+        value = exact(gold)
+        return value is not None and gold.op != "dec" and _within(answer.value[0], value, answer.value[1])
+    return False
+
+
+def _real(node: Node) -> Fraction | None:
+    number = sample(node, 0)
+    if number is None or abs(number.imag) > abs(number) * 1e-30 or abs(number) > 1e15:
+        return None
+    return Fraction(int(number.real * 10**20), 10**20)
+
+
+def _within(rounded: Fraction, value: Fraction | None, digits: int) -> bool:
+    return value is not None and abs(rounded - value) <= Fraction(1, 2 * 10**digits)

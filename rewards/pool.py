@@ -1,0 +1,328 @@
+"""Grading in persistent worker processes that can be killed: one `Verdict` for every input, in order.
+
+A model's answer can hang sympy, eat the memory, or bring the interpreter down, and no alarm inside the same process
+stops all of that (a C extension does not poll signals, `signal.alarm` needs the main thread). So verifiers run in
+processes of their own; the parent keeps the clock and kills.
+
+Threads: one per worker takes jobs from the common queue, sends a few at a time and waits for each answer until its
+limit; one more starts processes and keeps a spare ready. None of them polls: they sleep in the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any, Self
+
+from rewards.process import WorkerDied, WorkerLate, WorkerProcess, WorkerStartError
+from rewards.spec import VerifierSpec, VerifierSpecError
+from rewards.verdict import Outcome, Verdict
+
+__all__ = ["GradingPool", "PoolStats", "VerifierSpec", "VerifierSpecError", "WorkerStartError"]
+
+START_TIMEOUT = 120.0
+"""Seconds that a worker may take to import its verifiers, on a busy machine."""
+START_ATTEMPTS = 3
+"""How often starting is tried when a worker dies or is late; a verifier that cannot be built fails at once."""
+CLOSED = "the grading pool was closed before this answer was graded"
+BATCH = 16
+"""The most jobs a worker holds at once: the pipe then costs little beside an answer of 50 microseconds."""
+
+
+@dataclass(slots=True)
+class PoolStats:
+    """What happened in a pool since its start."""
+
+    graded: int = 0
+    """Verdicts given."""
+    timeouts: int = 0
+    """Workers killed because a grading did not finish in time."""
+    crashes: int = 0
+    """Gradings that ended their worker (memory, stack, signal), counted once the verdict was CRASHED."""
+    retries: int = 0
+    """Gradings begun again because their worker died for a reason that may not have been theirs."""
+    errors: int = 0
+    """Verdicts of outcome ERROR: the verifier raised."""
+    respawns: int = 0
+    """Workers replaced."""
+    busy_seconds: float = 0.0
+    """Seconds that workers spent inside verifiers, summed."""
+
+
+@dataclass(slots=True)
+class _Job:
+    kind: str  # "grade" or "check"
+    verifier: str
+    completion: str
+    reference: Any
+    future: Future[Verdict]
+    attempts: int = 0
+
+
+class GradingPool:
+    """Worker processes that grade; usable from any thread and from any asyncio loop, at the same time.
+
+    Example::
+
+        specs = {"math": VerifierSpec("rewards.math_answers:MathVerifier", {"extract": "boxed"})}
+        with GradingPool(specs, workers=2, timeout=2.0) as pool:
+            verdicts = pool.grade_many([("math", completion, "42") for completion in completions])
+
+    Args: specs by name; workers (processes); timeout in seconds of wall clock for one item (a spec's own timeout goes
+    before it); memory_mb that a worker may allocate beyond what its verifiers took when they were built.
+    Raises `WorkerStartError` with the worker's reason when the verifiers cannot be built.
+    """
+
+    def __init__(
+        self, specs: Mapping[str, VerifierSpec], *, workers: int = 1, timeout: float = 2.0, memory_mb: int = 1024
+    ) -> None:
+        if not specs:
+            raise ValueError("a grading pool needs at least one verifier, got none")
+        for key, value in (("workers", workers), ("timeout", timeout), ("memory_mb", memory_mb)):
+            if not value > 0:
+                raise ValueError(f"{key}: {value!r} must be above 0")
+        self._specs, self._memory_mb, self._workers = dict(specs), memory_mb, workers
+        self._timeouts = {name: spec.timeout or timeout for name, spec in specs.items()}
+        self._lock = threading.Condition()
+        self._jobs: deque[_Job] = deque()
+        self._closed = False
+        self._broken: WorkerStartError | None = None
+        self._stats = PoolStats()
+        self._lowest: dict[str, float] = {}
+        self._active: set[WorkerProcess] = set()
+        self._spares: queue.Queue[WorkerProcess | WorkerStartError] = queue.Queue()
+        self._wanted = threading.Semaphore(workers + 1)  # the workers and one spare
+        self._spawner = threading.Thread(target=self._spawn, name="grading-spawner", daemon=True)
+        self._spawner.start()
+        first = self._spares.get()
+        self._threads: list[threading.Thread] = []
+        if isinstance(first, WorkerStartError):
+            self.close()
+            raise first
+        self._spares.put(first)
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"grading-{index}", daemon=True) for index in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # -- the caller's side ---------------------------------------------------------------------------------------
+
+    async def grade(self, verifier: str, completion: str, reference: Any) -> Verdict:
+        """The verdict on one completion, without blocking the loop it is awaited in."""
+        return await asyncio.wrap_future(self._submit("grade", verifier, completion, reference))
+
+    def submit(self, verifier: str, completion: str, reference: Any) -> Future[Verdict]:
+        """Queue one completion; the future's result is its verdict."""
+        return self._submit("grade", verifier, completion, reference)
+
+    def grade_many(self, items: Iterable[tuple[str, str, Any]]) -> list[Verdict]:
+        """The verdicts on (verifier, completion, reference) items, in their order; blocks until all are there."""
+        return [future.result() for future in [self._submit("grade", *item) for item in items]]
+
+    def check_references(self, items: Iterable[tuple[str, Any]]) -> list[str | None]:
+        """For each (verifier, reference): None where it can be graded against, else the reason why not, in order."""
+        futures = [self._submit("check", verifier, "", reference) for verifier, reference in items]
+        return [_why_not(future.result()) for future in futures]
+
+    def stats(self) -> PoolStats:
+        """A copy of the counters."""
+        with self._lock:
+            return PoolStats(*(getattr(self._stats, field.name) for field in fields(PoolStats)))
+
+    def close(self) -> None:
+        """Kill the workers; gradings that are still waiting raise `RuntimeError`. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            waiting, self._jobs = list(self._jobs), deque()
+            active = list(self._active)
+            self._lock.notify_all()
+        for job in waiting:
+            _fail(job, RuntimeError(CLOSED))
+        for worker in active:
+            worker.interrupt()  # the thread that waits for it sees it die, and ends
+        self._wanted.release()
+        self._spawner.join()
+        self._spares.put(WorkerStartError(CLOSED))
+        for thread in self._threads:
+            thread.join()
+        while not self._spares.empty():
+            spare = self._spares.get()
+            if isinstance(spare, WorkerProcess):
+                spare.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(self, kind: str, verifier: str, completion: str, reference: Any) -> Future[Verdict]:
+        if verifier not in self._specs:
+            raise ValueError(f"verifier: {verifier!r} is not in this pool; it holds: {', '.join(self._specs)}")
+        if not isinstance(completion, str):
+            raise TypeError(f"completion: {completion!r:.200} is a {type(completion).__name__}, it must be a str")
+        job = _Job(kind, verifier, completion, reference, Future())
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the grading pool is closed")
+            if self._broken is not None:
+                raise RuntimeError("the grading pool lost its workers and cannot start new ones") from self._broken
+            self._jobs.append(job)
+            self._lock.notify()
+        return job.future
+
+    # -- the workers' side ---------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        worker: WorkerProcess | None = None
+        while (jobs := self._take()) is not None:
+            if worker is None:
+                worker = self._next_worker()
+            if worker is None:
+                self._give_back(jobs)
+                return
+            if not self._grade_batch(worker, jobs):
+                self._lose(worker)
+                worker = None
+        if worker is not None:
+            self._lose(worker)
+
+    def _take(self) -> list[_Job] | None:
+        """The next jobs for one worker, an even share of the queue; None when the pool has ended."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._jobs or self._closed or self._broken)
+            if self._closed or self._broken is not None:
+                return None
+            count = max(1, min(BATCH, len(self._jobs) // self._workers))
+            jobs = [self._jobs.popleft() for _ in range(min(count, len(self._jobs)))]
+        return [job for job in jobs if job.attempts or job.future.set_running_or_notify_cancel()]
+
+    def _give_back(self, jobs: Sequence[_Job]) -> None:
+        """Jobs that a lost worker had not begun go to the front again, for whoever is free."""
+        with self._lock:
+            if not self._closed and self._broken is None:
+                self._jobs.extendleft(reversed(jobs))
+                self._lock.notify(len(jobs))
+                return
+        for job in jobs:
+            _fail(job, self._broken or RuntimeError(CLOSED))
+
+    def _grade_batch(self, worker: WorkerProcess, jobs: list[_Job]) -> bool:
+        """Grade jobs in order; False when the worker is lost (what it had not begun is given back)."""
+        for job in jobs:
+            job.attempts = max(job.attempts, 1)
+        message = [(job.kind, job.verifier, job.completion, job.reference) for job in jobs]
+        try:
+            worker.send(message, START_TIMEOUT)
+        except (WorkerDied, WorkerLate):  # it died idle: nobody's answer did that
+            self._give_back(jobs)
+            return False
+        for index, job in enumerate(jobs):
+            limit = self._timeouts[job.verifier]
+            try:
+                answer = worker.receive(limit)
+            except WorkerLate:
+                self._give_back(jobs[index + 1 :])
+                detail = {"limit_seconds": limit}
+                self._finish(job, Verdict(self._lowest[job.verifier], Outcome.TIMEOUT, detail), limit)
+                return False
+            except WorkerDied:
+                obituary = worker.obituary()
+                if job.attempts < 2:  # the kernel's out-of-memory killer may have chosen a bystander: ask once more
+                    job.attempts += 1
+                    with self._lock:
+                        self._stats.retries += 1
+                    self._give_back(jobs[index:])
+                    return False
+                self._give_back(jobs[index + 1 :])
+                self._finish(job, Verdict(self._lowest[job.verifier], Outcome.CRASHED, {"reason": obituary}), 0.0)
+                return False
+            outcome = Outcome(answer["outcome"])
+            self._finish(job, Verdict(answer["score"], outcome, answer["detail"]), answer["seconds"])
+            if outcome is Outcome.CRASHED:
+                self._give_back(jobs[index + 1 :])
+                return False
+        worker.empty_stderr()
+        return True
+
+    def _finish(self, job: _Job, verdict: Verdict, seconds: float) -> None:
+        with self._lock:
+            self._stats.graded += 1
+            self._stats.busy_seconds += seconds
+            self._stats.timeouts += verdict.outcome is Outcome.TIMEOUT
+            self._stats.crashes += verdict.outcome is Outcome.CRASHED
+            self._stats.errors += verdict.outcome is Outcome.ERROR
+        job.future.set_result(verdict)
+
+    # -- starting processes --------------------------------------------------------------------------------------
+
+    def _spawn(self) -> None:
+        """Start processes whenever one is wanted; all in this thread, because a worker dies with its thread."""
+        while True:
+            self._wanted.acquire()
+            if self._closed:
+                return
+            self._spares.put(self._start())
+
+    def _start(self) -> WorkerProcess | WorkerStartError:
+        for attempt in range(START_ATTEMPTS):
+            worker = WorkerProcess(self._specs, self._memory_mb)
+            try:
+                self._lowest = worker.wait_ready(START_TIMEOUT)
+                return worker
+            except WorkerStartError as failure:
+                if attempt == START_ATTEMPTS - 1 or failure.is_final or self._closed:
+                    return failure
+        raise AssertionError("unreachable: the last attempt returns")
+
+    def _next_worker(self) -> WorkerProcess | None:
+        """A started worker, usually the spare; None when none can be had: all waiting jobs have then failed."""
+        spare = self._spares.get()
+        with self._lock:
+            if isinstance(spare, WorkerProcess) and not self._closed:
+                self._active.add(spare)
+                return spare
+            failure = spare if isinstance(spare, WorkerStartError) else WorkerStartError(CLOSED)
+            self._broken = self._broken or failure
+            waiting, self._jobs = list(self._jobs), deque()
+        if isinstance(spare, WorkerProcess):
+            spare.kill()
+        self._spares.put(failure)  # the other threads learn it the same way
+        for job in waiting:
+            _fail(job, failure)
+        return None
+
+    def _lose(self, worker: WorkerProcess) -> None:
+        with self._lock:
+            self._active.discard(worker)
+            self._stats.respawns += not self._closed
+        worker.kill()
+        self._wanted.release()
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if job.attempts or job.future.set_running_or_notify_cancel():
+        job.future.set_exception(error)
+
+
+def _why_not(verdict: Verdict) -> str | None:
+    match verdict.outcome:
+        case Outcome.CORRECT:
+            return None
+        case Outcome.TIMEOUT:
+            return f"checking it did not finish within {verdict.detail['limit_seconds']} s"
+        case Outcome.ERROR:
+            return f"check_reference raised {verdict.detail['reason']}\n{verdict.detail['traceback']}"
+        case _:
+            return str(verdict.detail["reason"])

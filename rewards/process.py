@@ -1,0 +1,175 @@
+"""The parent's end of one worker process: start, send, receive with a deadline, kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rewards.spec import VerifierSpec
+from rewards.worker import HEADER, encode_frame
+
+STDERR_KEPT = 2_000
+"""Characters from the end of a dead worker's standard error that go into the verdict's detail."""
+STDERR_LIMIT = 2**20
+"""Bytes of standard error after which the file is emptied."""
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
+LAUNCHER_PREFIXES = ("MASTER_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "DEEPSPEED_")
+
+
+class WorkerStartError(RuntimeError):
+    """A worker could not be started or could not build its verifiers; the message holds the worker's reason.
+
+    `is_final`: the verifiers themselves cannot be built, so that trying again is useless.
+    """
+
+    def __init__(self, message: str, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+
+
+class WorkerDied(Exception):
+    """The worker's process ended while an answer was due."""
+
+
+class WorkerLate(Exception):
+    """No answer came within the limit."""
+
+
+class WorkerProcess:
+    """A fresh interpreter that holds the verifiers; at most one thread talks to it at a time."""
+
+    def __init__(self, specs: Mapping[str, VerifierSpec], memory_mb: int) -> None:
+        self._stderr = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115  # lives as long as the worker
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _ENTRY, str(Path(__file__).resolve().parent.parent)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            bufsize=0,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C reaches the trainer, not the graders; kill() reaches their children too
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._to, False)
+        self._readable, self._writable = select.poll(), select.poll()
+        self._readable.register(self._from, select.POLLIN)
+        self._writable.register(self._to, select.POLLOUT)
+        self._buffer = bytearray()
+        self._ending = threading.Lock()
+        self._hello = {
+            "parent": os.getpid(),
+            "sys_path": [entry or os.getcwd() for entry in ["", *sys.path]],
+            "memory_mb": memory_mb,
+            "specs": {name: asdict(spec) for name, spec in specs.items()},
+        }
+
+    def wait_ready(self, timeout: float) -> dict[str, float]:
+        """Finish the start-up; returns each verifier's lowest score. Raises `WorkerStartError`."""
+        try:
+            self.send(self._hello, timeout)
+            answer = self.receive(timeout)
+        except WorkerLate:
+            self.kill()
+            raise WorkerStartError(f"a grading worker was not ready within {timeout} s") from None
+        except WorkerDied:
+            raise WorkerStartError(f"a grading worker died while starting: {self.obituary()}") from None
+        if "failed" in answer:
+            self.kill()
+            raise WorkerStartError(answer["failed"], is_final=True)
+        lowest: dict[str, float] = answer["ready"]
+        return lowest
+
+    def send(self, message: Any, timeout: float) -> None:
+        """Write one frame; raises `WorkerDied` or `WorkerLate`. The worker must be idle, so that it reads."""
+        frame, deadline = memoryview(encode_frame(message)), time.monotonic() + timeout
+        while frame:
+            if not self._writable.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise WorkerLate
+            try:
+                frame = frame[os.write(self._to, frame[:65536]) :]
+            except BlockingIOError:  # the poll promised less room than we offered
+                continue
+            except BrokenPipeError:
+                raise WorkerDied from None
+
+    def receive(self, timeout: float) -> dict[str, Any]:
+        """The next frame of the worker; raises `WorkerLate` after timeout seconds, `WorkerDied` when it ended."""
+        deadline = time.monotonic() + timeout
+        while True:
+            if len(self._buffer) >= HEADER.size:
+                end = HEADER.size + HEADER.unpack_from(self._buffer)[0]
+                if len(self._buffer) >= end:
+                    body = bytes(self._buffer[HEADER.size : end])
+                    del self._buffer[:end]
+                    answer: dict[str, Any] = json.loads(body)
+                    return answer
+            if not self._readable.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise WorkerLate
+            chunk = os.read(self._from, 65536)
+            if not chunk:
+                raise WorkerDied
+            self._buffer += chunk
+
+    def obituary(self) -> str:
+        """How the process ended and the last of what it said."""
+        for _ in range(100):  # its pipe is closed already: it is about to end by itself, and we want to know how
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                break
+            time.sleep(0.01)
+        self.kill()
+        status = self._process.returncode
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, self._stderr.tell() - STDERR_KEPT))
+        said = self._stderr.read().decode("utf-8", "replace").strip()
+        return f"{how}{'; it said: ' + said if said else ''}"
+
+    def interrupt(self) -> None:
+        """SIGKILL to the process and everything in its session, from any thread."""
+        with self._ending:
+            if self._process.returncode is None:  # not reaped: the group's id is still ours
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """`interrupt`, wait for the end, close the pipes. Safe to call twice."""
+        self.interrupt()
+        with self._ending:
+            self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+
+    def empty_stderr(self) -> None:
+        """Keep a talkative verifier from filling the disk."""
+        if os.fstat(self._stderr.fileno()).st_size > STDERR_LIMIT:
+            os.ftruncate(self._stderr.fileno(), 0)
+
+    @property
+    def pid(self) -> int:
+        """The process id, for people and tests."""
+        return self._process.pid
+
+
+_ENTRY = "import sys; sys.path.insert(0, sys.argv[1]); from rewards.worker import main; sys.exit(main())"
+
+
+def _environment() -> dict[str, str]:
+    """The parent's environment without what a launcher put there: a grader is no rank of the training job."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in LAUNCHER_VARIABLES and not key.startswith(LAUNCHER_PREFIXES)
+    }
+    return {**kept, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

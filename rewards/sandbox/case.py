@@ -1,0 +1,290 @@
+"""One test case: a keeper, and below it the untrusted program, confined.
+
+The keeper is the first process of the case's own pid namespace (without namespaces: its subreaper). It holds no
+expected output and no test; it keeps the clock, counts memory and processor time of the tree, kills all of it at the
+end, and is the only one that can write the report. The program below lives in a user namespace of its own, so it may
+neither trace nor read the keeper, and its process limit counts its own processes alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from . import frames, landlock, linux, runner
+from .limits import Level, Limits
+
+SAMPLE_SECONDS = 0.04
+"""Seconds between two looks at the memory and processor time of a running tree."""
+_TICK = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+CHANNEL, PAYLOAD, READY = 3, 4, 5
+"""Descriptors in the untrusted process, besides 0, 1 and 2; only CHANNEL is open when foreign code runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the zygote knows and every case needs."""
+
+    level: Level
+    landlock_abi: int
+    seccomp: bytes | None
+    """The filter; None where the kernel takes none."""
+    readable: tuple[str, ...]
+    scratch: str
+    """Directory for the cases' files: a mount point of the jail, or a directory of the host at the lower levels."""
+    own_memory: int
+    """Bytes of address space that the zygote itself has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """What the caller passes with a case, in this order."""
+
+    payload: int
+    stdin: int
+    stdout: int
+    stderr: int
+    channel: int
+    status: int
+    life: int
+
+    def all(self) -> tuple[int, ...]:
+        """The seven numbers."""
+        return self.payload, self.stdin, self.stdout, self.stderr, self.channel, self.status, self.life
+
+
+def refusal(reason: str) -> bytes:
+    """The report of a case that could not be started."""
+    return frames.encode({"setup_error": reason})
+
+
+def keep(host: Host, limits: Limits, given: Descriptors) -> NoReturn:
+    """The keeper: start the program, watch it, end it, report; never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    scratch = host.scratch
+    try:
+        if host.level == Level.FULL:
+            options = f"size={limits.files_mb}m,nr_inodes=8192,mode=700"
+            linux.mount("tmpfs", scratch, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
+            linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+        else:
+            linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+            scratch = os.path.join(host.scratch, str(os.getpid()))
+            os.mkdir(scratch, 0o700)
+        ready, ready_write = os.pipe()
+        program = os.fork()
+        if program == 0:
+            _become_program(host, limits, given, ready_write, scratch)
+    except OSError as error:
+        frames.send(given.status, {"setup_error": str(error)})
+        os._exit(0)
+    for descriptor in (ready_write, *given.all()[:5]):
+        os.close(descriptor)
+    said = os.read(ready, 4096)
+    if said == b"R":
+        report = _watch(host, limits, program, given.life)
+    else:
+        report = {"setup_error": said.decode("utf-8", "replace") or "the process died while it was confined"}
+    _kill_tree(host)
+    with contextlib.suppress(frames.Closed):  # then the caller has gone: nobody is left to tell
+        frames.send(given.status, report)
+    if host.level != Level.FULL:
+        shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(0)
+
+
+def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any]:
+    start = time.monotonic()
+    ended = os.pidfd_open(program)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    poll.register(life, select.POLLIN)
+    killed = None
+    while killed is None:
+        left = limits.wall_seconds - (time.monotonic() - start)
+        events = poll.poll(max(0.0, min(left, SAMPLE_SECONDS)) * 1000)
+        if any(descriptor == ended for descriptor, _ in events):
+            break
+        cpu, memory = _usage()
+        if events:
+            killed = "caller"
+        elif left <= 0:
+            killed = "wall"
+        elif cpu > limits.cpu_seconds:
+            killed = "cpu"
+        elif memory > limits.memory_mb << 20:
+            killed = "memory"
+    wall = time.monotonic() - start
+    if killed is not None:
+        _signal_tree(host)
+    _, status, usage = os.wait4(program, 0)
+    return {
+        "killed": killed,
+        "exit": os.waitstatus_to_exitcode(status),
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "wall": wall,
+        "memory_mb": usage.ru_maxrss / 1024,
+    }
+
+
+def _usage() -> tuple[float, int]:
+    """Processor seconds and resident bytes of all processes below the keeper."""
+    cpu, memory = 0, 0
+    for name in descendants():
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                numbers = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        cpu += sum(map(int, numbers[11:15]))
+        memory += int(numbers[21]) * _PAGE
+    return cpu / _TICK, memory
+
+
+def descendants() -> list[str]:
+    """Process ids below this process, as names in /proc: in a pid namespace of one's own, all that there are."""
+    own = str(os.getpid())
+    everyone = [name for name in os.listdir("/proc") if name.isdigit() and name != own]
+    if own == "1":
+        return everyone
+    parents: dict[str, str] = {}
+    for name in everyone:
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+            parents[name] = file.read().rpartition(b")")[2].split()[1].decode()
+    found = []
+    for name in parents:
+        above: str | None = name
+        while above is not None and above != own:
+            above = parents.get(above)
+        if above == own:
+            found.append(name)
+    return found
+
+
+def _signal_tree(host: Host) -> None:
+    """SIGKILL to everything below the keeper."""
+    if host.level == Level.FULL:
+        targets = [-1]  # as the first process of the pid namespace: all others, at once
+    else:
+        targets = [int(name) for name in descendants()]
+    for target in targets:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(target, signal.SIGKILL)
+
+
+def _kill_tree(host: Host) -> None:
+    """SIGKILL to everything below the keeper, until nothing is left of it."""
+    while True:
+        _signal_tree(host)
+        if host.level == Level.FULL:
+            return  # the kernel reaps a pid namespace when its first process goes
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def _become_program(host: Host, limits: Limits, given: Descriptors, ready: int, scratch: str) -> NoReturn:
+    """In the child: take the descriptors, give up every right, say so, run the foreign code."""
+    status = 127
+    try:
+        try:
+            _arrange_descriptors(given, ready)
+            _confine(host, limits, scratch)
+            with open(PAYLOAD, "rb", closefd=False) as file:
+                payload = json.loads(file.readline())
+                payload["offset"] = file.tell()
+        except Exception as error:  # foreign code has not run yet: this is the machinery's own failure
+            os.write(READY, f"{type(error).__name__}: {error}".encode())
+            os._exit(127)
+        os.write(READY, b"R")
+        os.close(READY)
+        gc.enable()
+        status = runner.run(payload, scratch)
+    except BaseException:
+        os.write(2, traceback.format_exc().encode("utf-8", "replace"))
+    finally:
+        os._exit(status)
+
+
+def _arrange_descriptors(given: Descriptors, ready: int) -> None:
+    wanted = (given.stdin, given.stdout, given.stderr, given.channel, given.payload, ready)
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64) for descriptor in wanted]
+    for number, descriptor in enumerate(high):
+        os.dup2(descriptor, number, inheritable=number < 3)
+    os.closerange(len(wanted), 1 << 20)
+
+
+def _confine(host: Host, limits: Limits, scratch: str) -> None:
+    os.setsid()
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)  # the keeper is not; the program may look at itself in /proc
+    if host.level == Level.FULL:
+        user, group = os.geteuid(), os.getegid()
+        linux.unshare(linux.CLONE_NEWUSER)
+        for name, line in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(line)
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # whoever runs out of memory, the kernel ends this process first
+    home = os.path.join(scratch, "home")
+    for directory in ("home", "code", "shm"):
+        os.mkdir(os.path.join(scratch, directory), 0o700)
+    os.chdir(home)
+    os.environ.clear()
+    os.environ.update(PATH="/usr/bin:/bin", HOME=home, TMPDIR=home, LANG="C.UTF-8", OMP_NUM_THREADS="1")
+    os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    _set_rlimits(host, limits)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    if host.level == Level.FULL:
+        linux.drop_capabilities()
+    if host.level > Level.RLIMIT_ONLY and host.landlock_abi:
+        readable = ("/",) if host.level == Level.FULL else host.readable
+        landlock.restrict(host.landlock_abi, readable, (scratch, "/dev/null", "/dev/zero", "/dev/full"))
+    if host.seccomp is not None:
+        linux.set_seccomp_filter(host.seccomp)
+
+
+def _set_rlimits(host: Host, limits: Limits) -> None:
+    wanted = {
+        resource.RLIMIT_AS: host.own_memory + (limits.memory_mb << 20),
+        resource.RLIMIT_CPU: int(limits.cpu_seconds) + 2,  # the keeper is first; this is for when it starves
+        resource.RLIMIT_FSIZE: limits.files_mb << 20,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_CORE: 1,  # 0 would still feed a core_pattern that is a pipe
+        resource.RLIMIT_STACK: 64 << 20,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+    }
+    others = 0 if host.level == Level.FULL else _processes_of(os.getuid())
+    wanted[resource.RLIMIT_NPROC] = limits.processes + others
+    for kind, value in wanted.items():
+        _, hard = resource.getrlimit(kind)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def _processes_of(user: int) -> int:
+    """Threads of this user on the machine: what RLIMIT_NPROC counts where there is no user namespace."""
+    count = 0
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            if os.stat(f"/proc/{name}").st_uid == user:
+                count += len(os.listdir(f"/proc/{name}/task"))
+        except OSError:
+            continue
+    return count
+

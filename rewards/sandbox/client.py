@@ -1,0 +1,356 @@
+"""The caller's side of a sandbox: start it, run payloads in it, collect what they did.
+
+The caller's process starts one guard (a fresh interpreter, so that nothing of the caller's memory is in any fork) and
+speaks to the zygote over a socket: one message a case, with the descriptors of its payload, streams and report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from . import frames
+from .limits import Level, Limits, Report, SandboxError
+
+GRACE_SECONDS = 15.0
+"""How much later than its limit a case may report before the sandbox itself is taken for broken."""
+START_SECONDS = 60.0
+_PACKAGE = Path(__file__).resolve().parent
+_ENTRY = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.zygote import main; main(int(sys.argv[2]))"
+
+
+@dataclass(slots=True)
+class CaseResult:
+    """What one run did, told by its keeper (`killed` ... `memory_mb`) and by itself (the rest, so unproven)."""
+
+    killed: str | None = None
+    """Why the keeper ended it: "wall", "cpu", "memory", "caller"; None if it ended by itself."""
+    exit: int = 0
+    """Exit status; negative: the signal that ended it."""
+    cpu: float = 0.0
+    wall: float = 0.0
+    memory_mb: float = 0.0
+    overflow: str | None = None
+    """The stream that went over `Limits.output_bytes`."""
+    stdout: bytes = b""
+    stderr: bytes = b""
+    messages: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run: a payload for `runner.run`, its standard input, and a channel of its own if it is not to report."""
+
+    payload: dict[str, Any]
+    stdin: bytes | int = b""
+    """Bytes, or a descriptor (which stays the caller's)."""
+    channel: int | None = None
+    """A descriptor that takes the place of the result channel."""
+    blob: bytes = b""
+    """Bytes that follow the payload's line."""
+
+
+class Sandbox:
+    """A jail that runs untrusted programs, each in isolation; started at its first use, by each process its own.
+
+    Example::
+
+        with Sandbox(min_level="full") as sandbox:
+            result = sandbox.run(Job({"mode": "script", "code": "print(6 * 7)"}))
+
+    Args: limits for every run; min_level, below which it refuses to run ("full", "landlock", "rlimit-only");
+    import_paths: further directories that programs may import from; force_level, to try a lower level.
+    Raises `SandboxError` when the machine does not offer `min_level`, with what was tried and why it failed.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        min_level: str = "full",
+        import_paths: Sequence[str] = (),
+        force_level: str | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self._min_level = Level.named(min_level)
+        self._force = Level.named(force_level) if force_level is not None else None
+        self._import_paths = [os.path.abspath(path) for path in import_paths]
+        self._lock = threading.Lock()
+        self._owner, self._control, self._process = 0, None, None  # type: tuple[int, Any, Any]
+        self._report: Report | None = None
+        self.restarts = 0
+        """How often the jail was started anew because it had failed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a Sandbox belongs to its process and cannot be pickled")
+
+    def report(self) -> Report:
+        """The level and the layers of isolation in force; starts the sandbox if need be."""
+        with self._lock:
+            self._ensure_started()
+            assert self._report is not None
+            return self._report
+
+    def run(self, *jobs: Job, limits: Limits | None = None) -> list[CaseResult]:
+        """Run jobs at the same time, each in its own isolation; the results in order.
+
+        Raises `SandboxError` when the sandbox fails twice in a row: then nothing is known of the programs.
+        """
+        try:
+            return self._run_once(jobs, limits or self.limits)
+        except SandboxError:
+            self.close()
+            self.restarts += 1
+            return self._run_once(jobs, limits or self.limits)
+
+    def close(self) -> None:
+        """End the jail and everything in it. Safe to call twice."""
+        with self._lock:
+            if self._control is not None:
+                self._control.close()
+            if self._process is not None and self._owner == os.getpid():
+                try:
+                    self._process.wait(10)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait()
+            self._control = self._process = self._report = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    # -- starting ------------------------------------------------------------------------------------------------
+
+    def _ensure_started(self) -> None:
+        if self._owner != os.getpid():  # never started, or inherited over a fork: that jail is the parent's
+            self._owner, self._control, self._process, self._report = os.getpid(), None, None, None
+        if self._control is not None:
+            return
+        if not sys.platform.startswith("linux"):
+            raise SandboxError(f"programs run in a sandbox of Linux; on {sys.platform} use a machine with Linux")
+        tried: list[str] = []
+        levels = [self._force] if self._force is not None else sorted(Level, reverse=True)
+        for level in levels:
+            if level < self._min_level:
+                break
+            try:
+                self._start(level)
+                return
+            except SandboxError as error:
+                tried.append(f"{level.label}: {error}")
+        self._control = None
+        raise SandboxError(
+            f"this machine does not offer the isolation level {self._min_level.label!r} ({'; '.join(tried)}); allow "
+            "user namespaces, or accept a lower level with min_level"
+        )
+
+    def _start(self, level: Level) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        python = os.path.realpath(sys.executable)
+        options = ["-S", "-s", "-B", "-P", "-X", "utf8"]
+        environment = {"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+        if "LD_LIBRARY_PATH" in os.environ:
+            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+        with theirs:
+            process = subprocess.Popen(
+                [python, *options, "-c", _ENTRY, str(_PACKAGE.parent), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # whoever kills our process group leaves the guard to clean up after us
+            )
+        assert process.stderr is not None
+        try:
+            ours.send(json.dumps(self._configuration(level)).encode())
+            ours.settimeout(START_SECONDS)
+            answer = json.loads(ours.recv(1 << 16) or "{}")
+        except (OSError, ValueError) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        if "ready" not in answer:
+            ours.close()
+            process.kill() if not answer else None
+            said = process.stderr.read()[-500:].decode("utf-8", "replace")
+            process.wait()
+            raise SandboxError(answer.get("error") or f"the guard died: {said}")
+        process.stderr.close()
+        ours.settimeout(None)
+        self._control, self._process = ours, process
+        self._report = Report(level, answer["ready"])
+        trial = self._run_locked([Job({"mode": "script", "code": "print(6 * 7)"})], Limits())[0]
+        if trial.stdout != b"42\n":
+            self._control.close()
+            process.wait()
+            raise SandboxError(f"a trial program did not run: {trial}")
+
+    def _configuration(self, level: Level) -> dict[str, Any]:
+        memory, processes = self.limits.memory_mb, self.limits.processes
+        return {
+            "level": int(level),
+            "prefixes": [sys.base_prefix, sys.base_exec_prefix, *self._import_paths],
+            "import_paths": self._import_paths,
+            "package_root": str(_PACKAGE.parent),
+            # two cases at a time (a referee and its candidate), their files, and the zygote itself
+            "group_memory": (2 * (memory + self.limits.files_mb) + 192) << 20,
+            "group_processes": 2 * processes + 16,
+        }
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def _run_once(self, jobs: Sequence[Job], limits: Limits) -> list[CaseResult]:
+        with self._lock:
+            self._ensure_started()
+            return self._run_locked(jobs, limits)
+
+    def _run_locked(self, jobs: Sequence[Job], limits: Limits) -> list[CaseResult]:
+        running: list[_Running] = []
+        try:
+            for job in jobs:
+                running.append(_Running(job, limits))
+                running[-1].launch(self._control)
+            _collect(running, time.monotonic() + limits.wall_seconds + GRACE_SECONDS)
+        except OSError as error:
+            raise SandboxError(f"the sandbox failed: {error}") from error
+        finally:
+            for case in running:
+                case.close()
+        return [case.result for case in running]
+
+
+class _Running:
+    """The caller's descriptors of one case."""
+
+    def __init__(self, job: Job, limits: Limits) -> None:
+        self._limits, self._job = limits, job
+        self.result = CaseResult()
+        self.status = bytearray()
+        self._given: list[int] = []
+        self._owned: list[int] = []
+        self._life = -1
+        self.streams: dict[int, tuple[str, bytearray]] = {}
+
+    def launch(self, control: socket.socket) -> None:
+        """Make the descriptors and hand the case to the zygote."""
+        self._given.append(self._file(json.dumps(self._job.payload).encode() + b"\n" + self._job.blob))
+        if isinstance(self._job.stdin, int):
+            self._given.append(os.dup(self._job.stdin))
+        else:
+            self._given.append(self._file(self._job.stdin))
+        for name in ("stdout", "stderr", "channel"):
+            if name == "channel" and self._job.channel is not None:
+                self._given.append(os.dup(self._job.channel))
+            else:
+                self._given.append(self._stream(name))
+        self._given.append(self._stream("status"))
+        life, self._life = os.pipe()
+        self._owned.append(self._life)
+        self._given.append(life)
+        socket.send_fds(control, [json.dumps(asdict(self._limits)).encode()], self._given)
+        self._drop_given()
+
+    def _file(self, content: bytes) -> int:
+        descriptor = os.memfd_create("rewards", os.MFD_CLOEXEC)
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return descriptor
+
+    def _stream(self, name: str) -> int:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        self._owned.append(read)
+        self.streams[read] = (name, bytearray())
+        return write
+
+    def _drop_given(self) -> None:
+        for descriptor in self._given:
+            os.close(descriptor)
+        self._given = []
+
+    def readable(self, descriptor: int) -> bool:
+        """Take what a stream has; False at its end. A stream over its limit ends the case."""
+        name, content = self.streams[descriptor]
+        try:
+            chunk = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return True
+        if not chunk:
+            return False
+        limit = frames.LIMIT if name == "channel" and self._job.payload["mode"] == "compile" else self._limits.output_bytes
+        if len(content) < limit:
+            content += chunk
+        if len(content) >= limit and self.result.overflow is None:
+            self.result.overflow = name
+            self.end()
+        return True
+
+    def end(self) -> None:
+        """Tell the keeper to kill the case."""
+        if self._life in self._owned:
+            self._owned.remove(self._life)
+            os.close(self._life)
+
+    def finish(self) -> None:
+        """Read the report. Raises `SandboxError` when there is none."""
+        content = {name: bytes(data) for name, data in self.streams.values()}
+        reports = frames.parse(content["status"])
+        if len(reports) != 1:
+            raise SandboxError("a case ended without a report")
+        report = reports[0]
+        if "setup_error" in report:
+            raise SandboxError(f"a case could not be set up: {report['setup_error']}")
+        for key, value in report.items():
+            setattr(self.result, key, value)
+        self.result.stdout, self.result.stderr = content["stdout"], content["stderr"]
+        self.result.messages = frames.parse(content.get("channel", b""))
+
+    def close(self) -> None:
+        """Let go of every descriptor; a case that still runs is killed by its keeper."""
+        self._drop_given()
+        for descriptor in self._owned:
+            os.close(descriptor)
+        self._owned = []
+
+
+def _collect(running: Sequence[_Running], deadline: float) -> None:
+    """Read all streams of all cases to their ends; when one case is over, so are the others a moment later."""
+    poll = select.poll()
+    owners: dict[int, _Running] = {}
+    for case in running:
+        for descriptor in case.streams:
+            owners[descriptor] = case
+            poll.register(descriptor, select.POLLIN)
+    while owners:
+        events = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not events:
+            raise SandboxError("a case did not report within its limit: the sandbox hangs")
+        for descriptor, _ in events:
+            if not owners[descriptor].readable(descriptor):
+                poll.unregister(descriptor)
+                del owners[descriptor]
+    for case in running:
+        case.finish()

@@ -1,0 +1,332 @@
+"""Tests written as asserts, run apart from the candidate: the referee's side.
+
+The test code (trusted, but kept in a sandbox like everything else) runs unchanged in a process that holds no line of
+the candidate's. The names it does not define stand for the candidate's and are reached over a channel; what comes
+back is data of exact built-in types, so every comparison is Python's own between values that cannot lie, and the
+candidate sees arguments only. Each assert statement becomes a counted check. The run counts as passed when the test
+code came to its end, at least one check ran, and none failed.
+
+Where a test looks into an object that is no data (a method of a returned instance, its length, an item), the
+candidate's code answers the question itself: such a run is marked weak. An object that is no data equals nothing,
+orders with nothing, is neither true nor false, and contains nothing but what its iteration yields.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import os
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from . import codec, frames
+
+CHECK = "__rewards_check__"
+FAILED = "__rewards_failed__"
+_TEXT_KEPT = 500
+_TEST_MODULES = frozenset(
+    "math cmath random itertools functools collections string re copy operator heapq bisect statistics datetime "
+    "decimal fractions json typing numbers time sys os io array struct hashlib".split()
+)
+
+
+class Stop(BaseException):
+    """The judgement is made; no `except Exception` of the tests may hold it up."""
+
+
+class CandidateGone(Stop):
+    """The candidate's process ended, or left its protocol."""
+
+
+def count_asserts(tree: ast.AST) -> int:
+    """The number of assert statements in a piece of code."""
+    return sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
+
+
+def calls_check(tree: ast.Module) -> bool:
+    """True where the module itself calls its function `check`."""
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check"
+        for statement in tree.body
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
+        for node in ast.walk(statement)
+    )
+
+
+class _Counted(ast.NodeTransformer):
+    """`assert x` -> `CHECK(index, x)`; with `continue_on_failure` an exception fails the one check and no more."""
+
+    def __init__(self, continue_on_failure: bool) -> None:
+        self._guard, self.count = continue_on_failure, 0
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        index = ast.Constant(self.count)
+        self.count += 1
+        call: ast.stmt = ast.Expr(ast.Call(ast.Name(CHECK, ast.Load()), [index, node.test], []))
+        if self._guard:
+            failed = ast.Expr(ast.Call(ast.Name(FAILED, ast.Load()), [index], []))
+            handler = ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [failed])
+            call = ast.Try([call], [handler], [], [])
+        return ast.fix_missing_locations(ast.copy_location(call, node))
+
+
+def run(payload: dict[str, Any], scratch: str, payload_descriptor: int) -> dict[str, Any]:
+    """Judge the candidate at the other end of the channel; returns the referee's findings."""
+    os.close(payload_descriptor)
+    link = Link(payload["link"])
+    tree = _Counted(payload["continue_on_failure"])
+    code = compile(tree.visit(ast.parse(payload["tests"])), "<tests>", "exec")
+    judge = Judge(tree.count, payload["continue_on_failure"])
+    scope = Scope(link)
+    scope.update({"__name__": "__main__", "__builtins__": builtins, CHECK: judge.check, FAILED: judge.failed_by_error})
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    random.seed(0)
+    findings: dict[str, Any] = {"kind": "findings", "completed": False, "error": None}
+    try:
+        link.wait_loaded()
+        if payload["prompt"]:
+            exec(compile(payload["prompt"], "<prompt>", "exec"), scope)
+        entry = payload["entry_point"]
+        if entry is not None:
+            scope[entry.replace("()", "").split(".")[0]] = target = link.name(entry)
+        exec(code, scope)
+        if entry is not None and payload["call_check"]:
+            scope["check"](target)
+        findings["completed"] = True
+    except Stop as stop:
+        findings["error"] = link.fault or (stop.args[0] if stop.args else None)
+    except BaseException as error:
+        findings["error"] = link.fault_of(error) or {
+            "kind": "test_raised",
+            "types": [cls.__name__ for cls in type(error).__mro__],
+            "message": str(error)[:_TEXT_KEPT],
+        }
+    return findings | judge.findings() | {"weak": sorted(link.weak)}
+
+
+class Judge:
+    """Counts the checks."""
+
+    def __init__(self, total: int, continue_on_failure: bool) -> None:
+        self._total, self._continue = total, continue_on_failure
+        self._passed: set[int] = set()
+        self._failed: set[int] = set()
+
+    def check(self, index: int, value: Any) -> None:
+        """One assert, evaluated."""
+        if value:
+            self._passed.add(index)
+        else:
+            self._fail(index)
+
+    def failed_by_error(self, index: int) -> None:
+        """One assert whose expression raised."""
+        self._fail(index)
+
+    def _fail(self, index: int) -> None:
+        self._failed.add(index)
+        if not self._continue:
+            raise Stop({"kind": "failed", "message": f"assert number {index + 1} of {self._total} does not hold"})
+
+    def findings(self) -> dict[str, Any]:
+        return {"passed": len(self._passed - self._failed), "failed": sorted(self._failed), "total": self._total}
+
+
+class Scope(dict[str, Any]):
+    """The tests' global names; one that is missing is a module of the standard library or the candidate's."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            raise KeyError(name)  # the interpreter goes on to the built-in names
+        value = importlib.import_module(name) if name in _TEST_MODULES else self._link.name(name)
+        self[name] = value
+        return value
+
+
+class Link:
+    """The channel to the candidate."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._functions: list[Callable[..., Any]] = []
+        self.weak: set[str] = set()
+        self.fault: dict[str, Any] | None = None
+        self._raised: list[tuple[BaseException, dict[str, Any]]] = []
+
+    def wait_loaded(self) -> None:
+        """Wait until the candidate's module is defined."""
+        self._receive("loaded")
+
+    def name(self, name: str) -> Any:
+        """What the candidate calls `name`: data, or a `Remote`."""
+        return self._ask({"do": "name", "name": name})
+
+    def fault_of(self, error: BaseException) -> dict[str, Any] | None:
+        """The candidate's own description of an exception, if it was the candidate's."""
+        return next((fault for raised, fault in self._raised if raised is error), None)
+
+    def call(self, number: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call the candidate's object; its changes to mutable arguments are copied back."""
+        answer = self._request(
+            {
+                "do": "call",
+                "object": number,
+                "args": [self._encode(argument) for argument in arguments],
+                "kwargs": {name: self._encode(value) for name, value in keywords.items()},
+            }
+        )
+        for index, form in answer.get("changed", {}).items():
+            _copy_back(arguments[int(index)], self._decode(form))
+        return self._decode(answer["value"])
+
+    def about(self, number: int, do: str, **more: Any) -> Any:
+        """Ask about an attribute, an item, the length or the iteration of an object."""
+        if do in ("attr", "item", "len"):
+            self.weak.add(f"{do} of an object of the candidate's")
+        encoded = {"key": self._encode(more["key"])} if "key" in more else more
+        return self._ask({"do": do, "object": number, **encoded})
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        return self._decode(self._request(request)["value"])
+
+    def _request(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            frames.send(self._descriptor, request)
+        except frames.Closed as error:
+            self._lose(str(error))
+        return self._receive("value")
+
+    def _receive(self, wanted: str) -> dict[str, Any]:
+        while True:
+            try:
+                answer = frames.receive(self._descriptor)
+                kind = answer["kind"]
+                if kind == "callback":
+                    frames.send(self._descriptor, self._answer_callback(answer))
+                    continue
+            except (frames.Closed, codec.Undecodable, LookupError, TypeError) as error:
+                self._lose(f"{type(error).__name__}: {error}")
+            if kind == wanted and (wanted == "loaded" or "value" in answer):
+                return answer  # type: ignore[no-any-return]  # JSON
+            if kind == "end":
+                raise StopIteration
+            if kind == "raised":
+                self._raise(answer)
+            if kind == "exit":
+                self.fault = {"kind": "exit", "message": f"the candidate left by {str(answer.get('types'))[:80]}"}
+                raise CandidateGone
+            self._lose(f"an answer of kind {str(kind)[:40]!r}")
+
+    def _raise(self, answer: dict[str, Any]) -> NoReturn:
+        """Raise the nearest built-in exception, as the tests may expect it."""
+        names = [str(name)[:80] for name in answer.get("types", [])]
+        kinds = (getattr(builtins, name, None) for name in names)
+        cls = next((k for k in kinds if isinstance(k, type) and issubclass(k, Exception)), Exception)
+        message = str(answer.get("message"))[:_TEXT_KEPT]
+        try:
+            error: Exception = cls(message)
+        except TypeError:  # UnicodeDecodeError and its like want other arguments
+            error = Exception(message)
+        self._raised.append((error, {"kind": "raised", "types": names, "message": message}))
+        raise error
+
+    def _lose(self, reason: str) -> NoReturn:
+        self.fault = {"kind": "gone", "message": reason[:_TEXT_KEPT]}
+        raise CandidateGone from None
+
+    def _answer_callback(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            function = self._functions[request["function"]]
+            value = function(*[self._decode(form) for form in request["args"]])
+            return {"kind": "value", "value": self._encode(value)}
+        except Exception as error:
+            return {"kind": "raised", "message": f"{type(error).__name__}: {error}"[:_TEXT_KEPT]}
+
+    def _encode(self, value: Any) -> Any:
+        return codec.encode(value, self._foreign)
+
+    def _foreign(self, value: Any) -> Any:
+        if isinstance(value, Remote):
+            return {"object": [object.__getattribute__(value, "_number"), "object"]}
+        if isinstance(value, Iterator):
+            return codec.encode(list(value), self._foreign)
+        if callable(value):
+            self._functions.append(value)
+            return {"function": len(self._functions) - 1}
+        raise codec.Unencodable(f"a test passes {type(value).__name__}, which is no built-in data")
+
+    def _decode(self, form: Any) -> Any:
+        try:
+            return codec.decode(form, self._tagged)
+        except codec.Undecodable as error:
+            self._lose(str(error))
+
+    def _tagged(self, tag: str, body: Any) -> Any:
+        if tag == "object" and isinstance(body, list) and len(body) == 2 and isinstance(body[0], int):
+            return RemoteIterator(self, body[0]) if body[1] == "iterator" else Remote(self, body[0])
+        raise codec.Undecodable(f"unknown tag {tag[:40]!r}")
+
+
+class Remote:
+    """An object of the candidate's that is no data: it can be called, asked and iterated over, and equals nothing."""
+
+    def __init__(self, link: Link, number: int) -> None:
+        self._link, self._number = link, number
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._link.call(self._number, arguments, keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._link.about(self._number, "attr", name=name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._link.about(self._number, "item", key=key)
+
+    def __len__(self) -> int:
+        length = self._link.about(self._number, "len")
+        if type(length) is not int:
+            raise TypeError("the length of the candidate's object is no integer")
+        return length
+
+    def __bool__(self) -> bool:
+        raise TypeError("an object of the candidate's is neither true nor false")
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = self._link.about(self._number, "iter")
+        if not isinstance(iterator, RemoteIterator):
+            raise TypeError("the candidate's object cannot be iterated over")
+        return iterator
+
+
+class RemoteIterator(Remote):
+    """A generator or iterator of the candidate's."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self._link.about(self._number, "next")
+
+
+def _copy_back(argument: Any, value: Any) -> None:
+    """Give a mutable argument the content that the candidate left in it."""
+    if type(argument) is not type(value):
+        return
+    if isinstance(argument, list | bytearray):
+        argument[:] = value
+    elif isinstance(argument, dict | set):
+        argument.clear()
+        argument.update(value)
+    elif isinstance(argument, deque):
+        argument.clear()
+        argument.extend(value)

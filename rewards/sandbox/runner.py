@@ -1,0 +1,164 @@
+"""Inside the confined process: run one payload of foreign code and send what it returned.
+
+Modes of a payload: ``script`` (a program on standard input and output), ``call`` (one function call), ``serve``
+(answer the calls of a referee in another sandbox, see `referee`), ``tests`` (be that referee), ``compile`` and
+``exec`` (other languages). Everything here may be tampered with by the foreign code in the same process: whatever
+leaves it is data about which the caller decides.
+"""
+
+from __future__ import annotations
+
+import atexit
+import linecache
+import os
+import subprocess
+import sys
+import threading
+import traceback
+import types
+from typing import Any
+
+from . import codec, frames, referee, remote
+
+CHANNEL = 3
+_TEXT_KEPT = 2000
+_OWN_MODULES = __package__
+
+
+def run(payload: dict[str, Any], scratch: str) -> int:
+    """Run one payload; returns the exit status of the process."""
+    mode = payload["mode"]
+    if mode == "exec":
+        return _execute(payload, scratch)
+    if mode == "compile":
+        return _compile_binary(payload, scratch)
+    _fresh_standard_streams()
+    if mode == "tests":
+        frames.send(CHANNEL, referee.run(payload, scratch, payload_descriptor=4))
+        return 0
+    os.close(4)
+    path = os.path.join(scratch, "code", "solution.py")
+    with open(path, "w", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(payload["code"])
+    try:
+        code = compile(payload["code"], path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        frames.send(CHANNEL, {"kind": "compile_error", "message": f"{type(error).__name__}: {error}"[:_TEXT_KEPT]})
+        return 1
+    linecache.cache.clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == (_OWN_MODULES or "").split(".")[0]]:
+        del sys.modules[name]
+    sys.argv[:] = [path]
+    if mode == "script":
+        os.close(CHANNEL)
+        return _run_script(code, path)
+    module = types.ModuleType("solution")
+    module.__file__ = path
+    sys.modules["solution"] = module
+    if mode == "call":
+        frames.send(CHANNEL, _call(code, module, payload))
+    else:
+        remote.serve(CHANNEL, code, module)
+    _flush()
+    return 0
+
+
+def _fresh_standard_streams() -> None:
+    """Text streams over this process's own descriptors: the zygote's are gone."""
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+    sys.stdin = sys.__stdin__ = open(0, closefd=False, **options)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False, **options)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1, **options)  # noqa: SIM115
+
+
+def _run_script(code: types.CodeType, path: str) -> int:
+    """A program as `python FILE` runs it, with its exit status."""
+    module = types.ModuleType("__main__")
+    module.__file__ = path
+    sys.modules["__main__"] = module
+    status = 0
+    try:
+        exec(code, module.__dict__)
+    except SystemExit as error:
+        status = _exit_status(error.code)
+    except BaseException:
+        _print_error()
+        status = 1
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter does at its end
+        atexit._run_exitfuncs()
+    except BaseException:
+        _print_error()
+        status = status or 1
+    return status if _flush() else 120
+
+
+def _exit_status(code: Any) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _print_error() -> None:
+    try:
+        traceback.print_exc()
+    except BaseException:
+        os.write(2, b"an exception whose traceback cannot be printed\n")
+
+
+def _flush() -> bool:
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        return False
+    return True
+
+
+def _call(code: types.CodeType, module: types.ModuleType, payload: dict[str, Any]) -> dict[str, Any]:
+    """Define the module, call its function with the given arguments, describe what came."""
+    arguments = [codec.decode(form) for form in payload["args"]]
+    keywords = {name: codec.decode(form) for name, form in payload["kwargs"].items()}
+    try:
+        exec(code, module.__dict__)
+        value = remote.resolve(module, payload["fn"])(*arguments, **keywords)
+    except BaseException as error:
+        return remote.describe(error)
+    try:
+        return {"kind": "value", "value": codec.encode(value, remote.numpy_form), "nonce": payload["nonce"]}
+    except BaseException as error:
+        return {"kind": "opaque", "message": f"the function returned no plain data: {type(error).__name__}: {error}"}
+
+
+def _execute(payload: dict[str, Any], scratch: str) -> int:
+    """Become a compiled program, whose bytes follow the payload's first line."""
+    path = os.path.join(scratch, "code", "program")
+    with open(4, "rb") as file:
+        file.seek(payload["offset"])
+        binary = file.read()
+    with open(path, "wb") as file:
+        file.write(binary)
+    os.chmod(path, 0o700)
+    os.closerange(3, 8)
+    os.execv(path, [path])
+
+
+def _compile_binary(payload: dict[str, Any], scratch: str) -> int:
+    """Run a compiler over the source and send the program that it made, in hexadecimal."""
+    directory = os.path.join(scratch, "code")
+    source, program = os.path.join(directory, payload["file_name"]), os.path.join(directory, "program")
+    with open(source, "w", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(payload["code"])
+    command = [part.format(source=source, program=program) for part in payload["command"]]
+    os.set_inheritable(CHANNEL, False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode != 0:
+        message = done.stderr.decode("utf-8", "replace")[-_TEXT_KEPT:]
+        frames.send(CHANNEL, {"kind": "compile_error", "message": message})
+        return 1
+    with open(program, "rb") as file:
+        frames.send(CHANNEL, {"kind": "program", "binary": file.read().hex()})
+    return 0

@@ -1,0 +1,149 @@
+"""The process in which verifiers run: it reads jobs, answers verdicts, and may be killed at any instant.
+
+Started by `rewards.pool` as a fresh interpreter (never a fork of the trainer, which holds locks, threads and
+gigabytes). Frames in both directions are a 4-byte length and JSON: nothing that verifier code made is unpickled by
+the parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+import traceback
+from typing import Any, BinaryIO
+
+from rewards.spec import VerifierSpec, VerifierSpecError
+from rewards.verdict import BadReference, Outcome, Verdict, Verifier
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+HEADER = struct.Struct("<I")
+DETAIL_LIMIT = 20_000
+"""Characters of JSON that `Verdict.detail` may take before it is cut."""
+
+
+def encode_frame(message: Any) -> bytes:
+    """A message as length and JSON; what JSON cannot hold is sent as its repr."""
+    body = json.dumps(message, default=repr, separators=(",", ":")).encode("ascii")
+    return HEADER.pack(len(body)) + body
+
+
+def main() -> int:
+    """Serve jobs until the parent closes the pipe; the exit status is 1 when the verifiers could not be built."""
+    requests, replies = _take_private_pipes()
+    hello = _read_frame(requests)
+    if hello is None:
+        return 0
+    _die_with_parent(hello["parent"])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.path[:] = hello["sys_path"]
+    try:
+        verifiers = {name: VerifierSpec(**spec).load() for name, spec in hello["specs"].items()}
+        for verifier in verifiers.values():
+            warm_up = getattr(verifier, "warm_up", None)  # optional: slow imports before any clock runs
+            if warm_up is not None:
+                warm_up()
+        lowest = {name: float(getattr(verifier, "lowest_score", 0.0)) for name, verifier in verifiers.items()}
+    except VerifierSpecError as error:
+        _send(replies, {"failed": str(error)})
+        return 1
+    except Exception as error:
+        reason = f"a verifier could not be built: {type(error).__name__}: {error}"
+        _send(replies, {"failed": f"{reason}\n\nThe worker's traceback:\n{traceback.format_exc()}"})
+        return 1
+    _limit_memory(hello["memory_mb"])
+    _send(replies, {"ready": lowest})
+    while (jobs := _read_frame(requests)) is not None:
+        for kind, name, completion, reference in jobs:
+            reply = _run(verifiers[name], lowest[name], kind, completion, reference)
+            _send(replies, reply)
+            if reply["outcome"] == Outcome.CRASHED:
+                return 0  # memory or stack ran out inside foreign code: what is left of this process is not trusted
+    return 0
+
+
+def _run(verifier: Verifier, lowest: float, kind: str, completion: str, reference: Any) -> dict[str, Any]:
+    start = time.perf_counter()
+    try:
+        if kind == "check":
+            verifier.check_reference(reference)
+            verdict = Verdict(0.0, Outcome.CORRECT)
+        else:
+            verdict = verifier.grade(completion, reference)
+            if not isinstance(verdict, Verdict):
+                raise TypeError(f"grade returned {type(verdict).__name__} ({verdict!r:.200}), it must return a Verdict")
+    except BadReference as error:
+        verdict = Verdict(None, Outcome.BAD_REFERENCE, {"reason": str(error)})
+    except (MemoryError, RecursionError) as error:
+        verdict = Verdict(lowest, Outcome.CRASHED, {"reason": f"{type(error).__name__}: {error}"})
+    except Exception as error:
+        detail = {"reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        verdict = Verdict(None, Outcome.ERROR, detail)
+    seconds = time.perf_counter() - start
+    return {
+        "score": verdict.score,
+        "outcome": verdict.outcome,
+        "detail": _bounded(verdict.detail),
+        "seconds": round(seconds, 6),
+    }
+
+
+def _bounded(detail: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(dict(detail), default=repr))
+    if len(json.dumps(plain)) <= DETAIL_LIMIT:
+        return plain
+    share = DETAIL_LIMIT // max(1, len(plain))
+    return {key: value if len(text := json.dumps(value)) <= share else text[:share] for key, value in plain.items()}
+
+
+def _take_private_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Keep the protocol's descriptors for ourselves: whatever verifier code prints goes to standard error."""
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _read_frame(stream: BinaryIO) -> Any:
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    body = stream.read(HEADER.unpack(header)[0])
+    return json.loads(body)
+
+
+def _send(stream: BinaryIO, message: Any) -> None:
+    frame = memoryview(encode_frame(message))
+    while frame:
+        frame = frame[stream.write(frame) :]
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGKILL when the parent ends; the closed pipe does the same where there is no prctl."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(0)
+
+
+def _limit_memory(megabytes: int) -> None:
+    """Allow the address space to grow by so much beyond what the loaded verifiers take already."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            pages = int(statm.read().split()[0])
+    except FileNotFoundError:  # not Linux: count from nothing
+        pages = 0
+    limit = pages * resource.getpagesize() + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
