@@ -7,7 +7,7 @@ answers are right).
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rlvr.config.algorithm import Algorithm
 from rlvr.learn.advantages import baseline, scale
@@ -51,6 +51,21 @@ def make_samples(
     counts["reward/shaping"] = statistics.fmean(shaped) - statistics.fmean(graded) if shaped else 0.0
     counts["advantage/abs_mean"] = statistics.fmean(abs(sample.advantage) for sample in samples) if samples else 0.0
     return samples, counts
+
+
+def advantages_of(groups: Sequence[RolloutGroup], samples: Sequence[TrainingSample]) -> list[list[float | None]]:
+    """The advantage of each rollout of each group, None where it was not trained; ``samples`` are from `make_samples`."""
+    queues: dict[int, Iterator[TrainingSample]] = {
+        index: iter([sample for sample in samples if sample.group == index])
+        for index in {sample.group for sample in samples}
+    }
+    return [
+        [
+            next(queues[index]).advantage if index in queues and rollout.reward is not None else None
+            for rollout in group.rollouts
+        ]
+        for index, group in enumerate(groups)
+    ]
 
 
 def _filter(groups: Sequence[RolloutGroup], algorithm: Algorithm) -> tuple[list[Kept], dict[str, float]]:

@@ -39,9 +39,10 @@ def soft_overlong(length: int, max_tokens: int, buffer: int) -> float:
 
 
 def is_correct(rollout: Rollout) -> bool:
-    """True where a rollout has full marks: each of its verdicts, of which there is one at least, says CORRECT."""
-    outcomes = [verdict.outcome for verdict in rollout.verdicts.values()]
-    return bool(outcomes) and all(outcome is Outcome.CORRECT for outcome in outcomes)
+    """True where the first of a rollout's reward terms says CORRECT: the recipe puts the one that judges the answer
+    first, and terms for format or language behind it."""
+    first = next(iter(rollout.verdicts.values()), None)
+    return first is not None and first.outcome is Outcome.CORRECT
 
 
 def shape(rollouts_G: Sequence[Rollout], shapings: Sequence[Shaping], step: int) -> list[float]:

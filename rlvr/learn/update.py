@@ -15,13 +15,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -51,6 +50,13 @@ class Plan:
     steps: tuple[tuple[MicroBatch, ...], ...]
     over_limit: int
     """Samples longer than the limit, each in a micro-batch of its own (all ranks)."""
+
+
+class Clock(Protocol):
+    """What measures the phases of an update."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Counts the time inside the block."""
 
 
 class Learner:
@@ -89,29 +95,31 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------------------- update
 
-    def update(self, samples: Sequence[TrainingSample] | None) -> dict[str, float]:
+    def update(self, samples: Sequence[TrainingSample] | None, *, clock: Clock | None = None) -> dict[str, float]:
         """Train on one batch of rollouts; rank 0 passes the samples, all ranks get the metrics.
+
+        ``clock`` is told the phases pack, old_logprobs, ref_logprobs, forward_backward and optimizer.
 
         Raises `NonFiniteError` as ``learner.non_finite`` says, `ValueError` for samples that cannot be trained, and on
         all other ranks `RuntimeError` if rank 0 raised.
         """
-        return self._run(samples, self.objective)
+        return self._run(samples, self.objective, clock or _NoClock())
 
     def sft_update(self, samples: Sequence[TrainingSample] | None) -> dict[str, float]:
         """One optimiser step of supervised fine-tuning: the mean negative log-likelihood of the trained tokens."""
-        return self._run(samples, NegativeLogLikelihood())
+        return self._run(samples, NegativeLogLikelihood(), _NoClock())
 
-    def _run(self, samples: Sequence[TrainingSample] | None, objective: Objective) -> dict[str, float]:
-        clock = _Clock(self.accelerator.device)
-        plan = self._share(samples, objective)
-        clock.lap("pack")
-        steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
-        if objective.needs_old:
-            steps = [[self._with(batch, "old_logprobs", self.backend.module, objective) for batch in s] for s in steps]
-            clock.lap("old_logprobs")
-        if objective.needs_ref:
-            steps = [[self._with(batch, "ref_logprobs", self.reference, objective) for batch in s] for s in steps]
-            clock.lap("ref_logprobs")
+    def _run(self, samples: Sequence[TrainingSample] | None, objective: Objective, clock: Clock) -> dict[str, float]:
+        with clock.phase("pack"):
+            plan = self._share(samples, objective)
+            steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
+        for needed, field, module in (
+            (objective.needs_old, "old_logprobs", self.backend.module),
+            (objective.needs_ref, "ref_logprobs", self.reference),
+        ):
+            if needed:
+                with self._phase(clock, field):
+                    steps = [[self._with(batch, field, module, objective) for batch in step] for step in steps]
         meter = Meter(self.accelerator.device)
         outcomes = [
             self._step(step, objective, meter, clock, first=epoch == 0 and (objective.needs_old or place == 0))
@@ -121,11 +129,10 @@ class Learner:
         return {
             **_metrics(meter.totals(), outcomes, objective),
             **self._sizes(steps, plan.over_limit),
-            **{f"time/learner_{name}": seconds for name, seconds in clock.seconds.items()},
         }
 
     def _step(
-        self, batches: Sequence[MicroBatch], objective: Objective, meter: Meter, clock: _Clock, *, first: bool
+        self, batches: Sequence[MicroBatch], objective: Objective, meter: Meter, clock: Clock, *, first: bool
     ) -> dict[str, float]:
         """One optimiser step over this rank's micro-batches; says what it did."""
         lr = learning_rate(self.updates, self.total_updates, self.config.lr, self.config.schedule)
@@ -134,28 +141,35 @@ class Learner:
             return {"lr": lr, "empty": 1.0}
         self.backend.prepare_step(lr=lr)
         total = torch.zeros((), device=self.accelerator.device, dtype=torch.float64)
-        for place, batch in enumerate(batches):
-            with self.backend.accumulate(last=place == len(batches) - 1):
-                logprobs, entropy = self.backend.module(
-                    batch.ids, batch.positions, batch.targets, batch.loss_mask, objective.temperature
-                )
-                loss = objective.loss(batch, logprobs, entropy, meter, first)
-                clock.lap("forward")
-                self.backend.backward(loss)
-                clock.lap("backward")
-            total += loss.detach()
-        if dist.is_initialized():
-            dist.all_reduce(total)
-        outcome = {"lr": lr, "loss": float(total), "grad_norm": self.backend.clip()}
-        bad = [f"{name} is {outcome[name]}" for name in ("loss", "grad_norm") if not math.isfinite(outcome[name])]
-        if not bad:
-            self.backend.step()
-        elif self.config.non_finite == "stop":
-            raise NonFiniteError(self._explain(bad))
-        else:
-            outcome = {"lr": lr, "non_finite": 1.0}
-        clock.lap("optimizer")
+        with self._phase(clock, "forward_backward"):
+            for place, batch in enumerate(batches):
+                with self.backend.accumulate(last=place == len(batches) - 1):
+                    logprobs, entropy = self.backend.module(
+                        batch.ids, batch.positions, batch.targets, batch.loss_mask, objective.temperature
+                    )
+                    loss = objective.loss(batch, logprobs, entropy, meter, first)
+                    self.backend.backward(loss)
+                total += loss.detach()
+        with self._phase(clock, "optimizer"):
+            if dist.is_initialized():
+                dist.all_reduce(total)
+            outcome = {"lr": lr, "loss": float(total), "grad_norm": self.backend.clip()}
+            bad = [f"{name} is {outcome[name]}" for name in ("loss", "grad_norm") if not math.isfinite(outcome[name])]
+            if not bad:
+                self.backend.step()
+            elif self.config.non_finite == "stop":
+                raise NonFiniteError(self._explain(bad))
+            else:
+                outcome = {"lr": lr, "non_finite": 1.0}
         return outcome
+
+    @contextmanager
+    def _phase(self, clock: Clock, name: str) -> Iterator[None]:
+        """A phase of the clock that ends when the device has done its work: time is charged to who caused it."""
+        with clock.phase(name):
+            yield
+            if self.accelerator.device.type == "cuda":
+                torch.cuda.synchronize(self.accelerator.device)
 
     def _explain(self, bad: list[str]) -> str:
         """What was not finite, in words; all ranks see the same loss and norm and stop together."""
@@ -305,25 +319,16 @@ class Learner:
             )
 
 
-class _Clock:
-    """Seconds by phase; a lap waits for the device, so that time is charged to who caused it."""
+class _NoClock:
+    """Measures nothing."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._last = device, time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
-        self._last = now
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
         "python": random.getstate(),
     }
     if device.type == "cuda":
@@ -333,7 +338,6 @@ def _random_states(device: torch.device) -> dict[str, Any]:
 
 def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
-    np.random.set_state(states["numpy"])
     random.setstate(states["python"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
@@ -362,7 +366,7 @@ def _metrics(total: dict[str, float], outcomes: list[dict[str, float]], objectiv
             metrics[name] = total[source] / tokens
     if "mismatch_n" in total:
         metrics["mismatch/abs"] = total["mismatch_abs"] / first
-        metrics["mismatch/k3"] = total["mismatch_k3"] / first
+        metrics["mismatch/kl"] = total["mismatch_k3"] / first
         metrics["mismatch/ratio_max"] = total["mismatch_rho"]
         squares = total["mismatch_squares"]
         metrics["mismatch/ess"] = total["mismatch_sum"] ** 2 / (first * squares) if squares else 1.0
