@@ -22,10 +22,18 @@ from rlvr.tasks.rows import ProblemError
 
 GENERATE = """
 import json, sys
-import reasoning_gym
-job = json.load(sys.stdin)
+import numpy, reasoning_gym
+
+def plain(value):
+    if isinstance(value, numpy.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {plain(key): plain(one) for key, one in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple, set) else value
+
+job, out, sys.stdout = json.load(sys.stdin), sys.stdout, sys.stderr
 for entry in reasoning_gym.create_dataset(job["dataset"], size=job["size"], seed=job["seed"], **job["config"]):
-    print(json.dumps(repr(dict(entry))))
+    print(json.dumps(repr(plain(dict(entry)))), file=out)
 """
 
 
