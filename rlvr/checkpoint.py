@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -56,7 +58,8 @@ class Checkpoint:
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What `StateRegister.state_dict` returned, tensors on the CPU."""
-        return torch.load(self.path / _STATE, map_location="cpu", weights_only=True)
+        state: dict[str, dict[str, Any]] = torch.load(self.path / _STATE, map_location="cpu", weights_only=True)
+        return state
 
 
 def save(
@@ -64,45 +67,77 @@ def save(
     step: int,
     write_policy: Callable[[Path], None],
     register: StateRegister,
+    accelerator: Accelerator,
     *,
     extra: Mapping[str, Any] | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of `step` into run folder `folder` and remove all but the newest `keep`.
+    """Write the checkpoint of `step` into run folder `folder` and remove all but the newest `keep`; all ranks call it.
 
     `write_policy` puts the policy's files into the empty folder it is given; `extra` must be JSON. Raises
-    `CheckpointError` if the disk does not take it: the checkpoints that were there before are then untouched.
+    `CheckpointError` on every rank if the disk does not take it: the checkpoints that were there before are then
+    untouched.
     """
     root = folder / "checkpoints"
     draft, target = root / f".draft_step_{step:06d}", root / f"step_{step:06d}"
-    state = register.state_dict()
-    _check_loadable(state, "state")
+    state = register.state_dict()  # collective: the learner gathers what is spread over ranks
+    is_main = accelerator.is_main_process
+    if is_main:
+        _check_loadable(state, "state")
+    problem = None
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        for leftover in root.glob(".draft_*"):
-            shutil.rmtree(leftover)
-        draft.mkdir()
-        write_policy(draft)
-        with (draft / _STATE).open("wb") as file:  # given a path, torch reports a full disk as a failed assertion
-            torch.save(state, file)
-        _seal(draft, step, extra or {})
-        _rename(draft, target)
-        _point_latest(root, target.name)
+        if is_main:
+            _clear(root, draft)
+        write_policy(draft)  # collective
+        if is_main:
+            with (draft / _STATE).open("wb") as file:  # given a path, torch reports a full disk as a failed assertion
+                torch.save(state, file)
+            _seal(draft, step, extra or {})
+            _rename(draft, target)
+            _point_latest(root, target.name)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(_why_not_written(root, step, error)) from error
-    for _, old in _found(root)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        problem = _why_not_written(root, step, error)
+    if (problem := _from_main(problem, accelerator)) is not None:
+        raise CheckpointError(problem)
+    if is_main:
+        for _, old in _found(root)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def load_latest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of a run folder; None if there is none at all.
+def load_latest(folder: Path, say: Callable[[str], None], accelerator: Accelerator) -> Checkpoint | None:
+    """The newest whole checkpoint of a run folder; None if there is none at all. All ranks call it, the main decides.
 
     A damaged one is named to `say`, renamed to ``step_NNNNNN.damaged`` and passed over for the one before it. Raises
     `CheckpointError` if all are damaged: a run must not start anew by accident.
     """
-    root = folder / "checkpoints"
+    found: Checkpoint | str | None = None
+    if accelerator.is_main_process:
+        try:
+            found = _newest_whole(folder / "checkpoints", say)
+        except CheckpointError as error:
+            found = str(error)
+    found = _from_main(found, accelerator)
+    if isinstance(found, str):
+        raise CheckpointError(found)
+    return found
+
+
+def restore(checkpoint: Checkpoint | None, register: StateRegister, accelerator: Accelerator) -> None:
+    """Give every owner in the register its state back; ranks other than the main one restore the owners they have.
+
+    Without a checkpoint nothing changes. Raises `ValueError` if the checkpoint does not fit the run.
+    """
+    if checkpoint is None:
+        return
+    saved = checkpoint.state()
+    if not accelerator.is_main_process:
+        saved = {name: entry for name, entry in saved.items() if name in register.names()}
+    register.load_state_dict(saved)
+
+
+def _newest_whole(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
     _recover(root)
     damaged = []
     for _, path in _found(root):
@@ -144,6 +179,21 @@ def verify(path: Path) -> Checkpoint:
         if found != wanted:
             raise DamagedCheckpoint(f"checkpoint {path}: {name} is damaged (its hash is not the manifest's)")
     return Checkpoint(path=path, step=manifest["step"], extra=manifest["extra"])
+
+
+def _from_main(value: Any, accelerator: Accelerator) -> Any:
+    """What the main process holds, on every rank."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def _clear(root: Path, draft: Path) -> None:
+    """Make an empty draft, and remove what interrupted saves left."""
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".draft_*"):
+        shutil.rmtree(leftover)
+    draft.mkdir()
 
 
 def _seal(draft: Path, step: int, extra: Mapping[str, Any]) -> None:

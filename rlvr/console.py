@@ -20,7 +20,7 @@ def step_line(step: int, last: int, metrics: Mapping[str, float]) -> str:
     """One step in one line of plain text; what was not measured is left out.
 
     Example: ``step  12/60  reward 0.431 +-0.035  correct 43% wrong 50%  groups 5 mixed 8 all 3 none of 16
-    231 tok (4% cut)  512 tok/s  grad 0.41  kl 3.1e-03  21.4 s``
+    231 tok (4% cut)  512 tok/s  grad 0.41  mismatch 3.1e-03  21.4 s``
     """
     parts = [f"step {step:>{len(str(last))}}/{last}"]
     if "reward/mean" in metrics:
@@ -35,8 +35,8 @@ def step_line(step: int, last: int, metrics: Mapping[str, float]) -> str:
         parts.append(f"{metrics['length/mean']:.0f} tok" + (f" ({cut:.0%} cut)" if cut >= _SMALL else ""))
     for key, form in (
         ("tokens/per_second", "{:.0f} tok/s"),
-        ("update/grad_norm", "grad {:.3g}"),
-        ("mismatch/kl", "kl {:.1e}"),
+        ("learner/grad_norm", "grad {:.3g}"),
+        ("mismatch/k3", "mismatch {:.1e}"),
         ("time/step", "{:.1f} s"),
     ):
         if key in metrics:

@@ -39,8 +39,10 @@ class JsonLines:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
-            os.ftruncate(self._file, size)
             raise LineWriteError(error.errno, f"{self.path} cannot be written: {error.strerror or error}") from error
+        finally:
+            if data:  # a full disk or Ctrl-C has torn a line
+                os.ftruncate(self._file, size)
 
     def truncate_after(self, step: int) -> int:
         """Remove the lines of all later steps; returns how many there were."""

@@ -26,7 +26,8 @@ PHASES = (
     "pack",
     "old_logprobs",
     "ref_logprobs",
-    "forward_backward",
+    "forward",
+    "backward",
     "optimizer",
     "sync",
     "eval",
@@ -141,10 +142,7 @@ def _length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 def sample_metrics(samples: Sequence[TrainingSample]) -> dict[str, float]:
     """What the learner is given, after groups were left out and answers masked."""
-    return {
-        "tokens/trained": float(sum(sample.trained_tokens for sample in samples)),
-        "advantage/max_abs": max((abs(sample.advantage) for sample in samples), default=0.0),
-    }
+    return {"advantage/abs_max": max((abs(sample.advantage) for sample in samples), default=0.0)}
 
 
 def memory_metrics() -> dict[str, float]:
@@ -166,6 +164,13 @@ def throughput_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return result
 
 
+def _now() -> float:
+    """Seconds; waits for the GPU first, so that its time is charged to the phase that caused it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class StepClock:
     """Divides the wall clock of a step among its phases, so that the parts add up to the whole.
 
@@ -174,8 +179,8 @@ class StepClock:
     after `lap` counts in the next step.
     """
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now = now
+    def __init__(self, now: Callable[[], float] | None = None) -> None:
+        self._now = now = now or _now
         self._spent = dict.fromkeys(PHASES, 0.0)
         self._beside = dict.fromkeys(OVERLAPS, 0.0)
         self._running: list[str] = []

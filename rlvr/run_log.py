@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import math
 import os
 import shutil
@@ -42,6 +43,12 @@ class RunLogError(RuntimeError):
 def run_folder(recipe: Recipe) -> Path:
     """Where a run of this recipe keeps everything."""
     return Path(recipe.run.output) / recipe.name
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, in order; a torn last one is left out."""
+    lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1]]
 
 
 class RunLog:
