@@ -22,7 +22,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import frames, landlock, linux, runner
+from . import frames, landlock, linux, runner, seccomp
 from .limits import Level, Limits
 
 SAMPLE_SECONDS = 0.04
@@ -73,12 +73,13 @@ def refusal(reason: str) -> bytes:
 def keep(host: Host, limits: Limits, given: Descriptors) -> NoReturn:
     """The keeper: start the program, watch it, end it, report; never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     scratch = host.scratch
     try:
         if host.level == Level.FULL:
             options = f"size={limits.files_mb}m,nr_inodes=8192,mode=700"
             linux.mount("tmpfs", scratch, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
-            linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+            _mount_proc()
         else:
             linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
             scratch = os.path.join(host.scratch, str(os.getpid()))
@@ -103,6 +104,15 @@ def keep(host: Host, limits: Limits, given: Descriptors) -> NoReturn:
     if host.level != Level.FULL:
         shutil.rmtree(scratch, ignore_errors=True)
     os._exit(0)
+
+
+def _mount_proc() -> None:
+    """This pid namespace's own /proc; processes only, where the kernel can leave the rest out (Linux 5.8)."""
+    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    try:
+        linux.mount("proc", "/proc", "proc", flags, "subset=pid")
+    except OSError:
+        linux.mount("proc", "/proc", "proc", flags)
 
 
 def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any]:
@@ -253,7 +263,9 @@ def _confine(host: Host, limits: Limits, scratch: str) -> None:
         readable = ("/",) if host.level == Level.FULL else host.readable
         landlock.restrict(host.landlock_abi, readable, (scratch, "/dev/null", "/dev/zero", "/dev/full"))
     if host.seccomp is not None:
-        linux.set_seccomp_filter(host.seccomp)
+        unscoped = host.level == Level.LANDLOCK and host.landlock_abi < 6  # then the filter keeps signals in
+        linux.set_seccomp_filter(seccomp.build_filter(os.getpid()) if unscoped else host.seccomp)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _set_rlimits(host: Host, limits: Limits) -> None:
@@ -287,4 +299,3 @@ def _processes_of(user: int) -> int:
         except OSError:
             continue
     return count
-

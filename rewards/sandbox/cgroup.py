@@ -25,7 +25,9 @@ class ControlGroup:
         name = f"{PREFIX}{os.getpid()}"
         for version, controller, parent in _parents():
             if version == 1:
-                values = {"memory": {"memory.limit_in_bytes": memory_bytes}, "pids": {"pids.max": processes}}[controller]
+                values = {"memory": {"memory.limit_in_bytes": memory_bytes}, "pids": {"pids.max": processes}}[
+                    controller
+                ]
             else:
                 values = {"memory.max": memory_bytes, "memory.swap.max": 0, "pids.max": processes}
             _remove_stale(parent)

@@ -24,9 +24,10 @@ from typing import Any, Self
 from . import frames
 from .limits import Level, Limits, Report, SandboxError
 
-GRACE_SECONDS = 15.0
+GRACE_SECONDS = 10.0
 """How much later than its limit a case may report before the sandbox itself is taken for broken."""
 START_SECONDS = 60.0
+STOP_SECONDS = 10.0
 _PACKAGE = Path(__file__).resolve().parent
 _ENTRY = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.zygote import main; main(int(sys.argv[2]))"
 
@@ -51,13 +52,10 @@ class CaseResult:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run: a payload for `runner.run`, its standard input, and a channel of its own if it is not to report."""
+    """One run: a payload for `runner.run` and its standard input."""
 
     payload: dict[str, Any]
-    stdin: bytes | int = b""
-    """Bytes, or a descriptor (which stays the caller's)."""
-    channel: int | None = None
-    """A descriptor that takes the place of the result channel."""
+    stdin: bytes = b""
     blob: bytes = b""
     """Bytes that follow the payload's line."""
 
@@ -103,30 +101,33 @@ class Sandbox:
             assert self._report is not None
             return self._report
 
-    def run(self, *jobs: Job, limits: Limits | None = None) -> list[CaseResult]:
-        """Run jobs at the same time, each in its own isolation; the results in order.
+    def run(self, job: Job, limits: Limits | None = None) -> CaseResult:
+        """Run one job. Raises `SandboxError` when the sandbox fails twice: then nothing is known of the program."""
+        return self._run_retrying([job], limits or self.limits)[0]
 
-        Raises `SandboxError` when the sandbox fails twice in a row: then nothing is known of the programs.
+    def run_linked(self, candidate: Job, referee: Job, limits: Limits | None = None) -> tuple[CaseResult, CaseResult]:
+        """Run a candidate and its referee at the same time, each in its own isolation, with a channel between them.
+
+        The channel takes the place of the candidate's result channel and of the referee's standard input.
         """
-        try:
-            return self._run_once(jobs, limits or self.limits)
-        except SandboxError:
-            self.close()
-            self.restarts += 1
-            return self._run_once(jobs, limits or self.limits)
+        first, second = self._run_retrying([candidate, referee], limits or self.limits)
+        return first, second
 
     def close(self) -> None:
         """End the jail and everything in it. Safe to call twice."""
         with self._lock:
-            if self._control is not None:
-                self._control.close()
-            if self._process is not None and self._owner == os.getpid():
-                try:
-                    self._process.wait(10)
-                except subprocess.TimeoutExpired:
-                    self._process.kill()
-                    self._process.wait()
-            self._control = self._process = self._report = None
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None and self._owner == os.getpid():
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._control = self._process = self._report = None
 
     def __enter__(self) -> Self:
         return self
@@ -202,8 +203,7 @@ class Sandbox:
         self._report = Report(level, answer["ready"])
         trial = self._run_locked([Job({"mode": "script", "code": "print(6 * 7)"})], Limits())[0]
         if trial.stdout != b"42\n":
-            self._control.close()
-            process.wait()
+            self._stop()
             raise SandboxError(f"a trial program did not run: {trial}")
 
     def _configuration(self, level: Level) -> dict[str, Any]:
@@ -220,23 +220,33 @@ class Sandbox:
 
     # -- running -------------------------------------------------------------------------------------------------
 
-    def _run_once(self, jobs: Sequence[Job], limits: Limits) -> list[CaseResult]:
+    def _run_retrying(self, jobs: Sequence[Job], limits: Limits) -> list[CaseResult]:
         with self._lock:
             self._ensure_started()
-            return self._run_locked(jobs, limits)
+            try:
+                return self._run_locked(jobs, limits)
+            except SandboxError:
+                self._stop()
+                self.restarts += 1
+                self._ensure_started()
+                return self._run_locked(jobs, limits)
 
     def _run_locked(self, jobs: Sequence[Job], limits: Limits) -> list[CaseResult]:
-        running: list[_Running] = []
+        """Run one job, or a candidate and its referee."""
+        running = [_Running(job, limits) for job in jobs]
+        ends = socket.socketpair() if len(jobs) == 2 else ()
         try:
-            for job in jobs:
-                running.append(_Running(job, limits))
-                running[-1].launch(self._control)
+            for index, case in enumerate(running):
+                link = ends[index].detach() if ends else None
+                case.launch(self._control, channel=link if index == 0 else None, stdin=link if index == 1 else None)
             _collect(running, time.monotonic() + limits.wall_seconds + GRACE_SECONDS)
         except OSError as error:
             raise SandboxError(f"the sandbox failed: {error}") from error
         finally:
             for case in running:
                 case.close()
+            for end in ends:
+                end.close()
         return [case.result for case in running]
 
 
@@ -252,18 +262,12 @@ class _Running:
         self._life = -1
         self.streams: dict[int, tuple[str, bytearray]] = {}
 
-    def launch(self, control: socket.socket) -> None:
-        """Make the descriptors and hand the case to the zygote."""
+    def launch(self, control: socket.socket, channel: int | None, stdin: int | None) -> None:
+        """Make the descriptors, taking over `channel` and `stdin` if given, and hand the case to the zygote."""
         self._given.append(self._file(json.dumps(self._job.payload).encode() + b"\n" + self._job.blob))
-        if isinstance(self._job.stdin, int):
-            self._given.append(os.dup(self._job.stdin))
-        else:
-            self._given.append(self._file(self._job.stdin))
-        for name in ("stdout", "stderr", "channel"):
-            if name == "channel" and self._job.channel is not None:
-                self._given.append(os.dup(self._job.channel))
-            else:
-                self._given.append(self._stream(name))
+        self._given.append(self._file(self._job.stdin) if stdin is None else stdin)
+        self._given += [self._stream("stdout"), self._stream("stderr")]
+        self._given.append(self._stream("channel") if channel is None else channel)
         self._given.append(self._stream("status"))
         life, self._life = os.pipe()
         self._owned.append(self._life)
@@ -300,7 +304,9 @@ class _Running:
             return True
         if not chunk:
             return False
-        limit = frames.LIMIT if name == "channel" and self._job.payload["mode"] == "compile" else self._limits.output_bytes
+        limit = (
+            frames.LIMIT if name == "channel" and self._job.payload["mode"] == "compile" else self._limits.output_bytes
+        )
         if len(content) < limit:
             content += chunk
         if len(content) >= limit and self.result.overflow is None:

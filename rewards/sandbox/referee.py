@@ -225,6 +225,9 @@ class Link:
             if kind == "exit":
                 self.fault = {"kind": "exit", "message": f"the candidate left by {str(answer.get('types'))[:80]}"}
                 raise CandidateGone
+            if kind == "compile_error":
+                self.fault = {"kind": kind, "message": str(answer.get("message"))[:_TEXT_KEPT]}
+                raise CandidateGone
             self._lose(f"an answer of kind {str(kind)[:40]!r}")
 
     def _raise(self, answer: dict[str, Any]) -> NoReturn:
