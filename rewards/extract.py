@@ -27,6 +27,7 @@ BRACES = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(\{)?|\\[^a-zA-Z]|[{}]")
 FILLER = re.compile(r"\\[()\[\],;:! ]|\\q?quad|\\text(?:rm|bf|it)?|\\mathrm|\\mbox|[\s${}~]+|\*\*")
 JOINERS = frozenset({"", ",", ";", "and", "&", ",and", ";and"})
 HEDGES = frozenset({"or", ",or", "or/and", "and/or", ";or", "/"})
+LOOSE_JOINER = re.compile(r"^[^.\n]{0,40}\band\b[\s}$]*\Z")
 NEGATED = re.compile(r"\b(?:not|isn't|n't)\s*(?:equal\s+to|be)?\s*[\s$(\\\[]*\Z", re.IGNORECASE)
 CLAIM = re.compile(
     r"(?:\banswer\b|\bresult\b)[^.\n]{0,40}?(?:\bis\b|\bbe\b|:|=)\W{0,6}?\s*(?P<claim>[-−]?\s*[\d\\.(\[{][^\n$]{0,80})",
@@ -131,8 +132,11 @@ def _boxed(text: str) -> Extraction:
     return Extraction(answer)
 
 
-def _together(text: str, boxes: list[Box]) -> tuple[list[Box], bool]:
-    """The boxes that stand together with the last one, and whether an "or" joins some of them."""
+def _together(text: str, boxes: list[Box], loosely: bool = False) -> tuple[list[Box], bool]:
+    """The boxes that stand together with the last one, and whether an "or" joins some of them.
+
+    Loosely: a few words around the "and" do no harm, as in "\\boxed{1} for part (a) and \\boxed{2}".
+    """
     group = [boxes[-1]]
     hedged = False
     for box in reversed(boxes[:-1]):
@@ -144,7 +148,7 @@ def _together(text: str, boxes: list[Box]) -> tuple[list[Box], bool]:
         joiner = FILLER.sub("", between).lower()
         if joiner in HEDGES:
             hedged = True
-        elif joiner not in JOINERS:
+        elif joiner not in JOINERS and not (loosely and LOOSE_JOINER.search(between)):
             break
         group.insert(0, box)
     return group, hedged
@@ -202,9 +206,10 @@ ANSWER = re.compile(rf"(?:{ANSWER_WORDS})(?P<rest>[^\n]*)", re.IGNORECASE)
 LEAD = re.compile(r"\W{0,4}(?:is|est|es|ist|was|be|:|：|=|是|为|為|هو|هي)[\s:：*]*", re.IGNORECASE)
 LATEX = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)", re.DOTALL)
 NUMBER = re.compile(
-    r"(?<![\w.])[-−+]?(?:\d{1,3}(?:[,  ]\d{3})+(?:\.\d+)?(?!\d)|\d+(?:[.,]\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?|\.\d+)"
+    r"(?<![A-Za-z0-9_.])[-−+]?(?:\d{1,3}(?:[,  ]\d{3})+(?:\.\d+)?(?!\d)|\d+(?:[.,]\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?|\.\d+)"
     r"(?:\s*(?:\\?%|percent|pct))?"
 )
+DECIMAL_COMMA = re.compile(r"^(-?(?:\d+(?=,\d{1,2}\b|,\d{4,}\b)|0)),(\d+)(?=\s*(?:%|\Z))")
 CHOICE = re.compile(r"(?<![A-Za-z'’])\(?([A-J])\)?(?![A-Za-z'’])")
 
 
@@ -218,13 +223,14 @@ def candidates(text: str, choice: bool = False) -> Iterator[str]:
     boxes = [box for box in find_boxed(said) if box.content]
     finals = list(FINAL.finditer(said))
     if boxes and not (finals and finals[-1].start() > boxes[-1].start and not find_boxed(finals[-1].group())):
-        group, _ = _together(said, [box for box in boxes if box.content is not None])
+        group, _ = _together(said, [box for box in boxes if box.content is not None], loosely=True)
         yield ", ".join(dict.fromkeys((box.content or "").strip() for box in group))
     phrases = [match.group("rest") for match in finals[-1:]] + [m.group("rest") for m in list(ANSWER.finditer(said))[-1:]]
     if choice:
         yield from _letters(said, phrases)
         return
-    yield said.strip()  # the whole text is often the answer itself
+    if not re.search(r"(?<![\\A-Za-z{])[A-Za-z]{4,}", said):
+        yield said.strip()  # the whole text is the answer itself
     for phrase in phrases:
         yield from _pieces(phrase, last=False)
     yield from _pieces(said, last=True)
@@ -243,12 +249,20 @@ def _letters(said: str, phrases: list[str]) -> Iterator[str]:
 def _pieces(text: str, last: bool) -> Iterator[str]:
     """The parts of a sentence that could be meant: what follows "is", its formulas, its numbers."""
     lead = LEAD.match(text)
-    if lead:
-        yield text[lead.end() :].strip().rstrip(".")
+    if not last:
+        yield text[lead.end() if lead else 0 :].strip(' \n\t."\\')
+        _, verb, rest = text.rpartition(" is ")
+        if verb:
+            yield rest.strip().rstrip(".")
     formulas = [next(group for group in match.groups() if group is not None) for match in LATEX.finditer(text)]
-    numbers = [match.group() for match in NUMBER.finditer(LATEX.sub(" ", text))]
+    numbers = [match.group() for match in NUMBER.finditer(LATEX.sub(" ", text))] or NUMBER.findall(text)
     if formulas:
         yield formulas[-1]
     if numbers:
         number = numbers[-1] if last else numbers[0]
-        yield re.sub(r"(?<=\d),(?=\d{1,2}\b|\d{4,}\b)|^0,", lambda match: match.group().replace(",", "."), number)
+        yield decimal_comma(number)
+
+
+def decimal_comma(text: str) -> str:
+    """``2,74`` and ``0,111`` with a point; ``1,234`` stays, its comma separates thousands."""
+    return DECIMAL_COMMA.sub(r"\1.\2", text)

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from fractions import Fraction
 from typing import Any
 
-from rewards.extract import MODES, candidates, check_mode, extract, find_boxed
+from rewards.extract import candidates, check_mode, extract
 from rewards.mathematics.nodes import TooLarge, Unreadable
 from rewards.mathematics.reader import Reading, choice_of_answer, choice_of_reference, read, words
 from rewards.verdict import BadReference, Outcome, Verdict
@@ -97,10 +97,10 @@ class MathVerifier:
     def _grade_lenient(self, completion: str, gold: str) -> Verdict:
         """The first candidate that can be read decides; later ones are no second chance."""
         letter = choice_of_reference(gold)
-        for candidate in candidates(completion, choice=letter is not None):
-            if letter is None and not self._is_readable(candidate):
-                continue
-            return self.grade_answer(candidate, gold)
+        found = list(dict.fromkeys(candidates(completion, choice=letter is not None)))
+        readable = found if letter is not None else [text for text in found if self._is_readable(text)]
+        for candidate in (readable or found)[:1]:
+            return self.grade_answer(candidate, re.sub(r"^[\s$]*0,(?=\d+[\s$]*$)", "0.", gold))
         return Verdict(0.0, Outcome.NO_ANSWER, {"reason": "nothing that could be an answer"})
 
     def _is_readable(self, text: str) -> bool:
@@ -200,19 +200,24 @@ def _plain_verdict(answer: str, gold: str) -> bool | None:
     """The verdict where both sides are the same string or plain numbers; None where they are not."""
     if answer == gold:
         return True
-    a, b = _plain_number(answer), _plain_number(gold)
+    a = _plain_number(answer)
+    b = _plain_number(gold) if a is not None else None
     if a is None or b is None:
         return None
     if a == b:
         return True
-    if "." in answer + gold or "," in answer + gold:
-        return None  # rounding and lists have rules of their own
+    if "," in gold:
+        return None  # it may be a list
+    if ("." in gold) != ("." in answer) and ("/" in gold + answer or "f" in gold + answer):
+        return None  # a fraction and a decimal: the rule for rounding decides
     return False
 
 
-def _plain_number(text: str) -> Fraction | None:
+def _plain_number(text: str) -> Fraction | int | None:
     if len(text) > MAX_PLAIN:
         return None
+    if text.isdigit() and text.isascii():
+        return int(text)
     if PLAIN.match(text):
         return Fraction(text.replace(",", ""))
     match = SIMPLE_FRACTION.match(text)
@@ -224,5 +229,3 @@ def _plain_number(text: str) -> Fraction | None:
         return None
     return Fraction(int(sign + (top or plain_top)), denominator)
 
-
-__all__ = ["MODES", "MathVerifier", "find_boxed"]

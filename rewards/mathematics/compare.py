@@ -143,7 +143,7 @@ class Comparison:
         return not left
 
     def _tuples(self, gold: Node, answer: Node) -> bool:
-        if len(expand(gold)) > 1 or len(expand(answer)) > 1:
+        if len(expand(gold)) > 1 or (answer.op == "tuple" and len(expand(answer)) > 1):
             return self._collections(Node("list", expand(gold)), Node("list", expand(answer)))
         members = answer.args
         if answer.op == "tuple":
@@ -234,6 +234,11 @@ def _region_of_relation(members: tuple[Node, ...], operators: tuple[str, ...]) -
     if operators == ("in",) and members[0].op == "sym":
         inner = to_region(members[1])
         return Region(members[0].value, inner.pieces) if inner else None
+    distances = [at for at, member in enumerate(members) if _is_distance(member)]
+    if len(distances) == 1:
+        at = distances[0]
+        inner = _region_of_relation((*members[:at], members[at].args[0], *members[at + 1 :]), operators)
+        return _mirrored(inner) if inner else None
     variables = [at for at, member in enumerate(members) if member.op == "sym"]
     if not variables or any(operator not in ("<", "<=", "!=") for operator in operators):
         return None
@@ -250,6 +255,19 @@ def _region_of_relation(members: tuple[Node, ...], operators: tuple[str, ...]) -
     low, low_closed = (members[at - 1], operators[at - 1] == "<=") if at else (neg(INFINITY), False)
     high, high_closed = (members[at + 1], operators[at] == "<=") if at + 1 < len(members) else (INFINITY, False)
     return Region(variable, (Piece(low, high, low_closed, high_closed),))
+
+
+def _is_distance(node: Node) -> bool:
+    return node.op == "fn" and node.value == "abs" and node.args[0].op == "sym"
+
+
+def _mirrored(region: Region) -> Region:
+    """What x may be where |x| lies in a region of one interval."""
+    (piece,) = region.pieces[:1]
+    if piece.low == neg(INFINITY):
+        return Region(region.variable, (Piece(neg(piece.high), piece.high, piece.high_closed, piece.high_closed),))
+    left = Piece(neg(piece.high), neg(piece.low), piece.high_closed, piece.low_closed)
+    return Region(region.variable, (left, piece))
 
 
 def _same_piece(gold: Piece, answer: Piece) -> bool:

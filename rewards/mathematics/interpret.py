@@ -28,6 +28,23 @@ def interpret(node: Node) -> Node:
             return Node(node.op, tuple(interpret(arg) for arg in node.args), node.value)
         case "rel":
             return _relation(node)
+        case "add" | "mul":
+            return _matrix_arithmetic(node)
+    return node
+
+
+def _matrix_arithmetic(node: Node) -> Node:
+    """Sums of matrices of one shape and multiples of a matrix, done cell by cell; everything else as it is."""
+    args = tuple(_matrix_arithmetic(arg) for arg in node.args)
+    matrices = [arg for arg in args if arg.op == "matrix"]
+    if not matrices:
+        return node
+    shape = matrices[0].value
+    if node.op == "add" and len(matrices) == len(args) and all(matrix.value == shape for matrix in matrices):
+        return Node("matrix", tuple(Node("add", cells) for cells in zip(*(m.args for m in matrices), strict=True)), shape)
+    if node.op == "mul" and len(matrices) == 1:
+        factors = tuple(arg for arg in args if arg.op != "matrix")
+        return Node("matrix", tuple(Node("mul", (*factors, cell)) for cell in matrices[0].args), shape)
     return node
 
 

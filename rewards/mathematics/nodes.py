@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 
@@ -49,6 +50,7 @@ class Node(NamedTuple):
     value: Any = None
 
 
+@lru_cache(maxsize=4096)
 def num(value: int | Fraction) -> Node:
     """A number node."""
     return Node("num", (), Fraction(value))

@@ -47,42 +47,96 @@ SYMBOLS = {
 }
 # Escapes that JSON or Python has eaten: "\text" read as tab + "ext", "\frac" as form feed + "rac".
 EATEN = [
-    (re.compile("\t(?=ext|an|imes|heta|frac|o\\b)"), r"\\t"),
-    (re.compile("\x0c(?=rac)"), r"\\f"),
-    (re.compile("\x08(?=oxed|egin|inom|eta)"), r"\\b"),
-    (re.compile("\r(?=ight|angle|ceil|floor)"), r"\\r"),
-    (re.compile("\x0b(?=ec|matrix)"), r"\\v"),
+    (re.compile("\\\\?\t(?=ext|an|imes|heta|frac|o\\b)"), r"\\t"),
+    (re.compile("\\\\?\x0c(?=rac)"), r"\\f"),
+    (re.compile("\\\\?\x08(?=oxed|egin|inom|eta)"), r"\\b"),
+    (re.compile("\\\\?\r(?=ight|angle|ceil|floor)"), r"\\r"),
+    (re.compile("\\\\?\x0b(?=ec|matrix)"), r"\\v"),
 ]
+CONTROL = re.compile("[\t\r\x08\x0b\x0c]")
 DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!%$])")
-RULES = [
-    (re.compile(r"<sup>(.*?)</sup>"), r"^{\1}"),
-    (re.compile(r"<sub>(.*?)</sub>"), r"_{\1}"),
-    (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)\s*\.(?!\d)|\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])"), ""),
-    (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|large|Large|tiny)(?![a-zA-Z])"), ""),
-    (re.compile(r"\\!|\\phantom\s*\{[^{}]*\}|\\(?:label|tag)\s*\{[^{}]*\}"), ""),
-    (re.compile(r"\{\s*,\s*\}"), ","),
-    (re.compile(r"(?<=\d)(?:\\[,; ]|~)(?=\d{3}(?!\d))"), ","),
-    (re.compile(r"\\[,;:> ]|~|\\q?quad(?![a-zA-Z])|\\hspace\s*\{[^{}]*\}| |\\enspace"), " "),
-    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
-    (re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
-    (re.compile(r"\\(?:mbox|text(?:bf|rm|it|sf|tt|normal)|math(?:rm|bf|it|sf|tt|normal)|emph)(?![a-zA-Z])"), r"\\text"),
-    (re.compile(r"\\mathbb\s*\{?\s*([A-Z])\s*\}?"), r"\\\1 "),
-    (re.compile(r"\\(?:mathcal|mathscr|mathfrak|boldsymbol|vec|overrightarrow|hat|bar|overline)\s*\{([A-Za-z])\}"), r"\1"),
-    (re.compile(r"\\(?:operatorname|mathop)\s*\*?\s*\{\s*\\?(?:text\s*\{)?([A-Za-z]+)\}?\s*\}"), r"\\\1 "),
-    (re.compile(r"\^\s*\{?\s*\\(?:circ|textcirc|degree)(?![a-zA-Z])\s*\}?|\\textdegree|\\degree|\\text\s*\{\s*degrees?\s*\}"),
-     r"\\deg "),
-    (re.compile(r"(?<=[\d}])\s*degrees?\b"), r"\\deg "),
-    (re.compile(r"\\%|(?<=[\d}\s])(?:percentage|percent|pct)\b|\\text\s*\{\s*(?:\\?%|percent(?:age)?|pct)\s*\}"), "%"),
-    (re.compile(r"\\(?:\$|pounds|euro)|[$£€¥]"), ""),
-    (re.compile(r"\\(?:\(|\)|\[(?!\d+(?:\.\d+)?(?:pt|em|ex)\])|\])"), " "),
-    (re.compile(r"\\(?:leqslant|leqq|le)(?![a-zA-Z])"), r"\\leq"),
-    (re.compile(r"\\(?:geqslant|geqq|ge)(?![a-zA-Z])"), r"\\geq"),
-    (re.compile(r"\\ne(?![a-zA-Z])"), r"\\neq"),
-    (re.compile(r"\\(?:simeq|cong|thickapprox)(?![a-zA-Z])"), r"\\approx"),
-    (re.compile(r"\\(?:varnothing|empty)(?![a-zA-Z])"), r"\\emptyset"),
-    (re.compile(r"\\(?:dots|cdots|dotsb|dotsc|dotsm|vdots|hdots)(?![a-zA-Z])|(?<!\.)\.\.\.(?!\.)"), r"\\ldots "),
-    (re.compile(r"\\(?:land|wedge)(?![a-zA-Z])"), r"\\text{and}"),
-    (re.compile(r"\\(?:lor|vee)(?![a-zA-Z])"), r"\\text{or}"),
+# (what the text must hold for the rule to apply, the rule): most answers meet two or three of them.
+RULES: list[tuple[tuple[str, ...], re.Pattern[str], str]] = [
+    (("<sup>",), re.compile(r"<sup>(.*?)</sup>"), r"^{\1}"),
+    (("<sub>",), re.compile(r"<sub>(.*?)</sub>"), r"_{\1}"),
+    (
+        ("\\left", "\\right", "\\big", "\\Big"),
+        re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)\s*\.(?!\d)|\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])"),
+        "",
+    ),
+    (
+        ("style", "limits", "\\rm", "\\bf", "\\it", "\\large", "\\Large", "\\tiny"),
+        re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|large|Large|tiny)(?![a-zA-Z])"),
+        "",
+    ),
+    (("\\!",), re.compile(r",\s*\\!\s*(?=\d{3})"), ","),
+    (
+        ("\\!", "\\phantom", "\\label", "\\tag"),
+        re.compile(r"(?<!\\)\\!|\\phantom\s*\{[^{}]*\}|\\(?:label|tag)\s*\{[^{}]*\}"),
+        "",
+    ),
+    ((",",), re.compile(r"\{\s*,\s*\}"), ","),
+    (("\\,", "\\;", "\\ ", "~"), re.compile(r"(?<=\d)(?:\\[,; ]|~)(?=\d{3}(?!\d))"), ","),
+    (
+        ("\\,", "\\;", "\\:", "\\>", "\\ ", "~", "quad", "\\hspace", "\\enspace"),
+        re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])|\\hspace\s*\{[^{}]*\}|\\enspace"),
+        " ",
+    ),
+    (("frac",), re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
+    (("binom",), re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
+    (
+        ("\\mbox", "\\text", "\\math", "\\emph"),
+        re.compile(r"\\(?:mbox|text(?:bf|rm|it|sf|tt|normal)|math(?:rm|bf|it|sf|tt|normal)|emph)(?![a-zA-Z])"),
+        r"\\text",
+    ),
+    (("\\mathbb",), re.compile(r"\\mathbb\s*\{?\s*([A-Z])\s*\}?"), r"\\\1 "),
+    (
+        ("\\math", "\\bold", "\\vec", "\\over", "\\hat", "\\bar"),
+        re.compile(r"\\(?:mathcal|mathscr|mathfrak|boldsymbol|vec|overrightarrow|hat|bar|overline)\s*\{([A-Za-z])\}"),
+        r"\1",
+    ),
+    (
+        ("\\operatorname", "\\mathop"),
+        re.compile(r"\\(?:operatorname|mathop)\s*\*?\s*\{\s*\\?(?:text\s*\{)?([A-Za-z]+)\}?\s*\}"),
+        r"\\\1 ",
+    ),
+    (
+        ("circ", "degree"),
+        re.compile(
+            r"\^\s*\{?\s*\\(?:circ|textcirc|degree)(?![a-zA-Z])\s*\}?|\\textdegree|\\degree"
+            r"|\\text\s*\{\s*degrees?\s*\}|(?<=[\d}])\s*degrees?\b"
+        ),
+        r"\\deg ",
+    ),
+    (
+        ("\\%", "percent", "pct", "\\text"),
+        re.compile(
+            r"\\%|(?<=[\d}\s])(?:percentage|percent|pct)\b|\\text\s*\{\s*(?:\\?%|percent(?:age)?|pct)\s*\}"
+        ),
+        "%",
+    ),
+    (("$", "£", "€", "¥", "\\pounds", "\\euro"), re.compile(r"\\(?:\$|pounds|euro)|[$£€¥]"), ""),
+    (
+        ("\\(", "\\)", "\\[", "\\]"),
+        re.compile(r"(?<!\\)\\(?:\(|\)|\[|\])"),
+        " ",
+    ),
+    (("\\le",), re.compile(r"\\(?:leqslant|leqq|le)(?![a-zA-Z])"), r"\\leq"),
+    (("\\ge",), re.compile(r"\\(?:geqslant|geqq|ge)(?![a-zA-Z])"), r"\\geq"),
+    (("\\ne",), re.compile(r"\\ne(?![a-zA-Z])"), r"\\neq"),
+    (
+        ("\\simeq", "\\cong", "\\thick"),
+        re.compile(r"\\(?:simeq|cong|thickapprox)(?![a-zA-Z])"),
+        r"\\approx",
+    ),
+    (("\\varnothing", "\\empty"), re.compile(r"\\(?:varnothing|empty)(?![a-zA-Z])"), r"\\emptyset"),
+    (
+        ("dots", "..."),
+        re.compile(r"\\(?:dots|cdots|dotsb|dotsc|dotsm|vdots|hdots)(?![a-zA-Z])|(?<!\.)\.\.\.(?!\.)"),
+        r"\\ldots ",
+    ),
+    (("\\land", "\\wedge"), re.compile(r"\\(?:land|wedge)(?![a-zA-Z])"), r"\\text{and}"),
+    (("\\lor", "\\vee"), re.compile(r"\\(?:lor|vee)(?![a-zA-Z])"), r"\\text{or}"),
 ]
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 EDGES = " \t\r\n.,;:"
@@ -95,19 +149,23 @@ def normalise(text: str) -> str:
     """
     if text.isalnum() and text.isascii():
         return text
-    for pattern, repaired in EATEN:
-        text = pattern.sub(repaired, text)
+    if CONTROL.search(text):
+        for pattern, repaired in EATEN:
+            text = pattern.sub(repaired, text)
     if not text.isascii():
         text = SUPERSCRIPT_RUN.sub(lambda match: "^{" + match.group().translate(SUPERSCRIPTS) + "}", text)
         for symbol, command in SYMBOLS.items():
             text = text.replace(symbol, command)
         text = unicodedata.normalize("NFKC", text)
-    if "\\" in text or not text.isalnum():
-        if "\\begin" not in text:
-            text = DOUBLED.sub(r"\\", text)
+    if "\\\\" in text and "\\begin" not in text:
+        text = DOUBLED.sub(r"\\", text)
+    if "box" in text:
         text = BOX.sub("", text)
-        for pattern, replacement in RULES:
-            text = pattern.sub(replacement, text)
+    for needed, rule, replacement in RULES:
+        for part in needed:
+            if part in text:
+                text = rule.sub(replacement, text)
+                break
     text = text.strip(EDGES)
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*").strip(EDGES)

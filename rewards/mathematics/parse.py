@@ -215,7 +215,7 @@ class Parser:
     def _starts_factor(self, token: str) -> bool:
         if not token or token[0] == "&":
             return False
-        if token[0].isalnum() or token in ("(", "[", "{", r"\{", r"\lfloor", r"\lceil", r"\lvert"):
+        if (token[0].isalnum() and token.isascii()) or token in ("(", "[", "{", r"\{", r"\lfloor", r"\lceil", r"\lvert"):
             return True
         if token == "|":
             return not self.in_bars
@@ -338,7 +338,7 @@ class Parser:
             return self._matrix(token)
         if token.startswith("&"):
             raise Unreadable(f"the words {token.partition(':')[2] or token[1:]!r} are out of place")
-        if token[0].isalpha():
+        if token[0].isalpha() and token.isascii():
             return self._name(token)
         if token[0] == "\\":
             return self._command(token[1:])
