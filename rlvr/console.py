@@ -35,8 +35,8 @@ def step_line(step: int, last: int, metrics: Mapping[str, float]) -> str:
         parts.append(f"{metrics['length/mean']:.0f} tok" + (f" ({cut:.0%} cut)" if cut >= _SMALL else ""))
     for key, form in (
         ("tokens/per_second", "{:.0f} tok/s"),
-        ("learner/grad_norm", "grad {:.3g}"),
-        ("mismatch/k3", "mismatch {:.1e}"),
+        ("update/grad_norm", "grad {:.3g}"),
+        ("mismatch/kl", "mismatch {:.1e}"),
         ("time/step", "{:.1f} s"),
     ):
         if key in metrics:

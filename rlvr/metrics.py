@@ -26,8 +26,7 @@ PHASES = (
     "pack",
     "old_logprobs",
     "ref_logprobs",
-    "forward",
-    "backward",
+    "forward_backward",
     "optimizer",
     "sync",
     "eval",
@@ -164,13 +163,6 @@ def throughput_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return result
 
 
-def _now() -> float:
-    """Seconds; waits for the GPU first, so that its time is charged to the phase that caused it."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class StepClock:
     """Divides the wall clock of a step among its phases, so that the parts add up to the whole.
 
@@ -179,8 +171,8 @@ class StepClock:
     after `lap` counts in the next step.
     """
 
-    def __init__(self, now: Callable[[], float] | None = None) -> None:
-        self._now = now = now or _now
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self._spent = dict.fromkeys(PHASES, 0.0)
         self._beside = dict.fromkeys(OVERLAPS, 0.0)
         self._running: list[str] = []
