@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlvr.config.recipe import Learner as LearnerConfig
@@ -123,13 +124,21 @@ class TorchBackend:
         self._optimizer.step()
 
     def full_parameters(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
+        self._reshard()
         for name, parameter in policy.model.named_parameters():
             yield name, _whole(parameter.detach())
 
     @torch.no_grad()
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
+        self._reshard()
         for name, parameter in policy.model.named_parameters():
             parameter.copy_(_like(values[name], parameter))
+
+    def _reshard(self) -> None:
+        """After a forward pass without backward, FSDP2's root keeps whole copies, which are not the parameters."""
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         state = self._optimizer.state_dict()

@@ -116,11 +116,8 @@ class Policy(nn.Module):
                 temperature=temperature,
                 chunk=self.head_chunk,
             )
-        blank = logprobs.new_zeros(ids.numel())
-        return (
-            blank.index_copy(0, trained, logprobs).view(ids.shape),
-            blank.index_copy(0, trained, entropy).view(ids.shape),
-        )
+        blank, mask = logprobs.new_zeros(ids.shape), loss_mask.bool()
+        return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy)
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
         """Write a plain Hugging Face folder with the given full weights, and the tokenizer if the model had one."""

@@ -54,7 +54,7 @@ def make_samples(
 
 
 def advantages_of(groups: Sequence[RolloutGroup], samples: Sequence[TrainingSample]) -> list[list[float | None]]:
-    """The advantage of each rollout of each group, None where it was not trained; ``samples`` are from `make_samples`."""
+    """The advantage of each rollout of each group by `make_samples`, None where it was not trained."""
     queues: dict[int, Iterator[TrainingSample]] = {
         index: iter([sample for sample in samples if sample.group == index])
         for index in {sample.group for sample in samples}

@@ -244,8 +244,8 @@ class Learner:
             "tokens/trained": total["trained"],
             "tokens/computed": total["positions"],
             "tokens/padding_share": 1.0 - total["filled"] / total["positions"] if total["positions"] else 0.0,
-            "learner/micro_batches": total["micro_batches"],
-            "learner/over_limit": float(over_limit),
+            "update/micro_batches": total["micro_batches"],
+            "update/over_limit": float(over_limit),
         }
 
     # ----------------------------------------------------------------------------------------- weights, scores, state
@@ -348,15 +348,15 @@ def _metrics(total: dict[str, float], outcomes: list[dict[str, float]], objectiv
     done = [outcome for outcome in outcomes if "loss" in outcome]
     tokens, first = max(1.0, total.get("n", 0.0)), max(1.0, total.get("mismatch_n", 0.0))
     metrics = {
-        "learner/lr": outcomes[-1]["lr"],
-        "learner/updates": float(len(done)),
-        "learner/updates_empty": sum(outcome.get("empty", 0.0) for outcome in outcomes),
-        "learner/updates_non_finite": sum(outcome.get("non_finite", 0.0) for outcome in outcomes),
+        "update/lr": outcomes[-1]["lr"],
+        "update/count": float(len(done)),
+        "update/empty": sum(outcome.get("empty", 0.0) for outcome in outcomes),
+        "update/non_finite": sum(outcome.get("non_finite", 0.0) for outcome in outcomes),
     }
     if done:
-        metrics["learner/loss"] = sum(outcome["loss"] for outcome in done) / len(done)
-        metrics["learner/grad_norm"] = sum(outcome["grad_norm"] for outcome in done) / len(done)
-        metrics["learner/grad_norm_max"] = max(outcome["grad_norm"] for outcome in done)
+        metrics["update/loss"] = sum(outcome["loss"] for outcome in done) / len(done)
+        metrics["update/grad_norm"] = sum(outcome["grad_norm"] for outcome in done) / len(done)
+        metrics["update/grad_norm_max"] = max(outcome["grad_norm"] for outcome in done)
     if "entropy" in total:
         metrics["policy/entropy"] = total["entropy"] / tokens
     if "ratio" in total:
