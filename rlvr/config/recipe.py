@@ -18,7 +18,7 @@ class Model(Section):
     path: str
     """A local Hugging Face folder or a name on the hub."""
     prepare: ImportPath | None = None
-    """A function that makes the folder when it does not exist yet: called with the path and the run's seed."""
+    """A function that makes the folder when it does not exist yet: called with the recipe."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights and so of the optimiser's state."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"

@@ -1,0 +1,71 @@
+"""The `rlvr` command: train, eval, generate, sft, schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlvr.config import Recipe, RecipeError, json_schema, load_recipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0 when it did what was asked, 1 when the run failed, 2 for a recipe or data
+    that cannot be run, 130 when it was interrupted."""
+    arguments = _parser().parse_args(argv)
+    sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
+    if arguments.command == "schema":
+        print(json.dumps(json_schema(), indent=1))
+        return 0
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        return _run(arguments, recipe)
+    except KeyboardInterrupt as stop:
+        print(f"rlvr: stopped by {stop or 'Ctrl-C'}; what was written is whole", file=sys.stderr)
+        return 130
+    except RecipeError as error:
+        print(f"rlvr: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace, recipe: Recipe) -> int:
+    """Import what takes time only now that the recipe is known to be sound."""
+    from rlvr import commands
+    from rlvr.errors import DATA_ERRORS, RUN_ERRORS
+
+    try:
+        commands.COMMANDS[arguments.command](recipe, arguments)
+    except DATA_ERRORS as error:
+        print(f"rlvr: {error}", file=sys.stderr)
+        return 2
+    except RUN_ERRORS as error:
+        print(f"rlvr: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rlvr", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("train", "train the recipe's model by reinforcement learning"),
+        ("eval", "measure the recipe's model on its eval sets"),
+        ("generate", "sample and grade answers to the recipe's training problems"),
+        ("sft", "fine-tune the recipe's model on rows of prompt and answer"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("recipe", help="YAML file")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the recipe")
+        if name in ("eval", "generate"):
+            command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
+        if name == "generate":
+            command.add_argument("--problems", type=int, help="only the first so many problems")
+    commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""Set a run up: everything cheap is checked before anything is loaded that takes time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from rlvr import checkpoint
+from rlvr.config import Recipe, RecipeError
+from rlvr.data import Data, load_data
+from rlvr.learn.update import Learner
+from rlvr.metrics import StepClock
+from rlvr.plugins import load_plugin
+from rlvr.records import RolloutGroup
+from rlvr.rollout.collector import Collector, answers_to_one_prompt
+from rlvr.rollout.engine import Engine
+from rlvr.rollouts import Rollouts
+from rlvr.run_log import RunLog, run_folder
+from rlvr.sampling import ProblemSampler
+from rlvr.state import StateRegister
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(slots=True, kw_only=True)
+class RankZero:
+    """What only the process that decides has."""
+
+    data: Data
+    rollouts: Rollouts
+    sampler: ProblemSampler
+    log: RunLog
+
+    def prompts_of(self, groups: Sequence[RolloutGroup]) -> list[str]:
+        """The prompt of each group as the model saw it."""
+        return [self.data.renderer.render(group.problem).text for group in groups]
+
+    def progress(self, name: str) -> Callable[[int, int], None]:
+        """Reports how far a phase is."""
+        return lambda done, total: self.log.phase(name, done, total)
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run that is set up; used as a context manager, it ends its processes and files."""
+
+    recipe: Recipe
+    folder: Path
+    accelerator: Accelerator
+    learner: Learner
+    register: StateRegister
+    clock: StepClock
+    done: int
+    """Steps that are done."""
+    zero: RankZero | None
+    """None on all ranks but 0."""
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.zero is not None:
+            try:
+                self.zero.rollouts.close()
+            finally:
+                self.zero.log.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps that are done."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the step of the checkpoint."""
+        self.done = state["done"]
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """accelerate, as the launcher set it up; precision is the recipe's business, not the launcher's."""
+    if recipe.run.threads is not None and not torch.cuda.is_available():
+        torch.set_num_threads(recipe.run.threads)
+    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.process_timeout))
+    folder = run_folder(recipe)
+    return Accelerator(
+        log_with=list(recipe.run.trackers) or None, project_dir=str(folder), kwargs_handlers=[timeout],
+        cpu=not torch.cuda.is_available(),
+    )  # fmt: skip
+
+
+def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> PretrainedConfig:
+    """Make the model's folder if the recipe knows how, and read its config. Raises `RecipeError`."""
+    path = Path(recipe.model.path)
+    if recipe.model.prepare is not None and not path.exists() and accelerator.is_main_process:
+        say(f"making {path} by {recipe.model.prepare}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        load_plugin(recipe.model.prepare, {}, positional=1)(recipe)
+    accelerator.wait_for_everyone()
+    if not path.is_dir() and (path.is_absolute() or recipe.model.path.startswith(".") or recipe.model.path.count("/") != 1):
+        near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise RecipeError(
+            f"model.path: there is no folder {str(path)!r}"
+            + (f"; {path.parent} holds {', '.join(sorted(near)) or 'nothing'}" if path.parent.is_dir() else "")
+            + "; give a Hugging Face folder or a name on the hub"
+        )
+    try:
+        return AutoConfig.from_pretrained(recipe.model.path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.path: {recipe.model.path!r} is no model that transformers can read: {error}") from error
+
+
+def build(recipe: Recipe) -> Run:
+    """Set up everything, on every rank; the run's folder is locked and its last checkpoint restored."""
+    accelerator = make_accelerator(recipe)
+    folder = run_folder(recipe)
+    log = RunLog(folder, recipe, accelerator) if accelerator.is_main_process else None
+    say = log.say if log is not None else lambda text: None
+    data: Data | None = None
+    try:
+        config = prepare_model(recipe, accelerator, say)
+        model_len = int(config.max_position_embeddings)
+        found = checkpoint.load_latest(folder, say, accelerator)
+        _check_resume(recipe, folder, found)
+        if accelerator.is_main_process:
+            tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+            data = load_data(recipe, tokenizer, model_len)
+            assert log is not None
+            log.start_screen(_first_screen(recipe, accelerator, config, data, folder))
+            for note in data.notes:
+                say(note)
+        return _load(recipe, folder, accelerator, found, log, data, model_len)
+    except BaseException:
+        if data is not None:
+            data.pool.close()
+        if log is not None:
+            log.close()
+        raise
+
+
+def _load(
+    recipe: Recipe, folder: Path, accelerator: Accelerator, found: checkpoint.Checkpoint | None,
+    log: RunLog | None, data: Data | None, model_len: int,
+) -> Run:  # fmt: skip
+    """The part of `build` that takes time: engine and learner."""
+    register = StateRegister()
+    zero = None
+    if log is not None and data is not None:
+        log.say("starting the engine")
+        engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), folder / "engine.log")
+        workflow = load_plugin(recipe.rollout.workflow, {}, positional=1) if recipe.rollout.workflow else answers_to_one_prompt
+        collector = Collector(
+            engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow
+        )
+        sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
+        zero = RankZero(
+            data=data, sampler=sampler, log=log, rollouts=Rollouts(recipe, engine, data.pool, collector, data.renderer)
+        )
+    try:
+        if zero is not None:
+            zero.rollouts.start()
+        learner = Learner(
+            recipe.model, recipe.learner, recipe.algorithm,
+            total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,
+            temperature=recipe.rollout.temperature, accelerator=accelerator,
+        )  # fmt: skip
+        run = Run(
+            recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register,
+            clock=StepClock(), done=0, zero=zero,
+        )  # fmt: skip
+        register.add("run", run)
+        register.add("learner", learner)
+        if zero is not None:
+            register.add("sampler", zero.sampler)
+            register.add("log", zero.log)
+        if found is not None:
+            learner.load_policy(found.path)
+        checkpoint.restore(found, register, accelerator)
+        if zero is not None:
+            zero.log.start(run.done if found is not None else None)
+        return run
+    except BaseException:
+        if zero is not None:
+            zero.rollouts.close()
+        raise
+
+
+def most_new_tokens(recipe: Recipe) -> int:
+    """The longest answer that training or an eval set may ask for."""
+    return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
+
+
+def make_engine(recipe: Recipe, model_len: int, log_file: Path) -> Engine:
+    """The recipe's engine, not started yet."""
+    settings = recipe.rollout.engine
+    if settings.type == "hf":
+        from rlvr.rollout.hf_engine import HfEngine
+
+        return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
+    from rlvr.rollout.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        recipe.model.path, max_model_len=model_len, log_file=log_file, **settings.model_dump(exclude={"type"})
+    )
+
+
+def _check_resume(recipe: Recipe, folder: Path, found: checkpoint.Checkpoint | None) -> None:
+    wanted = recipe.run.resume
+    if wanted == "must" and found is None:
+        raise RecipeError(f"run.resume: must, but {folder} holds no checkpoint")
+    holds_run = found is not None or (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0
+    if wanted == "never" and holds_run:
+        raise RecipeError(f"run.resume: never, but {folder} holds a run already; choose another name or run.output")
+
+
+def _first_screen(
+    recipe: Recipe, accelerator: Accelerator, config: PretrainedConfig, data: Data, folder: Path
+) -> list[tuple[str, str]]:
+    """What will happen, in words and numbers."""
+    rollout, engine = recipe.rollout, recipe.rollout.engine
+    with torch.device("meta"):
+        weights = AutoModelForCausalLM.from_config(config).num_parameters()
+    samples = rollout.prompts_per_step * rollout.group_size
+    trained, sampled = BYTES[recipe.model.dtype], BYTES[engine.dtype]
+    memory = f"about {weights * trained * 4 / 2**30:.2f} GiB for weights, gradients and AdamW, {weights * sampled / 2**30:.2f} GiB for the engine's weights"
+    if engine.type == "vllm":
+        memory += f" and {engine.kv_cache_gib:g} GiB for its keys and values"
+    sets = ", ".join(f"{one.name}: {len(problems)} x {one.samples}" for one, problems in data.eval_sets) or "none"
+    return [
+        ("model", f"{recipe.model.path}: {weights / 1e6:.1f} M weights in {recipe.model.dtype}, autocast {recipe.model.autocast}"),
+        ("problems", f"{len(data.train)} to train on; measured on {sets}"),
+        ("prompt", f"template {recipe.template.type}, at most {data.longest_prompt} tokens, stops at {_stops(data)}"),
+        ("rewards", ", ".join(f"{term.name} x {term.weight:g}" + (f" if {term.gate}" if term.gate else "") for term in data.terms)),
+        ("a step", f"{rollout.prompts_per_step} problems x {rollout.group_size} answers = {samples} samples, at most {samples * (data.longest_prompt + rollout.max_new_tokens)} tokens"),
+        ("objective", " ".join(f"{name}={getattr(recipe.algorithm, name).type}" for name in ("baseline", "scale", "surrogate", "aggregation", "kl"))),
+        ("engine", f"{engine.type} in {engine.dtype}"),
+        ("memory", memory + ", activations apart"),
+        ("processes", f"{accelerator.num_processes} on {accelerator.device.type}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"),
+        ("steps", f"{recipe.run.steps}, seed {recipe.run.seed}"),
+        ("folder", str(folder)),
+    ]
+
+
+def _stops(data: Data) -> str:
+    names = [repr(text) for text in data.renderer.stop]
+    return ", ".join([*names, f"tokens {list(data.renderer.stop_token_ids)}"])

@@ -1,0 +1,90 @@
+"""The problems of a run: loaded, judged gradable, kept apart, rendered; all of it before any weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from rewards.combine import Term
+from rewards.pool import GradingPool, VerifierSpec
+from rlvr.config import EvalSet, Recipe, RewardTerm
+from rlvr.records import Problem
+from rlvr.tasks.overlap import apply_overlap, find_overlap
+from rlvr.tasks.references import check_references
+from rlvr.tasks.sources import load_problems
+from rlvr.tasks.templates import Renderer, check_fits
+
+
+@dataclass(slots=True, kw_only=True)
+class Data:
+    """What a run trains and is measured on, and who judges it."""
+
+    train: list[Problem]
+    eval_sets: list[tuple[EvalSet, list[Problem]]]
+    renderer: Renderer
+    pool: GradingPool
+    """Holds the verifiers of all terms; whoever has a `Data` closes it."""
+    terms: list[Term]
+    longest_prompt: int
+    """In tokens."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know: problems left out, overlaps."""
+
+
+def all_terms(recipe: Recipe) -> list[RewardTerm]:
+    """The terms of the rewards and those that only an eval set uses."""
+    return [*recipe.rewards.terms, *(term for one in recipe.problems.eval for term in one.terms or ())]
+
+
+def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int, *, train: bool = True) -> Data:
+    """Load, check and render everything. Raises `ProblemError`, `VerifierSpecError` or `WorkerStartError`; with
+    `train` false only the eval sets are loaded."""
+    terms = all_terms(recipe)
+    renderer = Renderer(recipe.template, tokenizer)
+    trained = _judged_by(load_problems(recipe.problems.train), recipe.rewards.terms, terms) if train else []
+    evals = [
+        (one, _judged_by(load_problems(one.source), one.terms or recipe.rewards.terms, terms))
+        for one in recipe.problems.eval
+    ]
+    notes = []
+    if train and evals:
+        overlap = find_overlap(trained, {one.name: problems for one, problems in evals})
+        before = len(trained)
+        trained = apply_overlap(trained, overlap, recipe.problems.overlap)
+        notes = overlap.lines()
+        if len(trained) < before:
+            notes.append(f"{before - len(trained)} training problems left out (problems.overlap: drop)")
+    longest = 0
+    for problems, most in [(trained, recipe.rollout.max_new_tokens)] + [
+        (problems, one.max_new_tokens or recipe.rollout.max_new_tokens) for one, problems in evals
+    ]:
+        prompts = [renderer.render(problem) for problem in problems]
+        if prompts:
+            check_fits(prompts, most, model_len)
+        longest = max([longest, *(len(prompt.ids) for prompt in prompts)])
+    settings = recipe.rewards
+    pool = GradingPool(
+        {term.name: VerifierSpec(term.verifier, term.args) for term in terms},
+        workers=settings.workers, timeout=settings.timeout, memory_mb=settings.memory_mb,
+    )  # fmt: skip
+    try:
+        for problems in [trained, *(problems for _, problems in evals)]:
+            check_references(problems, pool, terms)
+    except BaseException:
+        pool.close()
+        raise
+    return Data(
+        train=trained, eval_sets=evals, renderer=renderer, pool=pool, longest_prompt=longest, notes=notes,
+        terms=[Term(term.name, term.weight, term.gate) for term in terms],
+    )  # fmt: skip
+
+
+def _judged_by(problems: Sequence[Problem], own: Sequence[RewardTerm], all_of_them: Sequence[RewardTerm]) -> list[Problem]:
+    """The problems, told apart by who judges them where not every term applies to every problem."""
+    if len(own) == len(all_of_them):
+        return list(problems)
+    names = tuple(term.name for term in own)
+    return [one if one.verifiers else dataclasses.replace(one, verifiers=names) for one in problems]

@@ -1,0 +1,19 @@
+"""The errors that end a run with a message instead of a traceback: everything else is a mistake in rlvr or a plug-in."""
+
+from rewards.pool import VerifierSpecError, WorkerStartError
+from rlvr.checkpoint import CheckpointError
+from rlvr.config import RecipeError
+from rlvr.learn.policy import PolicyError
+from rlvr.learn.update import NonFiniteError
+from rlvr.plugins import PlugInError
+from rlvr.rollout.engine import EngineError
+from rlvr.rollouts import TooManyUnscored
+from rlvr.run_log import RunLogError
+from rlvr.tasks.rows import ProblemError
+from rlvr.versions import VersionError
+
+DATA_ERRORS = (RecipeError, ProblemError, PolicyError, PlugInError, VerifierSpecError, WorkerStartError, VersionError)
+"""What was given cannot be run."""
+
+RUN_ERRORS = (EngineError, TooManyUnscored, NonFiniteError, CheckpointError, RunLogError)
+"""What happened while running."""

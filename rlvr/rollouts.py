@@ -1,0 +1,114 @@
+"""The sampling side of a run as the loop sees it: plain calls on rank 0, an event loop in a thread behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor
+
+from rewards.pool import GradingPool, PoolStats
+from rlvr.config import EvalSet, Recipe
+from rlvr.evaluate import summarise
+from rlvr.records import Problem, RolloutGroup, Sampling
+from rlvr.rollout.background import Background
+from rlvr.rollout.collector import Collector
+from rlvr.rollout.engine import Engine
+from rlvr.tasks.templates import Renderer
+
+
+class TooManyUnscored(RuntimeError):
+    """More rollouts of a step than the recipe allows could not be scored: a verifier is broken, not the policy."""
+
+
+class Rollouts:
+    """Engine, grading pool and collector of a run. Everything waits until it is done; `close` ends all processes."""
+
+    def __init__(
+        self, recipe: Recipe, engine: Engine, pool: GradingPool, collector: Collector, renderer: Renderer
+    ) -> None:
+        self._recipe, self._pool, self._collector, self._renderer = recipe, pool, collector, renderer
+        self.engine = engine
+        self._background = Background()
+        self.sampling = Sampling(
+            max_new_tokens=recipe.rollout.max_new_tokens,
+            temperature=recipe.rollout.temperature,
+            stop=renderer.stop,
+            stop_token_ids=renderer.stop_token_ids,
+        )
+
+    def start(self) -> None:
+        """Bring the engine up."""
+        self._background.wait(self.engine.start())
+
+    def collect(
+        self, visits: Sequence[tuple[Problem, int]], progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> list[RolloutGroup]:
+        """One group of graded rollouts for each visit, in the order of the visits.
+
+        Raises `TooManyUnscored` when more than ``rewards.max_unscored`` of them have no reward.
+        """
+        groups = self._background.wait(self._drain(visits, self._recipe.rollout.group_size, self.sampling, progress))
+        self._check_scored(groups)
+        return groups
+
+    def evaluate(self, one: EvalSet, problems: Sequence[Problem]) -> tuple[dict[str, float], list[RolloutGroup]]:
+        """``eval/NAME/...`` and the rollouts behind it. Requests have the same seeds each time, so that two
+        evaluations differ by their weights and not by their luck."""
+        sampling = Sampling(
+            max_new_tokens=one.max_new_tokens or self._recipe.rollout.max_new_tokens,
+            temperature=one.temperature,
+            top_p=one.top_p,
+            stop=self._renderer.stop,
+            stop_token_ids=self._renderer.stop_token_ids,
+        )
+        visits = [(problem, 0) for problem in problems]
+        groups = self._background.wait(self._drain(visits, one.samples, sampling, lambda done, of: None))
+        self._check_scored(groups)
+        return summarise(one.name, groups, one.k), groups
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Give the engine the policy's weights; see `Engine.load_weights`."""
+        self._background.wait(self.engine.load_weights(tensors, version))
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `Engine.score`."""
+        return self._background.wait(self.engine.score(sequences))
+
+    def pool_stats(self) -> PoolStats:
+        """Counters of the grading pool."""
+        return self._pool.stats()
+
+    def close(self) -> None:
+        """End the engine, the pool and the thread; safe to call at any moment."""
+        try:
+            self._background.wait(self.engine.close())
+        finally:
+            self._pool.close()
+            self._background.close()
+
+    async def _drain(
+        self,
+        visits: Sequence[tuple[Problem, int]],
+        group_size: int,
+        sampling: Sampling,
+        progress: Callable[[int, int], None],
+    ) -> list[RolloutGroup]:
+        place = {(problem.id, visit): index for index, (problem, visit) in enumerate(visits)}
+        groups: list[RolloutGroup] = []
+        async for group in self._collector.collect(visits, group_size=group_size, sampling=sampling):
+            groups.append(group)
+            progress(len(groups), len(visits))
+        return sorted(groups, key=lambda group: place[group.problem.id, group.visit])
+
+    def _check_scored(self, groups: Sequence[RolloutGroup]) -> None:
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        unscored = [rollout for rollout in rollouts if rollout.reward is None]
+        allowed = self._recipe.rewards.max_unscored
+        if len(unscored) > allowed * len(rollouts):
+            verdicts = next(iter(unscored)).verdicts.items()
+            name, verdict = next((name, one) for name, one in verdicts if not one.outcome.is_scored)
+            raise TooManyUnscored(
+                f"{len(unscored)} of {len(rollouts)} rollouts could not be scored, rewards.max_unscored allows "
+                f"{allowed:.0%}; the first is {unscored[0].problem_id!r}, where term {name!r} said {verdict.outcome}:\n"
+                f"{verdict.detail.get('error', dict(verdict.detail))}"
+            )
