@@ -128,8 +128,8 @@ def _walk(node: ast.expr, used: list[int], depth: int = 0) -> Fraction:
             used.append(value)
             return Fraction(value)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
-            value = _walk(operand, used, depth + 1)
-            return -value if isinstance(sign, ast.USub) else value
+            inner = _walk(operand, used, depth + 1)
+            return -inner if isinstance(sign, ast.USub) else inner
         case ast.BinOp(left=left, op=op, right=right):
             a, b = _walk(left, used, depth + 1), _walk(right, used, depth + 1)
             match op:

@@ -225,7 +225,9 @@ def candidates(text: str, choice: bool = False) -> Iterator[str]:
     if boxes and not (finals and finals[-1].start() > boxes[-1].start and not find_boxed(finals[-1].group())):
         group, _ = _together(said, [box for box in boxes if box.content is not None], loosely=True)
         yield ", ".join(dict.fromkeys((box.content or "").strip() for box in group))
-    phrases = [match.group("rest") for match in finals[-1:]] + [m.group("rest") for m in list(ANSWER.finditer(said))[-1:]]
+    phrases = [match.group("rest") for match in finals[-1:]] + [
+        m.group("rest") for m in list(ANSWER.finditer(said))[-1:]
+    ]
     if choice:
         yield from _letters(said, phrases)
         return

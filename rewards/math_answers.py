@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Any
 
 from rewards.extract import candidates, check_mode, extract
-from rewards.mathematics.nodes import TooLarge, Unreadable
+from rewards.mathematics.nodes import Unreadable
 from rewards.mathematics.reader import Reading, choice_of_answer, choice_of_reference, read, words
 from rewards.verdict import BadReference, Outcome, Verdict
 
@@ -179,7 +179,9 @@ def _verdict(right: bool, detail: dict[str, Any]) -> Verdict:
 
 def _reference_text(reference: Any) -> str:
     if isinstance(reference, bool) or not isinstance(reference, str | int | float | Fraction):
-        raise BadReference(f"reference {reference!r:.200} is a {type(reference).__name__}, it must be a str or a number")
+        raise BadReference(
+            f"reference {reference!r:.200} is a {type(reference).__name__}, it must be a str or a number"
+        )
     text = str(reference)
     if isinstance(reference, float) and text in ("nan", "inf", "-inf"):
         raise BadReference(f"reference {text} is not a finite number")
@@ -228,4 +230,3 @@ def _plain_number(text: str) -> Fraction | int | None:
     if denominator == 0:
         return None
     return Fraction(int(sign + (top or plain_top)), denominator)
-

@@ -18,13 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from rewards.process import WorkerDied, WorkerLate, WorkerProcess, WorkerStartError
 from rewards.spec import VerifierSpec, VerifierSpecError
 from rewards.verdict import Outcome, Verdict
+from rewards.worker import KINDS
 
-__all__ = ["GradingPool", "PoolStats", "VerifierSpec", "VerifierSpecError", "WorkerStartError"]
+__all__ = ["Graded", "GradingPool", "PoolStats", "VerifierSpec", "VerifierSpecError", "WorkerStartError"]
 
 START_TIMEOUT = 120.0
 """Seconds that a worker may take to import its verifiers, on a busy machine."""
@@ -55,13 +56,20 @@ class PoolStats:
     """Seconds that workers spent inside verifiers, summed."""
 
 
+class Graded(NamedTuple):
+    """A verdict and the seconds that the verifier took for it."""
+
+    verdict: Verdict
+    seconds: float
+
+
 @dataclass(slots=True)
 class _Job:
-    kind: str  # "grade" or "check"
+    kind: str  # one of rewards.worker.KINDS
     verifier: str
     completion: str
     reference: Any
-    future: Future[Verdict]
+    future: Future[Graded]
     attempts: int = 0
 
 
@@ -75,7 +83,8 @@ class GradingPool:
             verdicts = pool.grade_many([("math", completion, "42") for completion in completions])
 
     Args: specs by name; workers (processes); timeout in seconds of wall clock for one item (a spec's own timeout goes
-    before it); memory_mb that a worker may allocate beyond what its verifiers took when they were built.
+    before it, and a verifier whose ``needs_seconds`` is larger, because it limits itself, gets that); memory_mb that
+    a worker may allocate beyond what its verifiers took when they were built.
     Raises `WorkerStartError` with the worker's reason when the verifiers cannot be built.
     """
 
@@ -88,7 +97,7 @@ class GradingPool:
             if not value > 0:
                 raise ValueError(f"{key}: {value!r} must be above 0")
         self._specs, self._memory_mb, self._workers = dict(specs), memory_mb, workers
-        self._timeouts = {name: spec.timeout or timeout for name, spec in specs.items()}
+        self._timeout, self._timeouts = timeout, dict[str, float]()
         self._lock = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._closed = False
@@ -116,20 +125,38 @@ class GradingPool:
 
     async def grade(self, verifier: str, completion: str, reference: Any) -> Verdict:
         """The verdict on one completion, without blocking the loop it is awaited in."""
-        return await asyncio.wrap_future(self._submit("grade", verifier, completion, reference))
+        return (await asyncio.wrap_future(self.submit(verifier, completion, reference))).verdict
 
-    def submit(self, verifier: str, completion: str, reference: Any) -> Future[Verdict]:
-        """Queue one completion; the future's result is its verdict."""
-        return self._submit("grade", verifier, completion, reference)
+    def submit(self, verifier: str, completion: str, reference: Any, *, kind: str = "grade") -> Future[Graded]:
+        """Queue one completion and return at once; the kind "answer" gives a bare answer to `grade_answer`."""
+        if kind not in KINDS:
+            raise ValueError(f"kind: {kind!r} is none of {', '.join(KINDS)}")
+        if verifier not in self._specs:
+            raise ValueError(f"verifier: {verifier!r} is not in this pool; it holds: {', '.join(self._specs)}")
+        if not isinstance(completion, str):
+            raise TypeError(f"completion: {completion!r:.200} is a {type(completion).__name__}, it must be a str")
+        job = _Job(kind, verifier, completion, reference, Future())
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the grading pool is closed")
+            if self._broken is not None:
+                raise RuntimeError("the grading pool lost its workers and cannot start new ones") from self._broken
+            self._jobs.append(job)
+            self._lock.notify()
+        return job.future
 
     def grade_many(self, items: Iterable[tuple[str, str, Any]]) -> list[Verdict]:
         """The verdicts on (verifier, completion, reference) items, in their order; blocks until all are there."""
-        return [future.result() for future in [self._submit("grade", *item) for item in items]]
+        return [future.result().verdict for future in [self.submit(*item) for item in items]]
 
     def check_references(self, items: Iterable[tuple[str, Any]]) -> list[str | None]:
         """For each (verifier, reference): None where it can be graded against, else the reason why not, in order."""
-        futures = [self._submit("check", verifier, "", reference) for verifier, reference in items]
-        return [_why_not(future.result()) for future in futures]
+        futures = [self.submit(verifier, "", reference, kind="check") for verifier, reference in items]
+        return [_why_not(future.result().verdict) for future in futures]
+
+    def lowest_score(self, verifier: str) -> float:
+        """What the verifier declares as its lowest score: the score of TIMEOUT and CRASHED."""
+        return self._lowest[verifier]
 
     def stats(self) -> PoolStats:
         """A copy of the counters."""
@@ -166,21 +193,6 @@ class GradingPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _submit(self, kind: str, verifier: str, completion: str, reference: Any) -> Future[Verdict]:
-        if verifier not in self._specs:
-            raise ValueError(f"verifier: {verifier!r} is not in this pool; it holds: {', '.join(self._specs)}")
-        if not isinstance(completion, str):
-            raise TypeError(f"completion: {completion!r:.200} is a {type(completion).__name__}, it must be a str")
-        job = _Job(kind, verifier, completion, reference, Future())
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the grading pool is closed")
-            if self._broken is not None:
-                raise RuntimeError("the grading pool lost its workers and cannot start new ones") from self._broken
-            self._jobs.append(job)
-            self._lock.notify()
-        return job.future
 
     # -- the workers' side ---------------------------------------------------------------------------------------
 
@@ -263,7 +275,7 @@ class GradingPool:
             self._stats.timeouts += verdict.outcome is Outcome.TIMEOUT
             self._stats.crashes += verdict.outcome is Outcome.CRASHED
             self._stats.errors += verdict.outcome is Outcome.ERROR
-        job.future.set_result(verdict)
+        job.future.set_result(Graded(verdict, seconds))
 
     # -- starting processes --------------------------------------------------------------------------------------
 
@@ -279,7 +291,9 @@ class GradingPool:
         for attempt in range(START_ATTEMPTS):
             worker = WorkerProcess(self._specs, self._memory_mb)
             try:
-                self._lowest = worker.wait_ready(START_TIMEOUT)
+                self._lowest, needs = worker.wait_ready(START_TIMEOUT)
+                for name, spec in self._specs.items():
+                    self._timeouts[name] = spec.timeout or max(self._timeout, needs[name])
                 return worker
             except WorkerStartError as failure:
                 if attempt == START_ATTEMPTS - 1 or failure.is_final or self._closed:

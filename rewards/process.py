@@ -60,7 +60,8 @@ class WorkerProcess:
             env=_environment(),
             start_new_session=True,  # Ctrl-C reaches the trainer, not the graders; kill() reaches their children too
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._to, False)
         self._readable, self._writable = select.poll(), select.poll()
@@ -75,8 +76,11 @@ class WorkerProcess:
             "specs": {name: asdict(spec) for name, spec in specs.items()},
         }
 
-    def wait_ready(self, timeout: float) -> dict[str, float]:
-        """Finish the start-up; returns each verifier's lowest score. Raises `WorkerStartError`."""
+    def wait_ready(self, timeout: float) -> tuple[dict[str, float], dict[str, float]]:
+        """Finish the start-up; returns each verifier's lowest score and the seconds it asks for.
+
+        Raises `WorkerStartError`.
+        """
         try:
             self.send(self._hello, timeout)
             answer = self.receive(timeout)
@@ -88,8 +92,7 @@ class WorkerProcess:
         if "failed" in answer:
             self.kill()
             raise WorkerStartError(answer["failed"], is_final=True)
-        lowest: dict[str, float] = answer["ready"]
-        return lowest
+        return answer["ready"], answer["needs_seconds"]
 
     def send(self, message: Any, timeout: float) -> None:
         """Write one frame; raises `WorkerDied` or `WorkerLate`. The worker must be idle, so that it reads."""

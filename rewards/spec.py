@@ -46,8 +46,9 @@ class VerifierSpec:
     def load(self) -> Verifier:
         """Import the class and build the verifier.
 
-        Raises `VerifierSpecError` when the module, the class, or an argument does not exist, or when the class is
-        not a verifier. An error inside the user's own module or constructor comes through with its traceback.
+        Raises `VerifierSpecError` when the module, the class, or an argument does not exist, when the constructor
+        refuses a value (`ValueError`), or when the class is not a verifier. Any other error inside the user's own
+        module or constructor comes through with its traceback.
         """
         module_name, _, class_name = self.path.partition(":")
         module = _import(module_name, self.path)
@@ -62,13 +63,17 @@ class VerifierSpec:
         if not inspect.isclass(cls):
             raise VerifierSpecError(f"verifier path: {self.path!r} is a {type(cls).__name__}, it must be a class")
         self._check_args(cls)
-        verifier = cls(**self.args)
+        try:
+            verifier = cls(**self.args)
+        except ValueError as error:  # how constructors refuse a value; other errors come through as they are
+            raise VerifierSpecError(f"verifier args: {self.path!r}: {error}") from error
         for method in ("check_reference", "grade"):
             if not callable(getattr(verifier, method, None)):
                 raise VerifierSpecError(
                     f"verifier path: {self.path!r} has no method {method!r}; a verifier has "
                     "check_reference(reference) and grade(completion, reference)"
                 )
+        assert isinstance(verifier, Verifier)
         return verifier
 
     def _check_args(self, cls: type) -> None:

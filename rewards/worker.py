@@ -16,6 +16,7 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from rewards.spec import VerifierSpec, VerifierSpecError
@@ -23,6 +24,8 @@ from rewards.verdict import BadReference, Outcome, Verdict, Verifier
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HEADER = struct.Struct("<I")
+KINDS = ("grade", "answer", "check")
+"""What a job may ask: grade(completion, reference), grade_answer(answer, reference), check_reference(reference)."""
 DETAIL_LIMIT = 20_000
 """Characters of JSON that `Verdict.detail` may take before it is cut."""
 
@@ -49,6 +52,7 @@ def main() -> int:
             if warm_up is not None:
                 warm_up()
         lowest = {name: float(getattr(verifier, "lowest_score", 0.0)) for name, verifier in verifiers.items()}
+        needs = {name: float(getattr(verifier, "needs_seconds", 0.0)) for name, verifier in verifiers.items()}
     except VerifierSpecError as error:
         _send(replies, {"failed": str(error)})
         return 1
@@ -57,7 +61,7 @@ def main() -> int:
         _send(replies, {"failed": f"{reason}\n\nThe worker's traceback:\n{traceback.format_exc()}"})
         return 1
     _limit_memory(hello["memory_mb"])
-    _send(replies, {"ready": lowest})
+    _send(replies, {"ready": lowest, "needs_seconds": needs})
     while (jobs := _read_frame(requests)) is not None:
         for kind, name, completion, reference in jobs:
             reply = _run(verifiers[name], lowest[name], kind, completion, reference)
@@ -74,7 +78,7 @@ def _run(verifier: Verifier, lowest: float, kind: str, completion: str, referenc
             verifier.check_reference(reference)
             verdict = Verdict(0.0, Outcome.CORRECT)
         else:
-            verdict = verifier.grade(completion, reference)
+            verdict = _grader(verifier, kind)(completion, reference)
             if not isinstance(verdict, Verdict):
                 raise TypeError(f"grade returned {type(verdict).__name__} ({verdict!r:.200}), it must return a Verdict")
     except BadReference as error:
@@ -91,6 +95,16 @@ def _run(verifier: Verifier, lowest: float, kind: str, completion: str, referenc
         "detail": _bounded(verdict.detail),
         "seconds": round(seconds, 6),
     }
+
+
+def _grader(verifier: Verifier, kind: str) -> Callable[[str, Any], Verdict]:
+    if kind == "grade":
+        return verifier.grade
+    grade_answer = getattr(verifier, "grade_answer", None)
+    if grade_answer is None:
+        raise TypeError(f"{type(verifier).__name__} has no grade_answer(answer, reference): it grades completions only")
+    answer: Callable[[str, Any], Verdict] = grade_answer
+    return answer
 
 
 def _bounded(detail: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rewards.mathematics.evaluate import equal, sample, substitute, symbols
 from rewards.mathematics.interpret import FALSE, expand, interpret
@@ -221,7 +222,8 @@ def to_region(node: Node) -> Region | None:
             if len(parts) < len(node.args) or None in parts or len({part.variable for part in parts if part}) != 1:
                 return None
             return Region(
-                next(part.variable for part in parts if part), tuple(piece for part in parts if part for piece in part.pieces)
+                next(part.variable for part in parts if part),
+                tuple(piece for part in parts if part for piece in part.pieces),
             )
         case "rel":
             return _region_of_relation(node.args, node.value)
@@ -299,7 +301,9 @@ def _value(node: Node) -> Node:
 def _spread(node: Node) -> tuple[Node, ...]:
     """``(p, q) = (3, 2)`` as p = 3, q = 2."""
     values, labels = node.args
-    return tuple(Node("label", (value, label), label.value) for value, label in zip(values.args, labels.args, strict=False))
+    return tuple(
+        Node("label", (value, label), label.value) for value, label in zip(values.args, labels.args, strict=False)
+    )
 
 
 def _distinct_labels(items: Sequence[Node]) -> bool:
@@ -321,7 +325,7 @@ def _proportional(gold: Sequence[Node], answer: Sequence[Node], positive: bool) 
     return bool(ratios[0].real > 0) if positive else True
 
 
-def _ratios(gold: Node, answer: Node) -> list:  # type: ignore[type-arg]  # mpmath has no types
+def _ratios(gold: Node, answer: Node) -> list[Any]:
     found = []
     for trial in range(5):
         a, b = sample(gold, trial), sample(answer, trial)
@@ -352,4 +356,3 @@ def _vanishes(node: Node) -> bool:
     values = [sample(node, trial) for trial in range(5)]
     known = [value for value in values if value is not None]
     return len(known) >= 2 and all(abs(value) < 1e-35 for value in known)
-

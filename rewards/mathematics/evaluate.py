@@ -18,9 +18,12 @@ from rewards.mathematics.nodes import Node, TooLarge, Unreadable
 
 EXACT_BITS = 20_000
 """The largest power or factorial that is computed exactly."""
-FLOAT_BITS = 10_000_000
+FLOAT_BITS = 2**34
 """The largest binary exponent of a number in floating point: towers of powers end here."""
 MAX_SUM_TERMS = 2_000
+MAX_ARGUMENT_BITS = 4_000
+"""The largest binary exponent of an argument of sin, exp and the like."""
+MPMATH_NAMES = "sin cos tan cot sec csc sinh cosh tanh coth ln exp floor ceil arg factorial"
 DIGITS = 50
 RANGES = [(0.1, 0.9), (0.15, 0.85), (1.1, 3.0), (-2.0, -0.2), (2.0, 5.0)]
 """Where the symbols' sample values lie, a range a trial."""
@@ -52,9 +55,9 @@ def exact(node: Node) -> Fraction | None:
     """The value as a fraction, or None where it is not seen to be one. Raises `TooLarge`, `Unreadable` (1/0)."""
     match node.op:
         case "num":
-            return node.value  # type: ignore[no-any-return]  # Node.value is Any
+            return node.value
         case "dec":
-            return node.value[0]  # type: ignore[no-any-return]
+            return node.value[0]
         case "add" | "mul" | "pow" | "fn" | "percent" | "unit" | "deg":
             values = [exact(arg) for arg in node.args]
             known = [value for value in values if value is not None]
@@ -277,23 +280,22 @@ def _power(base: Any, exponent: Any) -> Any:
         if exponent.real < 0:
             raise _Undefined
         return mp.mpf(1) if exponent == 0 else mp.mpf(0)
-    if abs(exponent) > FLOAT_BITS or abs(exponent) * abs(mp.log(abs(base), 2)) > FLOAT_BITS * 400:
-        if abs(exponent) * abs(mp.log(abs(base), 2)) > FLOAT_BITS * 400 or abs(exponent) > 2**62:
-            raise TooLarge("a power too large to compute")
+    if abs(exponent) * abs(mp.log(abs(base), 2)) > FLOAT_BITS or abs(exponent) > 2**62:
+        raise TooLarge("a power too large to compute")
     if base.imag == 0 and exponent.imag == 0 and base < 0 and exponent != mp.floor(exponent):
         base = mp.mpc(base)
     return mp.power(base, exponent)
 
 
 def _check_size(number: Any) -> None:
-    if number and abs(_mp().mag(number)) > FLOAT_BITS * 1000:
+    if number and abs(_mp().mag(number)) > FLOAT_BITS:
         raise TooLarge("a number too large to compute")
 
 
 def _function(node: Node, trial: int) -> Any:
     mp = _mp()
     args = [value(arg, trial) for arg in node.args]
-    if any(arg and mp.mag(arg) > 4_000 for arg in args):
+    if any(arg and mp.mag(arg) > MAX_ARGUMENT_BITS for arg in args):
         raise TooLarge(f"{node.value} of a number too large")
     function = _functions().get(node.value)
     if function is None:
@@ -310,13 +312,11 @@ def _function(node: Node, trial: int) -> Any:
 @lru_cache(maxsize=1)
 def _functions() -> dict[str, Callable[..., Any]]:
     mp = _mp()
-    table: dict[str, Callable[..., Any]] = {
-        name: getattr(mp, name)
-        for name in "sin cos tan cot sec csc sinh cosh tanh coth ln exp floor ceil re im arg factorial".split()
-    }
+    table: dict[str, Callable[..., Any]] = {name: getattr(mp, name) for name in MPMATH_NAMES.split()}
     table |= {
-        "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "arccot": mp.acot, "arcsec": mp.asec, "arccsc": mp.acsc,
-        "arsinh": mp.asinh, "arcosh": mp.acosh, "artanh": mp.atanh, "Re": mp.re, "Im": mp.im, "abs": abs,
+        "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "arccot": mp.acot, "arcsec": mp.asec,
+        "arccsc": mp.acsc, "arsinh": mp.asinh, "arcosh": mp.acosh, "artanh": mp.atanh, "Re": mp.re, "Im": mp.im,
+        "abs": abs,
         "binom": lambda n, k: mp.gammaprod([n + 1], [k + 1, n - k + 1]), "max": max, "min": min, "sgn": mp.sign,
     }  # fmt: skip
     return table

@@ -41,7 +41,9 @@ def _matrix_arithmetic(node: Node) -> Node:
         return node
     shape = matrices[0].value
     if node.op == "add" and len(matrices) == len(args) and all(matrix.value == shape for matrix in matrices):
-        return Node("matrix", tuple(Node("add", cells) for cells in zip(*(m.args for m in matrices), strict=True)), shape)
+        return Node(
+            "matrix", tuple(Node("add", cells) for cells in zip(*(m.args for m in matrices), strict=True)), shape
+        )
     if node.op == "mul" and len(matrices) == 1:
         factors = tuple(arg for arg in args if arg.op != "matrix")
         return Node("matrix", tuple(Node("mul", (*factors, cell)) for cell in matrices[0].args), shape)
@@ -77,7 +79,7 @@ def _relation(node: Node) -> Node:
     return Node("rel", (members[0], members[-1]), ("=",))
 
 
-NUMERIC = frozenset("num dec const add mul pow fn percent".split())
+NUMERIC = frozenset(("num", "dec", "const", "add", "mul", "pow", "fn", "percent"))
 
 
 def _labels(left: Node, right: Node) -> Node:

@@ -56,8 +56,8 @@ def num(value: int | Fraction) -> Node:
     return Node("num", (), Fraction(value))
 
 
-ZERO, ONE, MINUS_ONE = num(0), num(1), num(-1)
-PI, E, I, INFINITY = (Node("const", (), name) for name in ("pi", "e", "i", "oo"))
+MINUS_ONE = num(-1)
+PI, E, IMAGINARY, INFINITY = (Node("const", (), name) for name in ("pi", "e", "i", "oo"))
 
 
 def add(*args: Node) -> Node:

@@ -110,9 +110,7 @@ RULES: list[tuple[tuple[str, ...], re.Pattern[str], str]] = [
     ),
     (
         ("\\%", "percent", "pct", "\\text"),
-        re.compile(
-            r"\\%|(?<=[\d}\s])(?:percentage|percent|pct)\b|\\text\s*\{\s*(?:\\?%|percent(?:age)?|pct)\s*\}"
-        ),
+        re.compile(r"\\%|(?<=[\d}\s])(?:percentage|percent|pct)\b|\\text\s*\{\s*(?:\\?%|percent(?:age)?|pct)\s*\}"),
         "%",
     ),
     (("$", "£", "€", "¥", "\\pounds", "\\euro"), re.compile(r"\\(?:\$|pounds|euro)|[$£€¥]"), ""),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
 from rewards.mathematics.nodes import (
+    IMAGINARY,
     INFINITY,
     PI,
     E,
-    I,
     Node,
     TooLarge,
     Unreadable,
@@ -20,49 +19,19 @@ from rewards.mathematics.nodes import (
     num,
     power,
 )
+from rewards.mathematics.tokens import FUNCTIONS, GREEK, collapse_brackets, join_thousands, tokenise
 
 MAX_LENGTH = 2_000
 MAX_DEPTH = 60
 MAX_DIGITS = 400
 
-TOKEN = re.compile(
-    r"\s*(?:(?P<text>\\text\s*\{[^{}]*\})|(?P<env>\\(?:begin|end)\s*\{[a-zA-Z]+\*?\})|(?P<row>\\\\)"
-    r"|(?P<command>\\[a-zA-Z]+|\\[^a-zA-Z])"
-    r"|(?P<number>\d+\.\d+(?:[eE][-+]?\d+)?(?![a-zA-Z])|\.\d+|\d+[eE][-+]?\d+(?![a-zA-Z])|\d+)"
-    r"|(?P<word>[A-Za-z]+)|(?P<symbol><=|>=|!=|==|\*\*|[^\s]))"
-)
-THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])|(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)")
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth ln log lg exp gcd lcm max min "
-    "arg det deg dim ker Re Im asin acos atan sgn sqrt cbrt abs floor ceil arsinh arcosh artanh binom".split()
-)
-GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar ldots Z N Q C "
-    "prime star ast bullet triangle square aleph partial nabla".split()
-)
-BIG = frozenset("sum prod int iint oint lim limsup liminf bigcup bigcap".split())
+BIG = frozenset(("sum", "prod", "int", "iint", "oint", "lim", "limsup", "liminf", "bigcup", "bigcap"))
 RELATIONS = {
     "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", r"\leq": "<=", r"\geq": ">=",
     r"\neq": "!=", r"\lt": "<", r"\gt": ">", r"\in": "in", r"\approx": "~", r"\equiv": "=",
 }  # fmt: skip
-UNITS = {
-    name: unit
-    for unit, names in {
-        "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre", "km": "km kilometer kilometre",
-        "dm": "dm decimeter", "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile",
-        "mg": "mg milligram", "g": "g gram", "kg": "kg kilogram", "lb": "lb lbs pound", "oz": "oz ounce", "t": "ton tonne",
-        "s": "s sec second", "min": "min minute mins", "h": "h hr hrs hour", "day": "day", "week": "week", "month": "month",
-        "year": "year yr yrs", "ml": "ml mL milliliter millilitre", "l": "l L liter litre", "gal": "gallon gal",
-        "usd": "dollar usd USD bucks", "cent": "cent", "mph": "mph", "km/h": "kmh kph", "deg": "degree", "rad": "rad radian",
-        "J": "J joule", "W": "W watt", "N": "N newton", "V": "V volt", "A": "A ampere", "Hz": "Hz hertz", "K": "K kelvin",
-        "unit": "unit", "mol": "mol mole", "Pa": "Pa pascal", "ha": "ha hectare", "acre": "acre",
-    }.items()
-    for name in names.split()
-}  # fmt: skip
-SHORT_WORDS = frozenset("no on or am pm an is it up go do of to in if so me we he be by my at as us".split())
 CALLED = frozenset("fghFGHPQRTWpq")
-"""Letters that are functions where one letter in parentheses follows: f(x), but not f(x + 1), which may be a product."""
+"""Letters that are functions where one letter in parentheses follows: f(x); f(x + 1) may be a product."""
 
 
 class Parser:
@@ -72,7 +41,7 @@ class Parser:
         if len(text) > MAX_LENGTH:
             raise TooLarge(f"longer than {MAX_LENGTH} characters")
         text = collapse_brackets(text)
-        self.tokens = _tokens(_join_thousands(text) if thousands else text)
+        self.tokens = tokenise(join_thousands(text) if thousands else text)
         self.at = 0
         self.depth = 0
         self.in_bars = 0
@@ -215,13 +184,24 @@ class Parser:
     def _starts_factor(self, token: str) -> bool:
         if not token or token[0] == "&":
             return False
-        if (token[0].isalnum() and token.isascii()) or token in ("(", "[", "{", r"\{", r"\lfloor", r"\lceil", r"\lvert"):
+        if (token[0].isalnum() and token.isascii()) or token in (
+            "(",
+            "[",
+            "{",
+            r"\{",
+            r"\lfloor",
+            r"\lceil",
+            r"\lvert",
+        ):
             return True
         if token == "|":
             return not self.in_bars
         name = token[1:]
         return token[0] == "\\" and (
-            name in FUNCTIONS or name in GREEK or name in BIG or name in ("frac", "sqrt", "pi", "infty", "binom", "imath")
+            name in FUNCTIONS
+            or name in GREEK
+            or name in BIG
+            or name in ("frac", "sqrt", "pi", "infty", "binom", "imath")
         )
 
     def _power(self) -> Node:
@@ -410,7 +390,7 @@ class Parser:
         if token in CALLED and len(call) == 3 and call[0] == "(" and call[1].isalpha() and call[2] == ")":
             self.at += 3
             return Node("fn", (self._name(call[1]) if len(call[1]) == 1 else Node("sym", (), call[1]),), token)
-        node = E if token == "e" else I if token == "i" else Node("sym", (), token)
+        node = E if token == "e" else IMAGINARY if token == "i" else Node("sym", (), token)
         return self._subscript(node) if self._peek() == "_" else node
 
     def _subscript(self, node: Node) -> Node:
@@ -435,7 +415,7 @@ class Parser:
             return self._big(name)
         if name in FUNCTIONS:
             return self._function(name)
-        constants = {"pi": PI, "infty": INFINITY, "emptyset": Node("set"), "R": Node("reals"), "imath": I}
+        constants = {"pi": PI, "infty": INFINITY, "emptyset": Node("set"), "R": Node("reals"), "imath": IMAGINARY}
         if name in constants:
             return constants[name]
         if name in GREEK:
@@ -475,7 +455,11 @@ class Parser:
         node = self._signed()
         while True:
             token = self._peek()
-            if not self._starts_factor(token) or token in ("(", "[", "{", "|", r"\{") or token.lstrip("\\") in FUNCTIONS:
+            if (
+                not self._starts_factor(token)
+                or token in ("(", "[", "{", "|", r"\{")
+                or token.lstrip("\\") in FUNCTIONS
+            ):
                 return node
             node = _product(node, self._power())
 
@@ -515,115 +499,3 @@ def _is_region(node: Node) -> bool:
 
 def _raw(tokens: list[str]) -> str:
     return "".join(tokens).replace("{", "").replace("}", "")
-
-
-def _join_thousands(text: str) -> str:
-    """``1,234`` as one number, except inside brackets, where a comma separates."""
-    if "," not in text and " " not in text:
-        return text
-    depths, depth = [], 0
-    for char in text:
-        depth += (char in "([") - (char in ")]")
-        depths.append(depth)
-    braces = text.count(r"\{")
-
-    def join(match: re.Match[str]) -> str:
-        if depths[match.start()] or braces:
-            return match.group()
-        return match.group().replace(",", "").replace(" ", "")
-
-    return THOUSANDS.sub(join, text)
-
-
-def collapse_brackets(text: str) -> str:
-    """``((((5))))`` as ``(5)``: brackets that only repeat each other say nothing and cost depth."""
-    if "((" not in text.replace(" ", ""):
-        return text
-    text = re.sub(r"(?<=[()])\s+(?=[()])", "", text)
-    stack: list[int] = []
-    closed_by: dict[int, int] = {}
-    for at, char in enumerate(text):
-        if char == "(":
-            stack.append(at)
-        elif char == ")" and stack:
-            closed_by[stack.pop()] = at
-    dropped = set()
-    for opening, closing in closed_by.items():
-        if closed_by.get(opening + 1) == closing - 1:
-            dropped |= {opening, closing}
-    return "".join(char for at, char in enumerate(text) if at not in dropped)
-
-
-def _tokens(text: str) -> list[str]:
-    tokens: list[str] = []
-    for match in TOKEN.finditer(text):
-        kind, token = match.lastgroup, match.group().strip()
-        if not token:
-            continue
-        if kind == "text":
-            tokens += _text_tokens(token[token.index("{") + 1 : -1].strip(), tokens)
-        elif kind == "word":
-            tokens += _word_tokens(token, tokens)
-        else:
-            tokens.append(token)
-    return tokens
-
-
-def _text_tokens(words: str, before: list[str]) -> list[str]:
-    r"""What ``\text{words}`` stands for: a separator, a unit, a letter, or words."""
-    plain = words.strip(" .,;").lower()
-    if not words:
-        return []
-    if plain in ("and", "or"):
-        return [f"&{plain}"]
-    if words in (",", ";"):
-        return [words]
-    if len(words) == 1 and words.isalpha():
-        follows_number = bool(before) and before[-1][-1:].isdigit()
-        return [f"&unit:{UNITS[words]}"] if follows_number and words in UNITS else [words]
-    if words.replace(".", "", 1).replace(",", "").isdigit():
-        return _tokens(words)
-    unit = unit_name(words)
-    if unit and before:
-        return [f"&unit:{unit}"]
-    if words in ("sin", "cos", "tan", "ln", "log", "lcm", "gcd"):
-        return [words]
-    if before and re.fullmatch(r"[A-Za-z .'/-]+", words):
-        return [f"&unit:{words.lower()}"]
-    return [f"&words:{words}"]
-
-
-def unit_name(words: str) -> str:
-    """The unit's usual name, or "" if it is none that we know; ``square feet`` is ``ft^2``."""
-    words = words.strip(" .").replace("^", "").replace("{", "").replace("}", "")
-    prefix, _, rest = words.partition(" ")
-    exponent = {"square": "^2", "sq": "^2", "sq.": "^2", "cubic": "^3"}.get(prefix, "")
-    if exponent:
-        words = rest
-    if words[-1:] in "23" and words[:-1] in UNITS:
-        return UNITS[words[:-1]] + "^" + words[-1]
-    for name in (words, words.lower(), words.lower().removesuffix("s"), words.lower().removesuffix("es")):
-        if name in UNITS:
-            return UNITS[name] + exponent
-    return ""
-
-
-def _word_tokens(word: str, before: list[str]) -> list[str]:
-    if word in ("and", "or"):
-        return [f"&{word}"]
-    if len(word) == 1 or word in FUNCTIONS:
-        return [word]
-    if word in ("pi", "infty", "infinity", "inf", "oo"):
-        return [r"\pi" if word == "pi" else r"\infty"]
-    if word.lower() in GREEK:
-        return ["\\" + word]
-    if before and (unit := unit_name(word)) and (before[-1][-1:].isdigit() or before[-1] in ("}", ")", "%") or before[-1][0] == "&"):
-        return [f"&unit:{unit}"]
-    for name in sorted(FUNCTIONS, key=len, reverse=True):
-        if word.startswith(name) and len(word) <= len(name) + 1 and len(name) > 2:
-            return [name, *word[len(name) :]]
-    if len(word) > 3 or word.lower() in SHORT_WORDS:
-        if len(word) > 3 and before and before[-1][-1:].isdigit() and word.islower():
-            return [f"&unit:{word}"]
-        return [f"&words:{word}"]
-    return list(word)

@@ -14,7 +14,9 @@ TEXT_COMMAND = re.compile(r"\\text\s*\{([^{}]*)\}")
 CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:\s*[.:)]\s*.*|\s+[^*+=^_/<>].*)?\Z", re.DOTALL)
 CHOICE_WITH_CONTENT = re.compile(r"\(([A-J])\)\s*\S|([A-J])[.:)]\s+\S")
 CAPTION = re.compile(r"(?:^|(?<=, ))[A-Z]?[a-z]{2,}(?: [a-z]+)*\s*:\s*")
-LEAD = re.compile(r"^(?!.*\bnot\b)(?:\\text\s*\{[^{}]*?(?:\bis\b|:|=)\s*\}|(?:[A-Za-z]{2,}\s+)*(?:is|are)\s+(?=[\d\\(\[-]))\s*")
+LEAD = re.compile(
+    r"^(?!.*\bnot\b)(?:\\text\s*\{[^{}]*?(?:\bis\b|:|=)\s*\}|(?:[A-Za-z]{2,}\s+)*(?:is|are)\s+(?=[\d\\(\[-]))\s*"
+)
 NAMED = re.compile(r"^(?:\\text\s*\{[^{}]*\}|[A-Za-z]{4,}(?: [a-z]+)*)\s*(?==)")
 WORDS = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?", re.UNICODE)
 ARTICLES = frozenset(("a", "an", "the"))

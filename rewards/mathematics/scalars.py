@@ -7,9 +7,10 @@ from fractions import Fraction
 
 from rewards.mathematics.evaluate import based_value, contains, equal, exact, sample, symbols
 from rewards.mathematics.nodes import PI, Node, divide, mul, num
-from rewards.mathematics.parse import UNITS
+from rewards.mathematics.tokens import UNITS
 
-SCALARS = frozenset("num dec sym const add mul pow fn big based percent deg unit ratio".split())
+SCALAR_OPS = "num dec sym const add mul pow fn big based percent deg unit ratio"
+SCALARS = frozenset(SCALAR_OPS.split())
 CLOCK = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?\Z")
 KNOWN_UNITS = frozenset(UNITS.values())
 MIN_SIGNIFICANT = {True: 3, False: 4}

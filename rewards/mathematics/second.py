@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 MAX_LENGTH = 300
 MAX_DEPTH = 12
@@ -33,7 +34,7 @@ def agrees(gold: str, answer: str) -> bool:
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     configs = [LatexExtractionConfig(), ExprExtractionConfig()]
 
-    def reading(text: str) -> list:  # type: ignore[type-arg]  # sympy objects and strings
+    def reading(text: str) -> list[Any]:
         return parse(f"${text}$", configs, fallback_mode="no_fallback", parsing_timeout=None)
 
     golds, answers = reading(gold), reading(answer)

@@ -1,0 +1,191 @@
+"""The tokens of a normalised answer: numbers, names, commands, and what words in it stand for."""
+
+from __future__ import annotations
+
+import re
+
+TOKEN = re.compile(
+    r"\s*(?:(?P<text>\\text\s*\{[^{}]*\})|(?P<env>\\(?:begin|end)\s*\{[a-zA-Z]+\*?\})|(?P<row>\\\\)"
+    r"|(?P<command>\\[a-zA-Z]+|\\[^a-zA-Z])"
+    r"|(?P<number>\d+\.\d+(?:[eE][-+]?\d+)?(?![a-zA-Z])|\.\d+|\d+[eE][-+]?\d+(?![a-zA-Z])|\d+)"
+    r"|(?P<word>[A-Za-z]+)|(?P<symbol><=|>=|!=|==|\*\*|[^\s]))"
+)
+THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])|(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)")
+FUNCTION_NAMES = """
+sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc asin acos atan
+sinh cosh tanh coth arsinh arcosh artanh ln log lg exp sqrt cbrt abs floor ceil
+gcd lcm max min arg det deg dim ker Re Im sgn binom
+"""
+SYMBOL_NAMES = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma tau
+upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar ldots Z N Q C
+prime star ast bullet triangle square aleph partial nabla
+"""
+# One unit a line; its first name is the one we keep.
+UNIT_NAMES = """
+mm millimeter millimetre
+cm centimeter centimetre
+dm decimeter decimetre
+m meter metre
+km kilometer kilometre
+in inch inches
+ft foot feet
+yd yard
+mi mile
+mg milligram
+g gram
+kg kilogram
+lb lbs pound
+oz ounce
+ton tonne
+s sec second
+min mins minute
+h hr hrs hour
+day
+week
+month
+year yr yrs
+ml mL milliliter millilitre
+l L liter litre
+gal gallon
+usd USD dollar bucks
+cent
+mph
+km/h kmh kph
+deg degree
+rad radian
+J joule
+W watt
+N newton
+V volt
+A ampere
+Hz hertz
+K kelvin
+Pa pascal
+mol mole
+ha hectare
+acre
+unit
+"""
+SHORT_WORD_NAMES = "no on or am pm an is it up go do of to in if so me we he be by my at as us"
+FUNCTIONS = frozenset(FUNCTION_NAMES.split())
+GREEK = frozenset(SYMBOL_NAMES.split())
+UNITS = {name: line.split()[0] for line in UNIT_NAMES.strip().splitlines() for name in line.split()}
+SHORT_WORDS = frozenset(SHORT_WORD_NAMES.split())
+"""Words of two letters that are no product of two variables."""
+
+
+def join_thousands(text: str) -> str:
+    """``1,234`` as one number, except inside brackets, where a comma separates."""
+    if "," not in text and " " not in text:
+        return text
+    depths, depth = [], 0
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        depths.append(depth)
+    braces = text.count(r"\{")
+
+    def join(match: re.Match[str]) -> str:
+        if depths[match.start()] or braces:
+            return match.group()
+        return match.group().replace(",", "").replace(" ", "")
+
+    return THOUSANDS.sub(join, text)
+
+
+def collapse_brackets(text: str) -> str:
+    """``((((5))))`` as ``(5)``: brackets that only repeat each other say nothing and cost depth."""
+    if "((" not in text.replace(" ", ""):
+        return text
+    text = re.sub(r"(?<=[()])\s+(?=[()])", "", text)
+    stack: list[int] = []
+    closed_by: dict[int, int] = {}
+    for at, char in enumerate(text):
+        if char == "(":
+            stack.append(at)
+        elif char == ")" and stack:
+            closed_by[stack.pop()] = at
+    dropped = set()
+    for opening, closing in closed_by.items():
+        if closed_by.get(opening + 1) == closing - 1:
+            dropped |= {opening, closing}
+    return "".join(char for at, char in enumerate(text) if at not in dropped)
+
+
+def tokenise(text: str) -> list[str]:
+    tokens: list[str] = []
+    for match in TOKEN.finditer(text):
+        kind, token = match.lastgroup, match.group().strip()
+        if not token:
+            continue
+        if kind == "text":
+            tokens += _text_tokens(token[token.index("{") + 1 : -1].strip(), tokens)
+        elif kind == "word":
+            tokens += _word_tokens(token, tokens)
+        else:
+            tokens.append(token)
+    return tokens
+
+
+def _text_tokens(words: str, before: list[str]) -> list[str]:
+    r"""What ``\text{words}`` stands for: a separator, a unit, a letter, or words."""
+    plain = words.strip(" .,;").lower()
+    if not words:
+        return []
+    if plain in ("and", "or"):
+        return [f"&{plain}"]
+    if words in (",", ";"):
+        return [words]
+    if len(words) == 1 and words.isalpha():
+        follows_number = bool(before) and before[-1][-1:].isdigit()
+        return [f"&unit:{UNITS[words]}"] if follows_number and words in UNITS else [words]
+    if words.replace(".", "", 1).replace(",", "").isdigit():
+        return tokenise(words)
+    unit = unit_name(words)
+    if unit and before:
+        return [f"&unit:{unit}"]
+    if words in ("sin", "cos", "tan", "ln", "log", "lcm", "gcd"):
+        return [words]
+    if before and re.fullmatch(r"[A-Za-z .'/-]+", words):
+        return [f"&unit:{words.lower()}"]
+    return [f"&words:{words}"]
+
+
+def unit_name(words: str) -> str:
+    """The unit's usual name, or "" if it is none that we know; ``square feet`` is ``ft^2``."""
+    words = words.strip(" .").replace("^", "").replace("{", "").replace("}", "")
+    prefix, _, rest = words.partition(" ")
+    exponent = {"square": "^2", "sq": "^2", "sq.": "^2", "cubic": "^3"}.get(prefix, "")
+    if exponent:
+        words = rest
+    if words[-1:] in "23" and words[:-1] in UNITS:
+        return UNITS[words[:-1]] + "^" + words[-1]
+    for name in (words, words.lower(), words.lower().removesuffix("s"), words.lower().removesuffix("es")):
+        if name in UNITS:
+            return UNITS[name] + exponent
+    return ""
+
+
+def _word_tokens(word: str, before: list[str]) -> list[str]:
+    if word in ("and", "or"):
+        return [f"&{word}"]
+    if len(word) == 1 or word in FUNCTIONS:
+        return [word]
+    if word in ("pi", "infty", "infinity", "inf", "oo"):
+        return [r"\pi" if word == "pi" else r"\infty"]
+    if word.lower() in GREEK:
+        return ["\\" + word]
+    if (
+        before
+        and (unit := unit_name(word))
+        and (before[-1][-1:].isdigit() or before[-1] in ("}", ")", "%") or before[-1][0] == "&")
+    ):
+        return [f"&unit:{unit}"]
+    for name in sorted(FUNCTIONS, key=len, reverse=True):
+        if word.startswith(name) and len(word) <= len(name) + 1 and len(name) > 2:
+            return [name, *word[len(name) :]]
+    if len(word) > 3 or word.lower() in SHORT_WORDS:
+        if len(word) > 3 and before and before[-1][-1:].isdigit() and word.islower():
+            return [f"&unit:{word}"]
+        return [f"&words:{word}"]
+    return list(word)
