@@ -90,8 +90,7 @@ def save(
             _clear(root, draft)
         write_policy(draft)  # collective
         if is_main:
-            with (draft / _STATE).open("wb") as file:  # given a path, torch reports a full disk as a failed assertion
-                torch.save(state, file)
+            _write_state(state, draft / _STATE)
             _seal(draft, step, extra or {})
             _rename(draft, target)
             _point_latest(root, target.name)
@@ -194,6 +193,17 @@ def _clear(root: Path, draft: Path) -> None:
     for leftover in root.glob(".draft_*"):
         shutil.rmtree(leftover)
     draft.mkdir()
+
+
+def _write_state(state: dict[str, Any], path: Path) -> None:
+    """torch.save, with a full disk as the `OSError` that it is: torch covers it up with a failed assertion."""
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _seal(draft: Path, step: int, extra: Mapping[str, Any]) -> None:
