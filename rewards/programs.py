@@ -213,12 +213,12 @@ class ProgramVerifier:
         return _Judgement("WA", message=f"wrote {result.stdout[:200]!r}")
 
     def _ask_checker(self, checker: str, stdin: str, stdout: bytes, expected: str, limits: Limits) -> _Judgement:
-        """The user's checker, in a sandbox of its own; a checker that fails is a fault of the tests, not of the program."""
+        """The user's checker, in a sandbox of its own; when it fails, the tests are at fault, not the program."""
         payload = _call_payload(checker, "check", [stdin, stdout.decode("utf-8", "replace"), expected], {})
         result = self._sandbox.run(Job(payload), limits)
         value = _returned(result, payload["nonce"])
         if isinstance(value, _Judgement) or not isinstance(value, bool | int | float) or not 0 <= value <= 1:
-            found = value.message if isinstance(value, _Judgement) else repr(value)[:100]
+            found = value.message if isinstance(value, _Judgement) else _preview(value)
             raise SandboxError(
                 f"the checker must return a truth value or a share of 1, it gave: {found or result.killed}"
             )
@@ -236,7 +236,7 @@ class ProgramVerifier:
             return value
         if values_agree(value, case["expected"], self._rel_tol, self._abs_tol):
             return _Judgement("AC", 1.0)
-        return _Judgement("WA", message=f"returned {repr(value)[:200]}")
+        return _Judgement("WA", message=f"returned {_preview(value)}")
 
     def _judge_asserts(self, code: str, tests: AssertTests) -> _Judgement:
         payload = {
@@ -299,6 +299,13 @@ class ProgramVerifier:
         if message.get("kind") == "program":
             return bytes.fromhex(message["binary"])
         return _Judgement("CE", message=str(message.get("message", result.killed or result.stderr[-200:])))
+
+
+def _preview(value: Any) -> str:
+    try:
+        return repr(value)[:200]
+    except ValueError:  # an integer of more digits than the interpreter writes
+        return f"a {type(value).__name__} too long to show"
 
 
 def _call_payload(code: str, function: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

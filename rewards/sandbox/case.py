@@ -1,9 +1,10 @@
-"""One test case: a keeper, and below it the untrusted program, confined.
+"""One test case: the untrusted program, confined, and its keeper, who watches it.
 
-The keeper is the first process of the case's own pid namespace (without namespaces: its subreaper). It holds no
-expected output and no test; it keeps the clock, counts memory and processor time of the tree, kills all of it at the
-end, and is the only one that can write the report. The program below lives in a user namespace of its own, so it may
-neither trace nor read the keeper, and its process limit counts its own processes alone.
+The keeper is the zygote itself, process 1 of the jail (at the lower levels: a subreaper). It forks the program, holds
+the clock, counts memory and processor time of all the program's processes, and is the only one that can write the
+report. At the end it kills everything below it and waits until nothing is left: one case at a time is in a jail, and
+the next one finds it empty, with a new file system. The program lives in a user namespace of its own, so it may neither
+trace nor read the keeper, and its process limit counts its own processes alone.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ SAMPLE_SECONDS = 0.04
 """Seconds between two looks at the memory and processor time of a running tree."""
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-CHANNEL, PAYLOAD, READY = 3, 4, 5
-"""Descriptors in the untrusted process, besides 0, 1 and 2; only CHANNEL is open when foreign code runs."""
+PAYLOAD, READY = 4, 5
+"""Descriptors in the untrusted process, after 0, 1, 2 and the channel, 3; gone when foreign code runs."""
+_SCRATCH_FLAGS = linux.MS_NOSUID | linux.MS_NODEV
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,14 @@ class Host:
     """What the zygote knows and every case needs."""
 
     level: Level
-    landlock_abi: int
     seccomp: bytes | None
     """The filter; None where the kernel takes none."""
-    readable: tuple[str, ...]
+    unscoped_signals: bool
+    """True where only the filter can keep signals in: no pid namespace, and a Landlock before ABI 6."""
+    ruleset: int | None
+    """Descriptor of the Landlock rules."""
     scratch: str
-    """Directory for the cases' files: a mount point of the jail, or a directory of the host at the lower levels."""
+    """Where a case's files are: a mount point of the jail, or a directory of the host at the lower levels."""
     own_memory: int
     """Bytes of address space that the zygote itself has."""
 
@@ -65,54 +69,51 @@ class Descriptors:
         return self.payload, self.stdin, self.stdout, self.stderr, self.channel, self.status, self.life
 
 
-def refusal(reason: str) -> bytes:
-    """The report of a case that could not be started."""
-    return frames.encode({"setup_error": reason})
-
-
-def keep(host: Host, limits: Limits, given: Descriptors) -> NoReturn:
-    """The keeper: start the program, watch it, end it, report; never returns."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    scratch = host.scratch
+def keep(host: Host, limits: Limits, given: Descriptors) -> None:
+    """Run one case from its files to its report; afterwards the jail is empty again."""
+    ready, ready_write = os.pipe()
+    program = None
+    report: dict[str, Any]
     try:
-        if host.level == Level.FULL:
-            options = f"size={limits.files_mb}m,nr_inodes=8192,mode=700"
-            linux.mount("tmpfs", scratch, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
-            _mount_proc()
-        else:
-            linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-            scratch = os.path.join(host.scratch, str(os.getpid()))
-            os.mkdir(scratch, 0o700)
-        ready, ready_write = os.pipe()
+        _make_scratch(host, limits)
         program = os.fork()
         if program == 0:
-            _become_program(host, limits, given, ready_write, scratch)
+            _become_program(host, limits, given, ready_write)
     except OSError as error:
-        frames.send(given.status, {"setup_error": str(error)})
-        os._exit(0)
+        report = {"setup_error": str(error)}
     for descriptor in (ready_write, *given.all()[:5]):
         os.close(descriptor)
-    said = os.read(ready, 4096)
-    if said == b"R":
-        report = _watch(host, limits, program, given.life)
-    else:
-        report = {"setup_error": said.decode("utf-8", "replace") or "the process died while it was confined"}
+    if program is not None:
+        said = os.read(ready, 4096)
+        if said == b"R":
+            report = _watch(host, limits, program, given.life)
+        else:
+            report = {"setup_error": said.decode("utf-8", "replace") or "the process died while it was confined"}
+    os.close(ready)
     _kill_tree(host)
     with contextlib.suppress(frames.Closed):  # then the caller has gone: nobody is left to tell
         frames.send(given.status, report)
-    if host.level != Level.FULL:
-        shutil.rmtree(scratch, ignore_errors=True)
-    os._exit(0)
+    os.close(given.status)
+    os.close(given.life)
+    _drop_scratch(host)
 
 
-def _mount_proc() -> None:
-    """This pid namespace's own /proc; processes only, where the kernel can leave the rest out (Linux 5.8)."""
-    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-    try:
-        linux.mount("proc", "/proc", "proc", flags, "subset=pid")
-    except OSError:
-        linux.mount("proc", "/proc", "proc", flags)
+def _make_scratch(host: Host, limits: Limits) -> None:
+    """A new, empty file system (below Level.FULL: a directory) for this case."""
+    if host.level == Level.FULL:
+        options = f"size={limits.files_mb}m,nr_inodes=8192,mode=700"
+        linux.mount("tmpfs", host.scratch, "tmpfs", _SCRATCH_FLAGS, options)
+    else:
+        os.mkdir(host.scratch, 0o700)
+    for name in ("home", "code", "shm"):
+        os.mkdir(f"{host.scratch}/{name}", 0o700)
+
+
+def _drop_scratch(host: Host) -> None:
+    if host.level == Level.FULL:
+        linux.unmount(host.scratch)
+    else:
+        shutil.rmtree(host.scratch, ignore_errors=True)
 
 
 def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any]:
@@ -139,6 +140,7 @@ def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any
     wall = time.monotonic() - start
     if killed is not None:
         _signal_tree(host)
+    os.close(ended)
     _, status, usage = os.wait4(program, 0)
     return {
         "killed": killed,
@@ -185,11 +187,8 @@ def descendants() -> list[str]:
 
 def _signal_tree(host: Host) -> None:
     """SIGKILL to everything below the keeper."""
-    if host.level == Level.FULL:
-        targets = [-1]  # as the first process of the pid namespace: all others, at once
-    else:
-        targets = [int(name) for name in descendants()]
-    for target in targets:
+    # -1, from process 1 of the pid namespace: all others, at once
+    for target in [-1] if host.level == Level.FULL else map(int, descendants()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(target, signal.SIGKILL)
 
@@ -198,74 +197,78 @@ def _kill_tree(host: Host) -> None:
     """SIGKILL to everything below the keeper, until nothing is left of it."""
     while True:
         _signal_tree(host)
-        if host.level == Level.FULL:
-            return  # the kernel reaps a pid namespace when its first process goes
         try:
-            os.waitpid(-1, 0)
+            os.waitpid(-1, 0)  # orphans become the keeper's children: without children, nobody is left
         except ChildProcessError:
             return
 
 
-def _become_program(host: Host, limits: Limits, given: Descriptors, ready: int, scratch: str) -> NoReturn:
+def _become_program(host: Host, limits: Limits, given: Descriptors, ready: int) -> NoReturn:
     """In the child: take the descriptors, give up every right, say so, run the foreign code."""
     status = 127
     try:
         try:
-            _arrange_descriptors(given, ready)
-            _confine(host, limits, scratch)
-            with open(PAYLOAD, "rb", closefd=False) as file:
-                payload = json.loads(file.readline())
-                payload["offset"] = file.tell()
+            payload = _confine(host, limits, given, ready)
         except Exception as error:  # foreign code has not run yet: this is the machinery's own failure
             os.write(READY, f"{type(error).__name__}: {error}".encode())
             os._exit(127)
         os.write(READY, b"R")
         os.close(READY)
         gc.enable()
-        status = runner.run(payload, scratch)
+        status = runner.run(payload, host.scratch)
     except BaseException:
         os.write(2, traceback.format_exc().encode("utf-8", "replace"))
     finally:
         os._exit(status)
 
 
-def _arrange_descriptors(given: Descriptors, ready: int) -> None:
-    wanted = (given.stdin, given.stdout, given.stderr, given.channel, given.payload, ready)
+def _arrange_descriptors(given: Descriptors, ready: int, ruleset: int | None) -> None:
+    """0 to 5 as the program has them, 6 the Landlock rules; nothing else stays open."""
+    wanted = [given.stdin, given.stdout, given.stderr, given.channel, given.payload, ready]
+    if ruleset is not None:
+        wanted.append(ruleset)
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64) for descriptor in wanted]
     for number, descriptor in enumerate(high):
         os.dup2(descriptor, number, inheritable=number < 3)
     os.closerange(len(wanted), 1 << 20)
 
 
-def _confine(host: Host, limits: Limits, scratch: str) -> None:
+def _confine(host: Host, limits: Limits, given: Descriptors, ready: int) -> dict[str, Any]:
+    """Give up every right but those of `limits`; returns the payload."""
+    _arrange_descriptors(given, ready, host.ruleset)
     os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     linux.prctl(linux.PR_SET_DUMPABLE, 1)  # the keeper is not; the program may look at itself in /proc
     if host.level == Level.FULL:
         user, group = os.geteuid(), os.getegid()
         linux.unshare(linux.CLONE_NEWUSER)
         for name, line in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(line)
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # whoever runs out of memory, the kernel ends this process first
-    home = os.path.join(scratch, "home")
-    for directory in ("home", "code", "shm"):
-        os.mkdir(os.path.join(scratch, directory), 0o700)
-    os.chdir(home)
-    os.environ.clear()
-    os.environ.update(PATH="/usr/bin:/bin", HOME=home, TMPDIR=home, LANG="C.UTF-8", OMP_NUM_THREADS="1")
-    os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+            write_file(f"/proc/self/{name}", line)
+    write_file("/proc/self/oom_score_adj", "1000")  # out of memory, the kernel ends this process before any other
+    os.chdir(f"{host.scratch}/home")
     _set_rlimits(host, limits)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     if host.level == Level.FULL:
         linux.drop_capabilities()
-    if host.level > Level.RLIMIT_ONLY and host.landlock_abi:
-        readable = ("/",) if host.level == Level.FULL else host.readable
-        landlock.restrict(host.landlock_abi, readable, (scratch, "/dev/null", "/dev/zero", "/dev/full"))
-    if host.seccomp is not None:
-        unscoped = host.level == Level.LANDLOCK and host.landlock_abi < 6  # then the filter keeps signals in
-        linux.set_seccomp_filter(seccomp.build_filter(os.getpid()) if unscoped else host.seccomp)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if host.ruleset is not None:
+        landlock.restrict(6)
+        os.close(6)
+    if host.seccomp is not None:
+        linux.set_seccomp_filter(seccomp.build_filter(os.getpid()) if host.unscoped_signals else host.seccomp)
+    with open(PAYLOAD, "rb", closefd=False) as file:
+        payload: dict[str, Any] = json.loads(file.readline())
+        payload["offset"] = file.tell()
+    return payload
+
+
+def write_file(path: str, text: str) -> None:
+    """One write to a file of the kernel's."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 def _set_rlimits(host: Host, limits: Limits) -> None:

@@ -1,35 +1,32 @@
 """The caller's side of a sandbox: start it, run payloads in it, collect what they did.
 
-The caller's process starts one guard (a fresh interpreter, so that nothing of the caller's memory is in any fork) and
-speaks to the zygote over a socket: one message a case, with the descriptors of its payload, streams and report.
+A sandbox has one jail (`lane`), and a second one as soon as a candidate and its referee must run at the same time. The
+zygote in a jail takes one message a case, with the descriptors of its payload, its streams and its report.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from . import frames
+from .lane import Lane
 from .limits import Level, Limits, Report, SandboxError
 
+_READ_ONLY = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 GRACE_SECONDS = 10.0
 """How much later than its limit a case may report before the sandbox itself is taken for broken."""
-START_SECONDS = 60.0
-STOP_SECONDS = 10.0
-_PACKAGE = Path(__file__).resolve().parent
-_ENTRY = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.zygote import main; main(int(sys.argv[2]))"
 
 
 @dataclass(slots=True)
@@ -86,7 +83,8 @@ class Sandbox:
         self._force = Level.named(force_level) if force_level is not None else None
         self._import_paths = [os.path.abspath(path) for path in import_paths]
         self._lock = threading.Lock()
-        self._owner, self._control, self._process = 0, None, None  # type: tuple[int, Any, Any]
+        self._owner = 0
+        self._lanes: list[Lane] = []
         self._report: Report | None = None
         self.restarts = 0
         """How often the jail was started anew because it had failed."""
@@ -97,7 +95,7 @@ class Sandbox:
     def report(self) -> Report:
         """The level and the layers of isolation in force; starts the sandbox if need be."""
         with self._lock:
-            self._ensure_started()
+            self._ensure_lanes(1)
             assert self._report is not None
             return self._report
 
@@ -119,15 +117,9 @@ class Sandbox:
             self._stop()
 
     def _stop(self) -> None:
-        if self._control is not None:
-            self._control.close()
-        if self._process is not None and self._owner == os.getpid():
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._control = self._process = self._report = None
+        for lane in self._lanes:
+            lane.stop()
+        self._lanes, self._report = [], None
 
     def __enter__(self) -> Self:
         return self
@@ -143,11 +135,18 @@ class Sandbox:
 
     # -- starting ------------------------------------------------------------------------------------------------
 
-    def _ensure_started(self) -> None:
-        if self._owner != os.getpid():  # never started, or inherited over a fork: that jail is the parent's
-            self._owner, self._control, self._process, self._report = os.getpid(), None, None, None
-        if self._control is not None:
-            return
+    def _ensure_lanes(self, count: int) -> None:
+        """Have at least this many jails: one for each case that runs at the same time."""
+        if self._owner != os.getpid():  # never started, or inherited over a fork: those jails are the parent's
+            self._owner, self._lanes, self._report = os.getpid(), [], None
+        if not self._lanes:
+            self._report = self._find_level()
+        while len(self._lanes) < count:
+            assert self._report is not None
+            self._lanes.append(self._new_lane(self._report.level))
+
+    def _find_level(self) -> Report:
+        """Start a jail at the highest level that this machine offers. Raises `SandboxError`."""
         if not sys.platform.startswith("linux"):
             raise SandboxError(f"programs run in a sandbox of Linux; on {sys.platform} use a machine with Linux")
         tried: list[str] = []
@@ -156,79 +155,35 @@ class Sandbox:
             if level < self._min_level:
                 break
             try:
-                self._start(level)
-                return
+                self._lanes = [self._new_lane(level)]
+                trial = self._run_locked([Job({"mode": "script", "code": "print(6 * 7)"})], Limits())[0]
+                if trial.stdout == b"42\n":
+                    return Report(level, self._lanes[0].layers)
+                tried.append(f"{level.label}: a trial program failed: {trial.stderr[-300:]!r}")
             except SandboxError as error:
                 tried.append(f"{level.label}: {error}")
-        self._control = None
+            self._stop()
         raise SandboxError(
             f"this machine does not offer the isolation level {self._min_level.label!r} ({'; '.join(tried)}); allow "
             "user namespaces, or accept a lower level with min_level"
         )
 
-    def _start(self, level: Level) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        python = os.path.realpath(sys.executable)
-        options = ["-S", "-s", "-B", "-P", "-X", "utf8"]
-        environment = {"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-        if "LD_LIBRARY_PATH" in os.environ:
-            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        with theirs:
-            process = subprocess.Popen(
-                [python, *options, "-c", _ENTRY, str(_PACKAGE.parent), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=environment,
-                cwd="/",
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # whoever kills our process group leaves the guard to clean up after us
-            )
-        assert process.stderr is not None
-        try:
-            ours.send(json.dumps(self._configuration(level)).encode())
-            ours.settimeout(START_SECONDS)
-            answer = json.loads(ours.recv(1 << 16) or "{}")
-        except (OSError, ValueError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        if "ready" not in answer:
-            ours.close()
-            process.kill() if not answer else None
-            said = process.stderr.read()[-500:].decode("utf-8", "replace")
-            process.wait()
-            raise SandboxError(answer.get("error") or f"the guard died: {said}")
-        process.stderr.close()
-        ours.settimeout(None)
-        self._control, self._process = ours, process
-        self._report = Report(level, answer["ready"])
-        trial = self._run_locked([Job({"mode": "script", "code": "print(6 * 7)"})], Limits())[0]
-        if trial.stdout != b"42\n":
-            self._stop()
-            raise SandboxError(f"a trial program did not run: {trial}")
-
-    def _configuration(self, level: Level) -> dict[str, Any]:
-        memory, processes = self.limits.memory_mb, self.limits.processes
-        return {
-            "level": int(level),
-            "prefixes": [sys.base_prefix, sys.base_exec_prefix, *self._import_paths],
-            "import_paths": self._import_paths,
-            "package_root": str(_PACKAGE.parent),
-            # two cases at a time (a referee and its candidate), their files, and the zygote itself
-            "group_memory": (2 * (memory + self.limits.files_mb) + 192) << 20,
-            "group_processes": 2 * processes + 16,
-        }
+    def _new_lane(self, level: Level) -> Lane:
+        # what the zygote itself needs is added; the program's own limits come before the group's
+        memory = (self.limits.memory_mb + self.limits.files_mb + 128) << 20
+        return Lane(level, memory, self.limits.processes + 8, self._import_paths)
 
     # -- running -------------------------------------------------------------------------------------------------
 
     def _run_retrying(self, jobs: Sequence[Job], limits: Limits) -> list[CaseResult]:
         with self._lock:
-            self._ensure_started()
+            self._ensure_lanes(len(jobs))
             try:
                 return self._run_locked(jobs, limits)
             except SandboxError:
                 self._stop()
                 self.restarts += 1
-                self._ensure_started()
+                self._ensure_lanes(len(jobs))
                 return self._run_locked(jobs, limits)
 
     def _run_locked(self, jobs: Sequence[Job], limits: Limits) -> list[CaseResult]:
@@ -238,7 +193,9 @@ class Sandbox:
         try:
             for index, case in enumerate(running):
                 link = ends[index].detach() if ends else None
-                case.launch(self._control, channel=link if index == 0 else None, stdin=link if index == 1 else None)
+                case.launch(
+                    self._lanes[index].control, channel=link if index == 0 else None, stdin=link if index == 1 else None
+                )
             _collect(running, time.monotonic() + limits.wall_seconds + GRACE_SECONDS)
         except OSError as error:
             raise SandboxError(f"the sandbox failed: {error}") from error
@@ -276,11 +233,12 @@ class _Running:
         self._drop_given()
 
     def _file(self, content: bytes) -> int:
-        descriptor = os.memfd_create("rewards", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("rewards", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]
         os.lseek(descriptor, 0, os.SEEK_SET)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _READ_ONLY)
         return descriptor
 
     def _stream(self, name: str) -> int:

@@ -126,6 +126,12 @@ def _small_decimal(text: str) -> Decimal:
     return Decimal(text)
 
 
+def _small_fraction(numerator: str, denominator: str) -> Fraction:
+    if len(numerator) + len(denominator) > 5000:
+        raise Undecodable("a fraction of more than 5000 characters")
+    return Fraction(int(numerator, 16), int(denominator, 16))
+
+
 _TAGS: dict[type, str] = {tuple: "tuple", set: "set", frozenset: "frozenset", deque: "deque"}
 _SCALARS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     bytes: ("bytes", bytes.hex, bytes.fromhex),
@@ -135,7 +141,7 @@ _SCALARS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     Fraction: (
         "fraction",
         lambda value: [hex(value.numerator), hex(value.denominator)],
-        lambda parts: Fraction(int(parts[0], 16), int(parts[1], 16)),
+        lambda parts: _small_fraction(*parts),
     ),
     range: ("range", lambda value: [value.start, value.stop, value.step], lambda parts: range(*parts)),
 }

@@ -19,8 +19,9 @@ _OWN_NAMESPACES = (
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 _FIRST_USER = 0x70000000
-SCRATCH = "/tmp"
-"""Where each case has its own file system in the jail."""
+SCRATCH = "/box/tmp"
+"""Where each case has a file system of its own in the jail; /tmp is another name of it. (It is the directory above it
+that has the Landlock rule, since a rule does not cross from a mount point into the mount.)"""
 
 
 def readable_paths(prefixes: list[str]) -> list[str]:
@@ -96,7 +97,8 @@ def _build_root(paths: list[str]) -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.symlink(f"/proc/self/fd/{number}", f"{base}/dev/{name}")
     os.symlink(f"{SCRATCH}/shm", f"{base}/dev/shm")
-    os.makedirs(base + SCRATCH, exist_ok=True)
+    os.makedirs(base + SCRATCH)
+    os.symlink(SCRATCH, f"{base}/tmp")
     for descriptor in sources.values():
         os.close(descriptor)
     linux.become_root_of(base)

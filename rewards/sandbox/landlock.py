@@ -31,23 +31,25 @@ def _handled(version: int) -> tuple[int, int, int]:
     return rights, 3 if version >= 4 else 0, 3 if version >= 6 else 0
 
 
-def restrict(version: int, readable: Iterable[str], writable: Iterable[str]) -> None:
-    """Leave this process and all it starts reading and executing below `readable`, anything below `writable`.
+def make_ruleset(version: int, readable: Iterable[str], writable: Iterable[str]) -> int:
+    """A descriptor of rules: read and execute below `readable`, anything below `writable`.
 
-    No TCP (ABI 4), no signal and no abstract socket to a process outside (ABI 6). Needs no_new_privs. Paths that do
-    not exist are left out.
+    No TCP (ABI 4), no signal and no abstract socket to a process outside (ABI 6). Paths that do not exist are left
+    out. A rule on a mount point does not reach what is mounted there; one on the directory above it does.
     """
     rights, tcp, scopes = _handled(version)
     size = 8 if version < 4 else 16 if version < 6 else 24
     attributes = struct.pack("QQQ", rights, tcp, scopes)[:size]
     ruleset = linux.syscall(_CREATE, attributes, size, 0, what="landlock_create_ruleset")
-    try:
-        read = _EXECUTE | _READ_FILE | _READ_DIR
-        for path, allowed in [(p, read) for p in readable] + [(p, rights) for p in writable]:
-            _allow(ruleset, path, allowed & rights)
-        linux.syscall(_RESTRICT, ruleset, 0, what="landlock_restrict_self")
-    finally:
-        os.close(ruleset)
+    read = _EXECUTE | _READ_FILE | _READ_DIR
+    for path, allowed in [(p, read) for p in readable] + [(p, rights) for p in writable]:
+        _allow(ruleset, path, allowed & rights)
+    return ruleset
+
+
+def restrict(ruleset: int) -> None:
+    """Put this process, and all that it starts, under the rules for good. Needs no_new_privs."""
+    linux.syscall(_RESTRICT, ruleset, 0, what="landlock_restrict_self")
 
 
 def _allow(ruleset: int, path: str, allowed: int) -> None:

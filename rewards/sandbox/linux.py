@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import signal
 import struct
 
 CLONE_NEWNS = 0x00020000
@@ -28,13 +27,12 @@ PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER = 38, 36
 SECCOMP_MODE_FILTER = 2
 
 # name -> (x86_64, aarch64)
-_SYSCALLS = {"clone": (56, 220), "pivot_root": (155, 41), "capset": (126, 91), "mount_setattr": (442, 442)}
+_SYSCALLS = {"pivot_root": (155, 41), "capset": (126, 91), "mount_setattr": (442, 442)}
 _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AT_RECURSIVE = 0x8000
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID = 1, 2
 
-# PyDLL keeps the interpreter lock during the call, as os.fork does: `clone` needs that.
-_libc = ctypes.PyDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
@@ -68,26 +66,16 @@ def unshare(flags: int) -> None:
     _checked(_libc.unshare(ctypes.c_int(flags)), f"unshare({flags:#x})")
 
 
-def clone(flags: int) -> int:
-    """`os.fork` with namespace flags: 0 in the child, its pid in the parent."""
-    ctypes.pythonapi.PyOS_BeforeFork()
-    try:
-        pid = _named("clone", flags | signal.SIGCHLD, 0, 0, 0, 0)
-    except OSError:
-        ctypes.pythonapi.PyOS_AfterFork_Parent()
-        raise
-    if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-    else:
-        ctypes.pythonapi.PyOS_AfterFork_Parent()
-    return pid
-
-
 def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
     """mount(2)."""
     arguments = source.encode(), target.encode(), kind.encode() if kind else None
     result = _libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() if data else None)
     _checked(result, f"mount {source} on {target}")
+
+
+def unmount(target: str) -> None:
+    """Take a mount away, at once for new look-ups, and for good when nothing in it is in use."""
+    _checked(_libc.umount2(target.encode(), MNT_DETACH), f"umount2 {target}")
 
 
 def bind_read_only(source: str, target: str) -> None:
@@ -107,7 +95,7 @@ def become_root_of(directory: str) -> None:
     """Make a mount point the root of this mount namespace and let go of the old root."""
     os.chdir(directory)
     _named("pivot_root", b".\0", b".\0")
-    _checked(_libc.umount2(b".", MNT_DETACH), "umount2 of the old root")
+    unmount(".")
     os.chdir("/")
 
 

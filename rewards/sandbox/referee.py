@@ -29,9 +29,9 @@ from . import codec, frames
 CHECK = "__rewards_check__"
 FAILED = "__rewards_failed__"
 _TEXT_KEPT = 500
-_TEST_MODULES = frozenset(
+_TEST_MODULES = (
     "math cmath random itertools functools collections string re copy operator heapq bisect statistics datetime "
-    "decimal fractions json typing numbers time sys os io array struct hashlib".split()
+    "decimal fractions json typing numbers time sys os io array struct hashlib"
 )
 
 
@@ -148,7 +148,7 @@ class Scope(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name):
             raise KeyError(name)  # the interpreter goes on to the built-in names
-        value = importlib.import_module(name) if name in _TEST_MODULES else self._link.name(name)
+        value = importlib.import_module(name) if name in _TEST_MODULES.split() else self._link.name(name)
         self[name] = value
         return value
 

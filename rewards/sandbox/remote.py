@@ -9,6 +9,7 @@ candidate's, ``{"function": id}`` the referee's.
 from __future__ import annotations
 
 import itertools
+import sys
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ _TEXT_KEPT = 500
 
 
 def resolve(module: types.ModuleType, name: str) -> Any:
-    """What a test calls `name`: a global, "Class.method" or "Class().method" on a fresh instance, or a method of `Solution`."""
+    """What a test calls `name`: a global, "Class.method" or "Class().method" of a new object, a method of `Solution`."""
     first, *rest = name.replace("()", "").split(".")
     if hasattr(module, first):
         value = getattr(module, first)
@@ -59,6 +60,8 @@ def serve(channel: int, code: types.CodeType, module: types.ModuleType) -> None:
         answer: dict[str, Any] = {"kind": "loaded"}
     except BaseException as error:
         answer = describe(error)
+    sys.settrace(None)  # the module may trace its own loading, not the server of its calls
+    sys.setprofile(None)
     server = _Server(channel, module)
     try:
         while True:

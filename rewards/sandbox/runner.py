@@ -9,8 +9,8 @@ leaves it is data about which the caller decides.
 from __future__ import annotations
 
 import atexit
-import linecache
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +22,29 @@ from . import codec, frames, referee, remote
 
 CHANNEL = 3
 _TEXT_KEPT = 2000
-_OWN_MODULES = __package__
+_OWN_MODULES = [
+    __package__ or "",
+    *(
+        f"{__package__}.{name}"
+        for name in (
+            "case",
+            "cgroup",
+            "client",
+            "codec",
+            "frames",
+            "jail",
+            "landlock",
+            "lane",
+            "limits",
+            "linux",
+            "referee",
+            "remote",
+            "runner",
+            "seccomp",
+            "zygote",
+        )
+    ),
+]
 
 
 def run(payload: dict[str, Any], scratch: str) -> int:
@@ -45,9 +67,8 @@ def run(payload: dict[str, Any], scratch: str) -> int:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         frames.send(CHANNEL, {"kind": "compile_error", "message": f"{type(error).__name__}: {error}"[:_TEXT_KEPT]})
         return 1
-    linecache.cache.clear()
-    for name in [name for name in sys.modules if name.split(".")[0] == (_OWN_MODULES or "").split(".")[0]]:
-        del sys.modules[name]
+    for name in _OWN_MODULES:
+        sys.modules.pop(name, None)
     sys.argv[:] = [path]
     if mode == "script":
         os.close(CHANNEL)
@@ -143,6 +164,7 @@ def _execute(payload: dict[str, Any], scratch: str) -> int:
         file.write(binary)
     os.chmod(path, 0o700)
     os.closerange(3, 8)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the interpreter ignores it; another program does not expect that
     os.execv(path, [path])
 
 

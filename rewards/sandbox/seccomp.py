@@ -124,7 +124,7 @@ def _when_call(number: int, *body: bytes) -> bytes:
 
 
 def build_filter(only_signal: int | None = None) -> bytes:
-    """The BPF program for this machine; with `only_signal`, kill and its kin reach that pid alone (no pid namespace)."""
+    """The BPF program for this machine; with `only_signal`, kill and its kin reach that process alone."""
     column = linux.machine()
     program = _op(_LOAD, _ARCH_OFFSET) + _op(_JUMP_EQUAL, _AUDIT_ARCH[column], 1, 0) + _op(_RETURN, _KILL_PROCESS)
     program += _op(_LOAD, _NR_OFFSET)
@@ -162,8 +162,7 @@ def build_filter(only_signal: int | None = None) -> bytes:
                 _op(_RETURN, _ALLOW),
                 _refuse(errno.EPERM),
             )
-    for numbers in _DENIED.values():
-        number = numbers[column]
-        if number is not None:
-            program += _when_call(number, _refuse(errno.EPERM))
-    return program + _op(_RETURN, _ALLOW)
+    denied = [number for numbers in _DENIED.values() if (number := numbers[column]) is not None]
+    for index, number in enumerate(denied):  # all jump to the one refusal at the end
+        program += _op(_JUMP_EQUAL, number, len(denied) - index, 0)
+    return program + _op(_RETURN, _ALLOW) + _refuse(errno.EPERM)

@@ -25,13 +25,12 @@ from . import case, cgroup, jail, landlock, linux, seccomp
 from .limits import Level, Limits
 
 _WARM = (
-    "abc argparse array ast asyncio base64 bisect calendar cmath collections contextlib copy csv ctypes dataclasses "
-    "datetime decimal enum fractions functools gc hashlib heapq importlib inspect io itertools json linecache math "
-    "numbers operator os pathlib pprint queue random re secrets select shutil signal socket statistics string struct "
-    "subprocess sys tempfile textwrap threading time timeit tokenize traceback types typing unicodedata unittest uuid "
-    "weakref zlib"
-).split()
+    "abc array ast bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions functools gc "
+    "heapq importlib inspect io itertools json math operator os pathlib queue random re string struct subprocess sys "
+    "textwrap threading time traceback types typing"
+)
 DESCRIPTORS = 7
+_WRITABLE_DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
 
 
 def main(control_descriptor: int) -> NoReturn:
@@ -40,12 +39,13 @@ def main(control_descriptor: int) -> NoReturn:
     config = json.loads(control.recv(1 << 16))
     level = Level(config["level"])
     client = os.pidfd_open(os.getppid())
-    for name in _WARM:
+    for name in _WARM.split():
         importlib.import_module(name)
     importlib.import_module("site").setquit()  # exit() and quit(), as every program has them
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     group = cgroup.ControlGroup(config["group_memory"], config["group_processes"])
-    scratch = jail.SCRATCH if level == Level.FULL else tempfile.mkdtemp(prefix=cgroup.PREFIX)
+    base = tempfile.mkdtemp(prefix=cgroup.PREFIX) if level != Level.FULL else None
+    scratch = jail.SCRATCH if base is None else f"{base}/case"
     go_read, go_write = os.pipe()
     intermediate = os.fork()
     if intermediate == 0:
@@ -61,8 +61,8 @@ def main(control_descriptor: int) -> NoReturn:
     poll.poll()
     _end_everything(intermediate)
     group.remove()
-    if level != Level.FULL:
-        shutil.rmtree(scratch, ignore_errors=True)
+    if base is not None:
+        shutil.rmtree(base, ignore_errors=True)
     os._exit(0)
 
 
@@ -86,7 +86,7 @@ def _intermediate(control: socket.socket, config: dict[str, Any], level: Level, 
             jail.enter(config["prefixes"])
         elif os.geteuid() == 0:
             user = jail.unique_user()
-            os.chown(scratch, user, user)
+            os.chown(os.path.dirname(scratch), user, user)
             jail.become_user(user)
         _die_with(parent)
         own = os.pidfd_open(os.getpid())
@@ -116,10 +116,10 @@ def _zygote(
         _die_with(parent)
         if level == Level.FULL:
             socket.sethostname("sandbox")
-            flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-            linux.mount("proc", "/proc", "proc", flags)
+            _mount_proc()
             layers["namespaces"] = "user pid mount net ipc uts cgroup"
         else:
+            linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
             layers["namespaces"] = "off"
         host = _host(level, config, scratch, layers)
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
@@ -128,11 +128,24 @@ def _zygote(
         control.send(json.dumps({"error": str(error)}).encode())
         os._exit(1)
     sys.path[:] = [path for path in sys.path if path != config["package_root"]] + config["import_paths"]
+    home = f"{host.scratch}/home"
+    os.environ.clear()
+    os.environ.update(PATH="/usr/bin:/bin", HOME=home, TMPDIR=home, LANG="C.UTF-8", OMP_NUM_THREADS="1")
+    os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     gc.collect()
     gc.freeze()
     gc.disable()
-    signal.signal(signal.SIGCHLD, _reap)
     _serve(control, host)
+
+
+def _mount_proc() -> None:
+    """This pid namespace's own /proc; without what is no process, and for each process without those that it may not
+    trace, where the kernel can leave them out (Linux 5.8)."""
+    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    try:
+        linux.mount("proc", "/proc", "proc", flags, "subset=pid,hidepid=4")
+    except OSError:
+        linux.mount("proc", "/proc", "proc", flags)
 
 
 def _host(level: Level, config: dict[str, Any], scratch: str, layers: dict[str, str]) -> case.Host:
@@ -144,31 +157,24 @@ def _host(level: Level, config: dict[str, Any], scratch: str, layers: dict[str, 
     layers["seccomp"] = "on" if seccomp_on else "off"
     with open("/proc/self/statm") as file:
         own_memory = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    readable = (*jail.readable_paths(config["prefixes"]), "/dev/urandom", "/dev/random")
-    return case.Host(level, abi, seccomp.build_filter() if seccomp_on else None, readable, scratch, own_memory)
-
-
-def _reap(*_: object) -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    if level == Level.FULL:
+        readable = ["/"]
+    else:
+        readable = [*jail.readable_paths(config["prefixes"]), "/dev/urandom", "/dev/random"]
+    return case.Host(
+        level=level,
+        seccomp=seccomp.build_filter() if seccomp_on else None,
+        unscoped_signals=level == Level.LANDLOCK and abi < 6,
+        ruleset=landlock.make_ruleset(abi, readable, [os.path.dirname(scratch), *_WRITABLE_DEVICES]) if abi else None,
+        scratch=scratch,
+        own_memory=own_memory,
+    )
 
 
 def _serve(control: socket.socket, host: case.Host) -> NoReturn:
-    """Fork a case for each request until the client closes its end."""
+    """Keep one case after another until the client closes its end."""
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, DESCRIPTORS)
         if not message:
             os._exit(0)
-        limits = Limits(**json.loads(message))
-        try:
-            namespaces = linux.CLONE_NEWPID | linux.CLONE_NEWNS if host.level == Level.FULL else 0
-            keeper = linux.clone(namespaces)
-        except OSError as error:
-            os.write(descriptors[5], case.refusal(str(error)))
-            keeper = -1
-        if keeper == 0:
-            control.close()
-            case.keep(host, limits, case.Descriptors(*descriptors))
-        for descriptor in descriptors:
-            os.close(descriptor)
+        case.keep(host, Limits(**json.loads(message)), case.Descriptors(*descriptors))
