@@ -14,7 +14,7 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -34,6 +34,10 @@ START_ATTEMPTS = 3
 CLOSED = "the grading pool was closed before this answer was graded"
 BATCH = 16
 """The most jobs a worker holds at once: the pipe then costs little beside an answer of 50 microseconds."""
+BATCH_SECONDS = 0.02
+"""The work, by what the verifier's last answers took, that a worker is given at once."""
+PATIENCE = 0.1
+"""Seconds after which jobs that wait behind a slow one in the same worker are offered to the others."""
 
 
 @dataclass(slots=True)
@@ -70,7 +74,9 @@ class _Job:
     completion: str
     reference: Any
     future: Future[Graded]
-    attempts: int = 0
+    is_running: bool = False
+    deaths: int = 0
+    """Workers that died while they had this job."""
 
 
 class GradingPool:
@@ -103,6 +109,7 @@ class GradingPool:
         self._closed = False
         self._broken: WorkerStartError | None = None
         self._stats = PoolStats()
+        self._pace = dict.fromkeys(specs, BATCH_SECONDS)  # moving average of seconds, at first one job a batch
         self._lowest: dict[str, float] = {}
         self._active: set[WorkerProcess] = set()
         self._spares: queue.Queue[WorkerProcess | WorkerStartError] = queue.Queue()
@@ -216,15 +223,19 @@ class GradingPool:
             self._lock.wait_for(lambda: self._jobs or self._closed or self._broken)
             if self._closed or self._broken is not None:
                 return None
-            count = max(1, min(BATCH, len(self._jobs) // self._workers))
-            jobs = [self._jobs.popleft() for _ in range(min(count, len(self._jobs)))]
-        return [job for job in jobs if job.attempts or job.future.set_running_or_notify_cancel()]
+            share, room, jobs = len(self._jobs) // self._workers, BATCH_SECONDS, list[_Job]()
+            while self._jobs and (not jobs or (room > 0 and len(jobs) < min(BATCH, share))):
+                jobs.append(self._jobs.popleft())
+                room -= self._pace[jobs[-1].verifier]
+        for job in jobs:
+            job.is_running = job.is_running or job.future.set_running_or_notify_cancel()
+        return [job for job in jobs if job.is_running]
 
-    def _give_back(self, jobs: Sequence[_Job]) -> None:
-        """Jobs that a lost worker had not begun go to the front again, for whoever is free."""
+    def _give_back(self, jobs: Collection[_Job]) -> None:
+        """Jobs that a worker did not begin go to the front again, for whoever is free."""
         with self._lock:
             if not self._closed and self._broken is None:
-                self._jobs.extendleft(reversed(jobs))
+                self._jobs.extendleft(reversed(list(jobs)))
                 self._lock.notify(len(jobs))
                 return
         for job in jobs:
@@ -232,41 +243,60 @@ class GradingPool:
 
     def _grade_batch(self, worker: WorkerProcess, jobs: list[_Job]) -> bool:
         """Grade jobs in order; False when the worker is lost (what it had not begun is given back)."""
-        for job in jobs:
-            job.attempts = max(job.attempts, 1)
-        message = [(job.kind, job.verifier, job.completion, job.reference) for job in jobs]
+        left, owed = deque(jobs), 0
         try:
-            worker.send(message, START_TIMEOUT)
+            worker.send([(job.kind, job.verifier, job.completion, job.reference) for job in jobs], START_TIMEOUT)
         except (WorkerDied, WorkerLate):  # it died idle: nobody's answer did that
-            self._give_back(jobs)
+            self._give_back(left)
             return False
-        for index, job in enumerate(jobs):
+        while left:
+            job = left.popleft()
             limit = self._timeouts[job.verifier]
             try:
-                answer = worker.receive(limit)
+                try:
+                    answer = worker.receive(min(limit, PATIENCE))
+                except WorkerLate:
+                    if self._workers > 1:  # do not let the others wait for a slow one
+                        owed += len(left)
+                        self._give_back(left)
+                        left = deque()
+                    answer = worker.receive(limit - min(limit, PATIENCE))
             except WorkerLate:
-                self._give_back(jobs[index + 1 :])
                 detail = {"limit_seconds": limit}
                 self._finish(job, Verdict(self._lowest[job.verifier], Outcome.TIMEOUT, detail), limit)
+                self._give_back(left)
                 return False
             except WorkerDied:
-                obituary = worker.obituary()
-                if job.attempts < 2:  # the kernel's out-of-memory killer may have chosen a bystander: ask once more
-                    job.attempts += 1
-                    with self._lock:
-                        self._stats.retries += 1
-                    self._give_back(jobs[index:])
-                    return False
-                self._give_back(jobs[index + 1 :])
-                self._finish(job, Verdict(self._lowest[job.verifier], Outcome.CRASHED, {"reason": obituary}), 0.0)
+                self._died(worker, job)
+                self._give_back(left)
                 return False
             outcome = Outcome(answer["outcome"])
             self._finish(job, Verdict(answer["score"], outcome, answer["detail"]), answer["seconds"])
             if outcome is Outcome.CRASHED:
-                self._give_back(jobs[index + 1 :])
+                self._give_back(left)
                 return False
         worker.empty_stderr()
+        return self._discard(worker, owed)
+
+    def _discard(self, worker: WorkerProcess, owed: int) -> bool:
+        """Read past the answers to jobs that were given to others; False when the worker does not come to its end."""
+        try:
+            for _ in range(owed):
+                worker.receive(PATIENCE)
+        except (WorkerDied, WorkerLate):
+            return False
         return True
+
+    def _died(self, worker: WorkerProcess, job: _Job) -> None:
+        """The first death may be a bystander's (the kernel's out-of-memory killer chooses freely): ask once more."""
+        reason = worker.obituary()
+        job.deaths += 1
+        if job.deaths > 1:
+            self._finish(job, Verdict(self._lowest[job.verifier], Outcome.CRASHED, {"reason": reason}), 0.0)
+            return
+        with self._lock:
+            self._stats.retries += not self._closed
+        self._give_back([job])
 
     def _finish(self, job: _Job, verdict: Verdict, seconds: float) -> None:
         with self._lock:
@@ -275,6 +305,7 @@ class GradingPool:
             self._stats.timeouts += verdict.outcome is Outcome.TIMEOUT
             self._stats.crashes += verdict.outcome is Outcome.CRASHED
             self._stats.errors += verdict.outcome is Outcome.ERROR
+            self._pace[job.verifier] += 0.2 * (min(seconds, PATIENCE) - self._pace[job.verifier])
         job.future.set_result(Graded(verdict, seconds))
 
     # -- starting processes --------------------------------------------------------------------------------------
@@ -326,7 +357,7 @@ class GradingPool:
 
 
 def _fail(job: _Job, error: Exception) -> None:
-    if job.attempts or job.future.set_running_or_notify_cancel():
+    if job.is_running or job.future.set_running_or_notify_cancel():
         job.future.set_exception(error)
 
 

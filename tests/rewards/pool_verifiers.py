@@ -1,0 +1,110 @@
+"""Verifiers that misbehave on request, for the tests of the pool; loaded inside its workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from rewards import BadReference, Outcome, Verdict
+
+
+class Naughty:
+    """Does what the completion says; anything else is CORRECT."""
+
+    lowest_score = -1.0
+
+    def check_reference(self, reference: Any) -> None:
+        if reference == "bad":
+            raise BadReference("this one is bad")
+        self._obey(reference)
+
+    def grade(self, completion: str, reference: Any) -> Verdict:
+        self._obey(completion)
+        return Verdict(1.0, Outcome.CORRECT, {"completion": completion, "reference": reference})
+
+    def grade_answer(self, answer: str, reference: Any) -> Verdict:
+        return Verdict(0.5, Outcome.PARTIAL, {"answer": answer})
+
+    def _obey(self, order: Any) -> None:
+        match order:
+            case "hang":
+                time.sleep(1000)
+            case "spin":
+                while True:
+                    pass
+            case "huge power":
+                pow(7, 10**9)  # inside C, where no signal handler of Python runs
+            case "exit":
+                os._exit(3)
+            case "abort":
+                os.abort()
+            case "memory":
+                self.hoard = [bytearray(50_000_000) for _ in range(10_000)]
+            case "recursion":
+                self._obey_again(0)
+            case "raise":
+                raise KeyError("a bug of the verifier")
+            case "bad reference":
+                raise BadReference("found late")
+            case "print":
+                print("x" * 100_000)
+                os.write(1, b"\x00\x00\x00\x00{}")
+                sys.stdout.flush()
+            case "read":
+                assert sys.stdin.read() == ""
+
+    def _obey_again(self, depth: int) -> int:
+        return self._obey_again(depth + 1) + 1
+
+
+class Environment:
+    """Tells what its process sees."""
+
+    def check_reference(self, reference: Any) -> None:
+        pass
+
+    def grade(self, completion: str, reference: Any) -> Verdict:
+        names = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name in os.environ]
+        modules = [name for name in ("torch", "vllm", "transformers") if name in sys.modules]
+        return Verdict(1.0, Outcome.CORRECT, {"names": names, "modules": modules, "pid": os.getpid()})
+
+
+class NoVerdict:
+    """Returns what is no verdict, or a detail that JSON does not have."""
+
+    def check_reference(self, reference: Any) -> None:
+        pass
+
+    def grade(self, completion: str, reference: Any) -> Any:
+        if completion == "detail":
+            return Verdict(1.0, Outcome.CORRECT, {"object": object, "big": "x" * 100_000})
+        return 1.0
+
+
+class Slow:
+    """Needs more time than the pool gives, and says so."""
+
+    needs_seconds = 30.0
+
+    def check_reference(self, reference: Any) -> None:
+        pass
+
+    def grade(self, completion: str, reference: Any) -> Verdict:
+        time.sleep(0.4)
+        return Verdict(1.0, Outcome.CORRECT)
+
+
+class Broken:
+    def __init__(self) -> None:
+        raise RuntimeError("no licence found")
+
+
+class Refusing:
+    def __init__(self, level: int) -> None:
+        raise ValueError(f"level: {level} must be below 3")
+
+
+class NotAVerifier:
+    pass
