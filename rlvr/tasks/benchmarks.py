@@ -53,7 +53,10 @@ def load_benchmark(source: Benchmark) -> list[Problem]:
         def row_of(item: Any) -> Row:
             return parse_line(path, *item)
     else:
-        rows = read_dataset(known.hub, known.subset, known.split)
+        try:
+            rows = read_dataset(known.hub, known.subset, known.split)
+        except ProblemError as error:
+            raise ProblemError(f"{error}; without the hub, set path to a JSON-lines file of {source.name}") from error
         where = f"{known.hub}[{known.split}]"
         items = range(len(rows) if source.limit is None else min(source.limit, len(rows)))
 
@@ -87,7 +90,7 @@ def _integer(row: Row, form: Form) -> Problem:
 
 
 def _humaneval(row: Row, form: Form) -> Problem:
-    """A row of HumanEval: the tests are its `check` function and a call of it."""
+    """A row of HumanEval as `rewards.programs` reads it: its `check`, what to check, and the code that comes before."""
     fields = ("prompt", "test", "entry_point")
     for name in fields:
         if name not in row.data:
@@ -100,7 +103,7 @@ def _humaneval(row: Row, form: Form) -> Problem:
     return Problem(
         id=row.id,
         prompt=CODE_QUESTION.format(prompt=prompt.strip("\n")),
-        reference={"tests": f"{test.rstrip()}\n\ncheck({entry_point})\n", "entry_point": entry_point, "prompt": prompt},
+        reference={"tests": test, "entry_point": entry_point, "prompt": prompt},
         key=problem_key(prompt),
         source=row.source,
         meta={name: value for name, value in row.data.items() if name not in fields},

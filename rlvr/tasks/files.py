@@ -84,8 +84,13 @@ def read_dataset(path: str, subset: str | None, split: str) -> Any:
         return datasets.load_dataset(path, name=subset, split=split)
     except ProblemError:
         raise
+    except IndexError as error:  # what load_from_disk says to a data set without rows
+        if not saved:
+            raise
+        raise ProblemError(f"path {path!r}, split {split!r} holds no row that can be loaded: {error}") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        shown = f"path {path!r}, subset {subset!r}, split {split!r}"
+        here = "" if folder.exists() else f" (no such folder in {Path.cwd()}, so asked of the hub)"
+        shown = f"path {path!r}{here}, subset {subset!r}, split {split!r}"
         raise ProblemError(f"{shown}: the datasets library cannot load this: {_first_line(error)}") from error
 
 

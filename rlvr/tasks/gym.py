@@ -45,10 +45,6 @@ def generate_gym(source: ReasoningGym) -> list[Problem]:
     """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ProblemError("reasoning_gym: the package is not installed: pip install 'rlvr[gym]'")
-    from reasoning_gym.factory import DATASETS
-
-    if source.dataset not in DATASETS:
-        raise ProblemError(f"reasoning_gym: there is no dataset {source.dataset!r}{nearest(source.dataset, DATASETS)}")
     if clash := {"size", "seed"} & set(source.config):
         raise ProblemError(f"reasoning_gym: config must not hold {sorted(clash)}: they are keys of the source itself")
     name = f"{source.dataset}/{source.seed}"
@@ -84,6 +80,11 @@ def _entries(source: ReasoningGym) -> list[str]:
         env={**os.environ, "PYTHONHASHSEED": "0"},
     )
     if done.returncode != 0:
+        from reasoning_gym.factory import DATASETS  # slow to import, and needed for nothing but this message
+
+        if source.dataset not in DATASETS:
+            near = nearest(source.dataset, DATASETS)
+            raise ProblemError(f"reasoning_gym: there is no dataset {source.dataset!r}{near}")
         reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise ProblemError(f"reasoning_gym: dataset {source.dataset!r} with config {source.config}: {reason}")
     return [json.loads(line) for line in done.stdout.splitlines()]
