@@ -12,15 +12,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from rlvr.config import RecipeError, Template
 from rlvr.records import Problem
 from rlvr.tasks.rows import ProblemError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 R1_ZERO = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
@@ -169,6 +171,8 @@ class Renderer:
 
 def check_fits(prompts: Sequence[Prompt], max_new_tokens: int, model_len: int) -> None:
     """Raise `ProblemError`, naming the row of the longest prompt, unless every prompt leaves room for its answer."""
+    if not prompts:
+        return
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
     room = model_len - max_new_tokens
     if len(longest.ids) > room:
@@ -198,6 +202,8 @@ def _generation_eos(path: str) -> tuple[int, ...]:
     """EOS ids of a model's generation settings, or of its configuration if it has none; empty if it has neither."""
     if not path:
         return ()
+    from transformers import AutoConfig, GenerationConfig  # slow to import: broken problems are reported before
+
     for kind in (GenerationConfig, AutoConfig):
         try:
             eos = kind.from_pretrained(path).eos_token_id
