@@ -327,6 +327,8 @@ def _returned(result: CaseResult, nonce: str) -> Any:
             return _Judgement("WA", message=str(error))
     text = str(message.get("message"))
     names = message.get("types")
+    if kind == "too_long":
+        return _Judgement("OLE", message=text)
     if kind == "opaque":
         return _Judgement("WA", message=text)
     if kind == "compile_error":

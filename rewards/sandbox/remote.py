@@ -22,7 +22,7 @@ _TEXT_KEPT = 500
 
 
 def resolve(module: types.ModuleType, name: str) -> Any:
-    """What a test calls `name`: a global, "Class.method" or "Class().method" of a new object, a method of `Solution`."""
+    """What tests call `name`: a global, "Class.method" or "Class().method" of a new object, a method of `Solution`."""
     first, *rest = name.replace("()", "").split(".")
     if hasattr(module, first):
         value = getattr(module, first)

@@ -77,7 +77,11 @@ def run(payload: dict[str, Any], scratch: str) -> int:
     module.__file__ = path
     sys.modules["solution"] = module
     if mode == "call":
-        frames.send(CHANNEL, _call(code, module, payload))
+        answer = _call(code, module, payload)
+        try:
+            frames.send(CHANNEL, answer)
+        except codec.Unencodable as error:
+            frames.send(CHANNEL, {"kind": "too_long", "message": str(error)})
     else:
         remote.serve(CHANNEL, code, module)
     _flush()

@@ -129,6 +129,7 @@ def _zygote(
         os._exit(1)
     sys.path[:] = [path for path in sys.path if path != config["package_root"]] + config["import_paths"]
     home = f"{host.scratch}/home"
+    tempfile.tempdir = None  # chosen anew, by the program's own environment
     os.environ.clear()
     os.environ.update(PATH="/usr/bin:/bin", HOME=home, TMPDIR=home, LANG="C.UTF-8", OMP_NUM_THREADS="1")
     os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
