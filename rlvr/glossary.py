@@ -156,7 +156,12 @@ _LEARNER = (
         "Its sign and size say little in policy gradients; watch reward.",
     ),
     Metric("update/grad_norm", "", "mean over optimiser steps, before clipping", "Jumps by 10 before most collapses."),
-    Metric("update/grad_norm_max", "", "max over optimiser steps, before clipping", ""),
+    Metric(
+        "update/grad_norm_max",
+        "",
+        "max over optimiser steps, before clipping",
+        "One bad share of the batch shows here first.",
+    ),
     Metric("update/count", "steps", "", "Optimiser steps taken.", (1.0, None)),
     Metric("update/empty", "steps", "", "Optimiser steps left out because no token was trained.", (None, 0.0)),
     Metric("update/non_finite", "steps", "", "Optimiser steps left out under learner.non_finite: skip.", (None, 0.0)),
@@ -318,9 +323,10 @@ def markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Every number of `metrics.jsonl`, made by `rlvr glossary` from `rlvr/glossary.py`. A quantity that is not",
-        "defined in a step (the standard error of one group) has no key in its line. P problems, G answers to each,",
-        "T tokens of an answer, N scored rollouts.",
+        "Every number of `metrics.jsonl`; this page is made by `python -m rlvr.glossary > docs/metrics.md`. A quantity",
+        "that is not defined in a step (the standard error of one group) has no key in its line. P problems, G answers",
+        "to each, T tokens of an answer, N scored rollouts; `{name}` is a reward term, an eval set or a warning, `{k}`",
+        "a number.",
     ]
     for title, metrics in SECTIONS:
         lines += ["", f"## {title}", "", "| key | unit | formula | meaning | healthy |", "|---|---|---|---|---|"]
@@ -352,3 +358,7 @@ def _index() -> tuple[dict[str, Metric], list[tuple[re.Pattern[str], Metric]]]:
 def _pattern(key: str) -> re.Pattern[str]:
     text = re.escape(key).replace(r"\{k\}", r"\d+")
     return re.compile(re.sub(r"\\\{\w+\\\}", r"[\\w.-]+", text))
+
+
+if __name__ == "__main__":  # python -m rlvr.glossary > docs/metrics.md
+    print(markdown(), end="")

@@ -309,7 +309,7 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from test_checkpoint import Owner, policy
+from tests.test_checkpoint import Owner, policy
 from rlvr.checkpoint import CheckpointError, load_latest, restore, save
 from rlvr.state import StateRegister
 
@@ -356,7 +356,7 @@ def test_two_ranks_save_fail_and_restore_together(tmp_path: Path) -> None:
     config = tests.parent / "launch/cpu2.yaml"
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(program), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(tests.parent), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,

@@ -6,13 +6,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from builders import make_group, make_rollout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from rewards import Outcome
 from rlvr.evaluate import comparison, interval, maj_at_k, pass_at_k, problem_result, summarise
+from tests.builders import make_group, make_rollout
 
 RIGHT, WRONG, ERROR, NOTHING = Outcome.CORRECT, Outcome.WRONG, Outcome.ERROR, Outcome.NO_ANSWER
 

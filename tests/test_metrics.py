@@ -1,7 +1,6 @@
 import math
 
 import pytest
-from builders import make_group, make_rollout
 
 from rewards import Outcome
 from rlvr.metrics import (
@@ -15,6 +14,7 @@ from rlvr.metrics import (
     throughput_metrics,
 )
 from rlvr.records import Rollout, TrainingSample
+from tests.builders import make_group, make_rollout
 
 RIGHT, WRONG, ERROR = Outcome.CORRECT, Outcome.WRONG, Outcome.ERROR
 

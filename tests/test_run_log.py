@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 from accelerate import Accelerator
-from builders import make_group, make_recipe, make_rollout
 from rich.console import Console
 
 from rewards import Outcome
@@ -21,6 +20,7 @@ from rlvr.config import load_recipe
 from rlvr.console import eval_lines, step_line
 from rlvr.lines import JsonLines, LineWriteError, encode
 from rlvr.run_log import RunLog, RunLogError, read_metrics, run_folder
+from tests.builders import make_group, make_recipe, make_rollout
 
 RIGHT, WRONG = Outcome.CORRECT, Outcome.WRONG
 
@@ -382,7 +382,7 @@ def test_tensorboard_and_wandb_offline_get_the_numbers(tmp_path: Path) -> None:
 import sys, json
 from pathlib import Path
 from accelerate import Accelerator
-from builders import make_recipe
+from tests.builders import make_recipe
 from rlvr.run_log import RunLog
 
 output = Path(sys.argv[1])

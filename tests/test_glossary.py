@@ -1,0 +1,112 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from rewards import Outcome
+from rlvr.config import Model, Recipe
+from rlvr.evaluate import summarise
+from rlvr.glossary import SECTIONS, find, markdown, reproducible, undocumented, unlogged
+from rlvr.learn.samples import make_samples
+from rlvr.learn.update import Learner
+from rlvr.metrics import StepClock, memory_metrics, rollout_metrics, sample_metrics, throughput_metrics
+from rlvr.records import RolloutGroup
+from rlvr.run_log import RunLog
+from tests.builders import make_group, make_recipe, make_rollout, recipe_data
+from tests.helpers import make_tiny_model
+
+
+def groups() -> list[RolloutGroup]:
+    """Two groups in which everything is defined: right, wrong, cut, unscored."""
+    outcomes = (Outcome.CORRECT, Outcome.WRONG, Outcome.CORRECT, Outcome.ERROR)
+    return [
+        make_group(*(make_rollout(outcome, tokens=3 + i, sample=i) for i, outcome in enumerate(outcomes)), problem=name)
+        for name in ("a", "b")
+    ]
+
+
+def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
+    """Every key that a step and an evaluation write into metrics.jsonl, the learner's from a real update."""
+    model = Model(path=str(make_tiny_model(folder / "model")))
+    recipe = Recipe.model_validate(recipe_data(folder) | {"algorithm": algorithm})
+    accelerator, clock = Accelerator(cpu=True), StepClock()
+    learner = Learner(
+        model, recipe.learner, recipe.algorithm, total_updates=1, temperature=1.0, accelerator=accelerator
+    )  # fmt: skip
+    samples, counts = make_samples(groups(), recipe.algorithm, 1)
+    metrics = rollout_metrics(groups()) | counts | sample_metrics(samples)
+    metrics |= learner.update(samples, clock=clock)
+    metrics |= summarise("held_out", groups(), [1, 2]) | clock.lap() | memory_metrics()
+    with RunLog(folder / "test", make_recipe(folder), accelerator) as log:
+        log.start(None)
+        log.warn("example", "of a warning")
+        log.step(1, metrics | throughput_metrics(metrics | {"time/generate": 1.0}))
+    (line,) = (folder / "test/metrics.jsonl").read_text().splitlines()
+    return set(json.loads(line))
+
+
+def test_logged_keys_are_documented_keys(tmp_path: Path) -> None:
+    """No key of a run is missing from the glossary, and no row of the glossary is never logged: the two runs differ
+    in the slots of the objective that have metrics of their own."""
+    keys = logged_by_a_run(tmp_path / "a", kl={"type": "k3"}, correction={"type": "truncate"})
+    keys |= logged_by_a_run(tmp_path / "b", correction={"type": "mask"})
+    assert undocumented(sorted(keys)) == []
+    assert unlogged(keys) == ([] if torch.cuda.is_available() else ["memory/gpu_peak"])
+
+
+def test_an_unknown_key_is_found() -> None:
+    assert undocumented(["reward/mean", "reward/a/b", "eval/x/pass@k", "outcome/x/odd", "mystery"]) == [
+        "reward/a/b",
+        "eval/x/pass@k",
+        "outcome/x/odd",
+        "mystery",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "row"),
+    [
+        ("reward/mean", "reward/mean"),
+        ("reward/accuracy", "reward/{name}"),
+        ("eval/math-500.v2/pass@64_low", "eval/{name}/pass@{k}_low"),
+        ("outcome/format/bad_format", "outcome/{name}/bad_format"),
+    ],
+)
+def test_an_exact_row_goes_before_a_pattern(key: str, row: str) -> None:
+    found = find(key)
+    assert found is not None
+    assert found.key == row
+
+
+def test_every_row_is_complete() -> None:
+    rows = [metric for _, metrics in SECTIONS for metric in metrics]
+    assert len({metric.key for metric in rows}) == len(rows)
+    for metric in rows:
+        assert metric.meaning.endswith("."), metric.key
+        if metric.healthy is not None:
+            low, high = metric.healthy
+            assert low is not None or high is not None
+            assert low is None or high is None or low < high
+
+
+def test_times_rates_and_memory_are_not_reproducible() -> None:
+    metrics = {"reward/mean": 1.0, "time/step": 2.0, "tokens/per_second": 3.0, "memory/peak": 4.0, "time/sync": 5.0}
+    assert reproducible(metrics) == {"reward/mean": 1.0}
+    for metric in (metric for _, metrics in SECTIONS for metric in metrics):
+        assert metric.is_measured == (metric.unit in ("s", "tokens/s", "GiB")), metric.key
+
+
+def test_the_page_is_current() -> None:
+    page = Path(__file__).parents[1] / "docs/metrics.md"
+    assert page.read_text() == markdown(), "run: python -m rlvr.glossary > docs/metrics.md"
+
+
+def test_the_page_escapes_bars() -> None:
+    assert "mean \\|A\\|" in markdown()
+    for line in markdown().splitlines():
+        if line.startswith("| `"):
+            assert line.replace("\\|", "").count("|") == 6, line
+    assert dataclasses.is_dataclass(SECTIONS[0][1][0])
