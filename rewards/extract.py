@@ -25,6 +25,7 @@ MODES = ("boxed", "answer_tag", "hash", "lenient")
 BRACES = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(\{)?|\\[^a-zA-Z]|[{}]")
 # What may stand between boxes that are one answer: mathematics delimiters, spaces, a joining word.
 FILLER = re.compile(r"\\[()\[\],;:! ]|\\q?quad|\\text(?:rm|bf|it)?|\\mathrm|\\mbox|[\s${}~]+|\*\*")
+MAX_TOGETHER = 64
 JOINERS = frozenset({"", ",", ";", "and", "&", ",and", ";and"})
 HEDGES = frozenset({"or", ",or", "or/and", "and/or", ";or", "/"})
 LOOSE_JOINER = re.compile(r"^[^.\n]{0,40}\band\b[\s}$]*\Z")
@@ -75,7 +76,8 @@ def extract(text: str, mode: str) -> Extraction:
         return _hash(text)
     check_mode(mode)
     for candidate in candidates(text):
-        return Extraction(candidate)
+        if candidate.strip():
+            return Extraction(candidate)
     return Extraction(None, "nothing that could be an answer")
 
 
@@ -93,7 +95,8 @@ def find_boxed(text: str) -> list[Box]:
         elif token == "}":
             begun = opened.pop() if opened else None
             if begun is not None:
-                boxes = [box for box in boxes if box.start < begun[0]]
+                while boxes and boxes[-1].start > begun[0]:
+                    boxes.pop()
                 boxes.append(Box(begun[0], match.end(), text[begun[1] : match.start()]))
         elif match.group(1):
             opened.append((match.start(), match.end()))
@@ -142,16 +145,16 @@ def _together(text: str, boxes: list[Box], loosely: bool = False) -> tuple[list[
     for box in reversed(boxes[:-1]):
         if box.content is None:
             break
-        between = text[box.end : group[0].start]
-        if len(between) > 60:
+        between = text[box.end : group[-1].start]
+        if len(between) > 60 or len(group) > MAX_TOGETHER:
             break
         joiner = FILLER.sub("", between).lower()
         if joiner in HEDGES:
             hedged = True
         elif joiner not in JOINERS and not (loosely and LOOSE_JOINER.search(between)):
             break
-        group.insert(0, box)
-    return group, hedged
+        group.append(box)
+    return group[::-1], hedged
 
 
 def _withdrawn(rest: str, answer: str) -> bool:

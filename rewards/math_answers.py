@@ -160,15 +160,16 @@ class MathVerifier:
         return matches(gold.node, given.node)
 
     def _check_value(self, text: str, reading: Reading) -> None:
-        from rewards.mathematics.compare import matches
-        from rewards.mathematics.interpret import FALSE, interpret
+        from rewards.mathematics.interpret import FALSE, expand, interpret
+        from rewards.mathematics.scalars import check_value
 
         assert reading.node is not None
         meaning = interpret(reading.node)
         if meaning.op == FALSE:
             raise BadReference(f"reference {text!r:.200} contradicts itself: {meaning.value}")
         try:
-            matches(reading.node, reading.node)
+            for value in expand(meaning.args[0] if meaning.op == "label" else meaning):
+                check_value(value)
         except Unreadable as error:
             raise BadReference(f"reference {text!r:.200} cannot be graded against: {error}") from None
 

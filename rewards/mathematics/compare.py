@@ -90,7 +90,7 @@ class Comparison:
                 return self._by_labels(_spread(gold), answer.args)
             return self.matches(gold.args[0], answer)
         if gold.op == "rel":
-            return self._relations(gold, _as_relation(answer))
+            return self._relations(gold, answer)
         if gold.op in ("list", "set") and answer.args[0].op != "tuple":
             return self._collections(gold, answer)
         return self.matches(gold, answer.args[0])
@@ -179,12 +179,20 @@ class Comparison:
 
     def _relations(self, gold: Node, answer: Node) -> bool:
         if answer.op == "label":
+            if gold.value == ("=",) and answer.args[1].op == "sym" and answer.args[0].op in SCALARS:
+                name = answer.args[1].value
+                if name in symbols(gold) and _solves(gold, answer.args[0], (name,)):
+                    return True
             answer = _as_relation(answer)
         if answer.op == "list":  # b < a < d may be written as the list b, a, d
             plain = all(member.op == "sym" for member in gold.args) and len(gold.args) > 2
             return plain and gold.args == answer.args
         if answer.op != "rel":
-            return gold.value == ("=",) and answer.op in SCALARS and _solves(gold, answer)
+            return (
+                gold.value == ("=",)
+                and answer.op in SCALARS
+                and _solves(gold, answer, sorted(symbols(gold) - symbols(answer)))
+            )
         if len(gold.args) != len(answer.args):
             return False
         flipped = tuple(FLIPPED.get(operator, "") for operator in reversed(answer.value))
@@ -334,15 +342,12 @@ def _ratios(gold: Node, answer: Node) -> list[Any]:
     return found
 
 
-def _solves(gold: Node, answer: Node) -> bool:
-    """Whether an equation says "variable = answer" for a variable that it is linear in: ``6/x`` for ``xy = 6``."""
+def _solves(gold: Node, answer: Node, names: Sequence[str]) -> bool:
+    """Whether an equation says "name = answer" for one of the names that it is linear in: ``6/x`` for ``xy = 6``."""
     if any(member.op not in SCALARS for member in gold.args):
         return False
     difference = _sides(gold.args)
-    for name in sorted(symbols(gold) - symbols(answer)):
-        if _linear_in(difference, name) and _vanishes(substitute(difference, name, answer)):
-            return True
-    return False
+    return any(_linear_in(difference, name) and _vanishes(substitute(difference, name, answer)) for name in names)
 
 
 def _linear_in(node: Node, name: str) -> bool:

@@ -21,7 +21,7 @@ from rewards.mathematics.nodes import (
 )
 from rewards.mathematics.tokens import FUNCTIONS, GREEK, collapse_brackets, join_thousands, tokenise
 
-MAX_LENGTH = 2_000
+MAX_LENGTH = 8_000
 MAX_DEPTH = 60
 MAX_DIGITS = 400
 

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from rewards.mathematics.evaluate import based_value, contains, equal, exact, sample, symbols
-from rewards.mathematics.nodes import PI, Node, divide, mul, num
+from rewards.mathematics.nodes import PI, Node, Unreadable, divide, mul, num
 from rewards.mathematics.tokens import UNITS
 
 SCALAR_OPS = "num dec sym const add mul pow fn big based percent deg unit ratio"
@@ -34,6 +34,14 @@ def scalars_match(gold: Node, answer: Node) -> bool:
     if gold.op == "ratio" or answer.op == "ratio":
         return _ratios(gold, answer)
     return equal(gold, answer) or _rounded(gold, answer)
+
+
+def check_value(node: Node) -> None:
+    """Raises `Unreadable` for a number that has no value, or one too large to compute."""
+    if node.op not in SCALARS or node.op == "ratio" or symbols(node) or contains(node, "const", "oo"):
+        return
+    if exact(node) is None and sample(node, 0) is None:
+        raise Unreadable("it has no value")
 
 
 def _split_unit(node: Node) -> tuple[Node, str]:

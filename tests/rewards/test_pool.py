@@ -132,7 +132,7 @@ def test_threads_and_asyncio_loops_share_a_pool_under_attack(pool: GradingPool) 
     asyncio.run(gather("main loop"))
     for thread in threads:
         thread.join()
-    assert results == {name: wanted for name in ("thread", "loop in a thread", "main loop")}
+    assert results == dict.fromkeys(("thread", "loop in a thread", "main loop"), wanted)
 
 
 def test_a_hanging_answer_delays_others_by_its_limit_at_most() -> None:

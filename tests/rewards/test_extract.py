@@ -1,0 +1,119 @@
+r"""Extraction by its stated rules: what the strict modes take, and everything that is no answer."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.extract import MODES, candidates, check_mode, extract, find_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{5}.", "5"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\fbox{5}", "5"),
+        (r"\boxed {5}", "5"),
+        (r"first \boxed{3}. Then \boxed{5}", "5"),  # earlier boxes are ignored
+        (r"<think>\boxed{3}</think> \boxed{5}", "5"),
+        (r"\boxed{1} and \boxed{2}", "1, 2"),
+        (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$", "1, 2, 3"),
+        (r"\boxed{x^2}\boxed{x^3}", "x^2, x^3"),
+        (r"\boxed{5}, \boxed{5}", "5"),
+        (r"\boxed{\boxed{5}}", r"\boxed{5}"),
+        (r"\boxed{ and so on \boxed{5}", "5"),
+        (r"a stray { then \boxed{5}", "5"),
+        (r"a stray } then \boxed{5}", "5"),
+        (r"\boxed{7}. The answer is 7.", "7"),
+        (r"\boxed{7}. The answer is $7$ apples.", "7"),
+        ("", None),
+        ("The answer is 5.", None),
+        (r"\boxed{}", None),
+        (r"\boxed{ }", None),
+        (r"\boxed{5} \boxed{", None),
+        (r"\boxed{5} \boxed{}", None),
+        (r"\boxed{5", None),
+        (r"\boxed 5", None),
+        (r"<think>\boxed{7}</think> I give up", None),
+        (r"<think>\boxed{7}", None),
+        (r"\boxed{3} or \boxed{5}", None),
+        (r"\boxed{5} or $\boxed{5}$", None),
+        (r"It is not \boxed{5}", None),
+        (r"\boxed{7}. Wait, the answer is 8", None),
+        (r"\boxed{8}. Final answer is 7. I hope it is correct.", None),
+        (r"\boxed{7}. No, that is wrong.", None),
+    ],
+)
+def test_boxed(text: str, answer: str | None) -> None:
+    found = extract(text, "boxed")
+    assert found.text == answer
+    assert bool(found.reason) == (answer is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>t</think> <answer> 5 </answer>", "5"),
+        ("<answer>3</answer> <answer>5</answer>", "5"),
+        (r"<answer>so \boxed{5}</answer>", "5"),
+        ("<answer>3</answer> <answer>5", None),
+        ("<answer> </answer>", None),
+        ("<think><answer>5</answer></think>", None),
+        ("<think><answer>5</answer>", None),
+        (r"\boxed{5}", None),
+        (r"<answer>\boxed{}</answer>", None),
+    ],
+)
+def test_answer_tag(text: str, answer: str | None) -> None:
+    assert extract(text, "answer_tag").text == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("work\n#### 72", "72"), ("#### 1\n#### 1,234\nmore", "1,234"), ("72", None), ("#### \n72", None), ("####", None)],
+)
+def test_hash(text: str, answer: str | None) -> None:
+    assert extract(text, "hash").text == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The final answer is 7. I hope it is correct.", "7"),
+        (r"It is \boxed{7} of course", "7"),
+        ("Answer: $x=3$", "$x=3$"),
+        ("so there are 12 apples", "12"),
+        ("Soucis : 2,74 $ a..", "2.74"),
+        ("她有 **3页**", "3"),
+    ],
+)
+def test_lenient_has_the_answer_among_its_first_readings(text: str, answer: str) -> None:
+    assert answer in list(candidates(text))[:3]
+
+
+def test_unknown_modes_are_named_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="extract: 'boxd' is none of .*did you mean 'boxed'"):
+        check_mode("boxd")
+    with pytest.raises(ValueError, match="none of"):
+        extract("x", "regex")
+
+
+@pytest.mark.parametrize("unit", ["\\boxed{", "\\boxed{1}", "}", "$", "answer is ", "\\", "<think>", "\\boxed{1} and "])
+@pytest.mark.parametrize("mode", MODES)
+def test_long_hostile_texts_take_linear_time(unit: str, mode: str) -> None:
+    start = time.monotonic()
+    extract(unit * 20_000, mode)
+    assert time.monotonic() - start < 10
+
+
+@given(st.text(alphabet=r"\boxed{}<answer>/think#.,or and1 ", max_size=200), st.sampled_from(MODES))
+def test_extraction_never_raises_and_never_invents(text: str, mode: str) -> None:
+    found = extract(text, mode)
+    assert found.text is None or found.text.strip()
+    for box in find_boxed(text):
+        assert box.content is None or box.content in text
