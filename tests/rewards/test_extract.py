@@ -97,7 +97,7 @@ def test_lenient_has_the_answer_among_its_first_readings(text: str, answer: str)
 
 
 def test_unknown_modes_are_named_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match="extract: 'boxd' is none of .*did you mean 'boxed'"):
+    with pytest.raises(ValueError, match=r"extract: 'boxd' is none of .*did you mean 'boxed'"):
         check_mode("boxd")
     with pytest.raises(ValueError, match="none of"):
         extract("x", "regex")

@@ -33,6 +33,8 @@ POLICY: list[tuple[str, list[str], list[str]]] = [
     ("5e3", ["5000", r"5\times10^3", r"5.0 \cdot 10^{3}"], ["5", "500"]),
     (r"3\frac{1}{2}", ["3.5", "7/2", r"\frac{7}{2}"], ["3/2", "1.5"]),
     ("-3", [r"-\frac{6}{2}", "−3", "x = -3"], ["3"]),
+    ("1e-7", ["10^{-7}"], ["2e-7", "0"]),
+    ("I", ["I"], [r"\sqrt{-1}", "i^1"]),
     ("10^{-20}", ["1/10^{20}"], ["10^{-25}", "0"]),
     ("e^{-50}", [r"\frac{1}{e^{50}}"], [r"\pi^{-60}", "0"]),
     # rounding
@@ -242,12 +244,11 @@ def test_conformance_hard() -> None:
     assert counts[False, False] >= 0.99 * (counts[False, True] + counts[False, False])
 
 
-LATEX = st.lists(
-    st.sampled_from(
-        [*"0123456789xyzei+-*/^_(){}[]|,;:.=<>!%$&'\" ", *[r"\frac", r"\sqrt", r"\pi", r"\left(", r"\right)", r"\{", r"\}", r"\text{", r"\boxed{", r"\pm", r"\cup", r"\infty", r"\in", r"\leq", r"\sin", r"\log", r"\sum", r"\int", r"\begin{pmatrix}", r"\end{pmatrix}", r"\\", r"\deg", r"\or", r"and", r"or", r"^{", r"_{", r"10", r"123", r"e5"]]
-    ),
-    max_size=25,
-).map("".join)  # fmt: skip
+PIECES = r"""
+0 1 2 3 7 9 . , ; : x y z e i + - * / ^ _ ( ) { } [ ] | = < > ! % $ & ' " \frac \sqrt \pi \left( \right) \{ \} \text{
+\boxed{ \pm \cup \infty \in \leq \sin \log \sum \int \begin{pmatrix} \end{pmatrix} \\ \deg and or ^{ _{ 10 123 e5
+"""
+LATEX = st.lists(st.sampled_from([" ", *PIECES.split()]), max_size=25).map("".join)
 
 
 @settings(max_examples=400, deadline=None)
