@@ -81,10 +81,11 @@ class Policy(nn.Module):
         except (OSError, ImportError, ValueError) as error:
             raise PolicyError(f"model.path: {path!r} cannot be loaded as a causal language model: {error}") from error
         rows = _vocabulary(model)
-        if tokenizer is not None and len(tokenizer) > rows:
+        # Added tokens beyond the embedding occur in sound models (markers of images), ordinary ones do not
+        if tokenizer is not None and max(tokenizer.vocab_size, (tokenizer.eos_token_id or 0) + 1) > rows:
             raise PolicyError(
-                f"model.path: the tokenizer of {path!r} knows {len(tokenizer)} tokens, the model only {rows}: "
-                "they do not belong together, or the embeddings were not resized"
+                f"model.path: the tokenizer of {path!r} knows {tokenizer.vocab_size} tokens (end of text is "
+                f"{tokenizer.eos_token_id}), the model only {rows}: they do not belong together"
             )
         return cls(
             model,

@@ -46,8 +46,9 @@ def is_correct(rollout: Rollout) -> bool:
 
 
 def shape(rollouts_G: Sequence[Rollout], shapings: Sequence[Shaping], step: int) -> list[float]:
-    """Shaped rewards of a group's scored rollouts at a training step: each shaping sees the rewards as graded, and
-    their terms are added up.
+    """Shaped rewards of a group's scored rollouts at a training step (1 is the first).
+
+    Each shaping sees the rewards as graded, and their terms are added up.
 
     Raises `ValueError` for a rollout without a reward and for a plug-in that returns another number of terms.
     """
@@ -69,7 +70,7 @@ def _terms(shaping: Shaping, rewards_G: list[float], rollouts_G: Sequence[Rollou
     lengths_G = [len(rollout.ids) for rollout in rollouts_G]
     match shaping:
         case KimiLength():
-            if step < shaping.warmup_steps:
+            if step <= shaping.warmup_steps:
                 return [0.0] * len(rollouts_G)
             terms_G = kimi_length(lengths_G, [is_correct(rollout) for rollout in rollouts_G])
             return [shaping.weight * term for term in terms_G]

@@ -264,7 +264,7 @@ class Learner:
         """
         samples = [
             TrainingSample(
-                ids=tuple(ids), loss_mask=(0,) + (1,) * (len(ids) - 1), behaviour_logprobs=(0.0,) * len(ids),
+                ids=tuple(ids), loss_mask=(0, *[1] * len(ids))[: len(ids)], behaviour_logprobs=(0.0,) * len(ids),
                 advantage=0.0, group=index,
             )
             for index, ids in enumerate(sequences)

@@ -1,0 +1,69 @@
+"""Losses and their derivatives once more, in NumPy, written from the papers and not from the code under test.
+
+Derivatives are by hand, with respect to the trainer's log-probability of one token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def clip(
+    logp: Array, old: Array, advantage: Array, low: float, high: float, dual: float | None = None
+) -> tuple[Array, Array]:
+    """Loss and derivative of PPO's clipped surrogate, case by case. d w / d logp = w."""
+    loss, slope = np.empty_like(logp), np.empty_like(logp)
+    for place in np.ndindex(logp.shape):
+        w, a = float(np.exp(logp[place] - old[place])), float(advantage[place])
+        if a >= 0 and w > 1 + high:
+            loss[place], slope[place] = -(1 + high) * a, 0.0
+        elif a < 0 and w < 1 - low:
+            loss[place], slope[place] = -(1 - low) * a, 0.0
+        elif a < 0 and dual is not None and w > dual:
+            loss[place], slope[place] = -dual * a, 0.0
+        else:
+            loss[place], slope[place] = -w * a, -w * a
+    return loss, slope
+
+
+def reinforce(logp: Array, advantage: Array) -> tuple[Array, Array]:
+    """-A log p."""
+    return -advantage * logp, -advantage
+
+
+def k3(logp: Array, ref: Array) -> tuple[Array, Array]:
+    """r - log r - 1 with r = p_ref / p; d r / d logp = -r, so that the derivative is 1 - r."""
+    r = np.exp(ref - logp)
+    return r - np.log(r) - 1, 1 - r
+
+
+def correction(
+    old: Array, behaviour: Array, kind: str, *, cap: float = 2.0, low: float = 0.5, high: float = 5.0
+) -> Array:
+    """What multiplies the surrogate."""
+    rho = np.exp(old - behaviour)
+    if kind == "truncate":
+        return np.minimum(rho, cap)
+    if kind == "mask":
+        return np.where(rho < low, 0.0, np.where(rho > high, 0.0, rho))
+    return np.ones_like(rho)
+
+
+def token_weights(lengths: list[int], groups: list[int], kind: str, constant: int = 1) -> list[float]:
+    """Weight of one trained token of each sample."""
+    n, p = len(lengths), len(set(groups))
+    in_group = {g: sum(one for one, h in zip(lengths, groups, strict=True) if h == g) for g in set(groups)}
+    return [
+        0.0
+        if length == 0
+        else {
+            "token_mean": 1 / max(1, sum(lengths)),
+            "prompt_mean": 1 / (p * max(1, in_group[g])),
+            "sequence_mean": 1 / (n * length),
+            "sequence_sum": 1 / (n * constant),
+        }[kind]
+        for length, g in zip(lengths, groups, strict=True)
+    ]

@@ -1,0 +1,146 @@
+"""Runs learners as one rank of several, for the tests of data parallel and sharded training.
+
+    python -m torch.distributed.run --nproc-per-node 2 -m tests.learn.ranks FOLDER
+
+Reads FOLDER/tied and FOLDER/untied; rank 0 writes what each scenario ends with to FOLDER/MODEL_SCENARIO.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from rlvr.config.algorithm import Algorithm
+from rlvr.config.recipe import Learner as LearnerConfig
+from rlvr.config.recipe import Model
+from rlvr.learn.update import Learner
+from rlvr.records import TrainingSample
+from tests.learn.conftest import random_samples
+
+ALGORITHM = Algorithm.model_validate(
+    {
+        "updates_per_batch": 2,
+        "kl": {"type": "k3", "coefficient": 0.05},
+        "correction": {"type": "truncate"},
+        "aggregation": {"type": "prompt_mean"},
+    }
+)
+STEPS = 5
+
+
+def make_learner(model: str, accelerator: Accelerator, algorithm: Algorithm = ALGORITHM, **settings: Any) -> Learner:
+    """A learner over a tiny model; micro-batches are small, so that each rank has several, and not the same number."""
+    config = LearnerConfig.model_validate({"lr": 3e-3, "epsilon": 1e-3, "micro_batch_tokens": 48, **settings})
+    return Learner(
+        Model(path=model), config, algorithm, total_updates=2 * STEPS, temperature=0.8, accelerator=accelerator
+    )
+
+
+def run_steps(learner: Learner) -> dict[str, Any]:
+    """Five updates, one of them with a batch that leaves a rank of two without samples; then all that can be seen."""
+    metrics = [
+        learner.update(
+            random_samples(1 if step == 3 else 9, seed=step) if learner.accelerator.is_main_process else None
+        )
+        for step in range(STEPS)
+    ]
+    return {
+        "weights": {name: tensor.clone() for name, tensor in learner.named_weights()},
+        "metrics": metrics,
+        "scores": learner.score([[5, 6, 7], [8, 9, 10, 11, 12]]),
+    }
+
+
+def shard(accelerator: Accelerator) -> Accelerator:
+    """Sharded training on CPUs, which accelerate itself offers on accelerators only: from here on it takes the same way
+    through `prepare`, its FSDP2 wrapping and torch's `fully_shard` as on GPUs."""
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+    accelerator.state.fsdp_plugin = plugin
+    accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state.distributed_type = DistributedType.FSDP
+    return accelerator
+
+
+def failure(accelerator: Accelerator, model: str) -> list[str]:
+    """Rank 0 is given a sample that cannot be trained: how each rank ends."""
+    bad = random_samples(4)
+    object.__setattr__(bad[2], "advantage", float("nan"))
+    return ending(make_learner(model, accelerator), bad)
+
+
+def non_finite(accelerator: Accelerator, model: str) -> list[str]:
+    """Rank 1 alone computes with a weight that is not finite: how each rank ends."""
+    learner = make_learner(model, accelerator)
+    if not accelerator.is_main_process:
+        with torch.no_grad():
+            learner.policy.model.get_parameter("model.norm.weight")[0] = float("nan")
+    return ending(learner, random_samples(8))
+
+
+def ending(learner: Learner, samples: list[TrainingSample]) -> list[str]:
+    """The error of each rank's update."""
+    try:
+        learner.update(samples if learner.accelerator.is_main_process else None)
+        result = "no error"
+    except (ValueError, RuntimeError, FloatingPointError) as error:
+        result = f"{type(error).__name__}: {error}"
+    everyone: list[Any] = [None] * learner.accelerator.num_processes
+    dist.all_gather_object(everyone, result)
+    return everyone
+
+
+def training(accelerator: Accelerator, scenario: str, model: str) -> dict[str, Any]:
+    """Five steps, then saving and restoring."""
+    learner = make_learner(model, accelerator, packing="packed" if scenario == "packed" else "bucketed")
+    result = run_steps(learner)
+    learner.save_policy(Path(f"{model}_{scenario}"))
+    state = learner.state_dict()
+    samples = random_samples(6, seed=9) if accelerator.is_main_process else None
+    expected = learner.update(samples)
+    learner.load_policy(Path(f"{model}_{scenario}"))
+    learner.load_state_dict(state)
+    result |= {"expected": expected, "again": learner.update(samples)}
+    if scenario == "sharded":
+        result["local"] = sum(p.to_local().numel() for p in learner.policy.parameters())
+        result["whole"] = sum(p.numel() for p in learner.policy.parameters())
+    return result
+
+
+SCENARIOS = ("data_parallel", "packed", "failure", "non_finite", "sharded")
+"""The sharded one last: it changes the accelerator."""
+MODELS = ("tied", "untied")
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    for scenario in SCENARIOS:
+        for name in MODELS:
+            if scenario == "sharded":
+                accelerator = shard(accelerator)  # for each learner: accelerate's optimizer resets it
+            model = str(folder / name)
+            if scenario == "failure":
+                result: Any = failure(accelerator, model)
+            elif scenario == "non_finite":
+                result = non_finite(accelerator, model)
+            else:
+                result = training(accelerator, scenario, model)
+            if accelerator.is_main_process:
+                torch.save(result, folder / f"{name}_{scenario}.pt")
+    accelerator.wait_for_everyone()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

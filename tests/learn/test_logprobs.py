@@ -1,0 +1,163 @@
+"""Chunked log-probabilities equal the full log-softmax in value, entropy and gradient, and cost no [N, V] memory."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlvr.learn.logprobs import chunked_logprobs
+
+TOKENS, HIDDEN, VOCABULARY = 23, 12, 41
+
+
+def inputs(dtype: torch.dtype = torch.float64, tokens: int = TOKENS, bias: bool = True) -> list[Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, HIDDEN, generator=generator, dtype=torch.float64)
+    weight = torch.randn(VOCABULARY, HIDDEN, generator=generator, dtype=torch.float64)
+    offset = torch.randn(VOCABULARY, generator=generator, dtype=torch.float64)
+    leaves = [one.to(dtype).requires_grad_() for one in (hidden, weight, offset)]
+    return [*leaves[:2], leaves[2] if bias else None]
+
+
+def targets(tokens: int = TOKENS) -> Tensor:
+    """All of the vocabulary's ends, and some tokens twice."""
+    return torch.tensor([0, VOCABULARY - 1, 5, 5, *range(1, tokens - 3)])[:tokens]
+
+
+def full(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """The plain way."""
+    logits = torch.nn.functional.linear(hidden, weight, bias) / temperature
+    logprobs = torch.log_softmax(logits, dim=-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(1, targets(len(hidden))[:, None]).squeeze(1), entropy
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 22, 23, 24, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_the_full_log_softmax_in_value_and_gradient(chunk: int, temperature: float, bias: bool) -> None:
+    """In float64, for chunks that divide the tokens and chunks that do not, to 1e-12."""
+    upstream = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
+    ours, theirs = inputs(bias=bias), inputs(bias=bias)
+    logprobs, entropy = chunked_logprobs(*ours, targets(), temperature=temperature, chunk=chunk)
+    expected, expected_entropy = full(*theirs, temperature)
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(entropy, expected_entropy, rtol=0, atol=1e-12)
+    (logprobs * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine is not None and other is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-12)
+
+
+def test_gradient_equals_finite_differences() -> None:
+    """torch's own check, which knows nothing of the formula."""
+    generator = torch.Generator().manual_seed(2)
+    leaves = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((5, 3), (7, 3), (7,))
+    ]
+
+    def function(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return chunked_logprobs(hidden, weight, bias, torch.tensor([0, 6, 3, 3, 1]), temperature=0.9, chunk=2)[0]
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+def test_a_tied_head_gets_both_gradients() -> None:
+    """The embedding used as head: lookup and head each add their share."""
+    embedding = torch.randn(VOCABULARY, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    grads = []
+    for way in ("chunked", "full"):
+        weight = embedding.clone().requires_grad_()
+        hidden = torch.tanh(weight[targets().flip(0)])
+        if way == "chunked":
+            logprobs, _ = chunked_logprobs(hidden, weight, None, targets(), temperature=1.0, chunk=6)
+        else:
+            logprobs, _ = full(hidden, weight, None, 1.0)
+        logprobs.sum().backward()
+        grads.append(weight.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=1e-12)
+
+
+def test_no_tokens_give_zero_gradients() -> None:
+    """A micro-batch of weight zero still touches every parameter, which DDP and FSDP2 wait for."""
+    hidden, weight, bias = inputs(tokens=0)
+    logprobs, entropy = chunked_logprobs(hidden, weight, bias, targets(0), temperature=1.0, chunk=4)
+    assert logprobs.shape == entropy.shape == (0,)
+    logprobs.sum().backward()
+    assert weight is not None
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+    assert hidden is not None
+    assert hidden.grad.shape == (0, HIDDEN)
+
+
+def test_frozen_inputs_get_no_gradient() -> None:
+    hidden, weight, _ = inputs()
+    assert weight is not None
+    logprobs, entropy = chunked_logprobs(hidden, weight.detach(), None, targets(), temperature=1.0, chunk=4)
+    assert not entropy.requires_grad
+    logprobs.sum().backward()
+    assert weight.grad is None
+    assert hidden is not None
+    assert hidden.grad is not None
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_as_good_as_its_matrix_products(autocast: bool) -> None:
+    """Softmax and sums are in float32: the error against float64 is that of rounding inputs and products only."""
+    exact, _ = full(*inputs(), 1.0)
+    if autocast:
+        leaves = inputs(torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logprobs, entropy = chunked_logprobs(*leaves, targets(), temperature=1.0, chunk=5)
+    else:
+        leaves = inputs(torch.bfloat16)
+        logprobs, entropy = chunked_logprobs(*leaves, targets(), temperature=1.0, chunk=5)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    assert (logprobs - exact).abs().max() < 0.1
+    logprobs.sum().backward()
+    for leaf in leaves:
+        assert leaf is not None
+        assert leaf.grad.dtype == leaf.dtype
+
+
+def test_the_entropy_of_a_flat_prediction_is_log_of_the_vocabulary() -> None:
+    _, entropy = chunked_logprobs(
+        torch.zeros(2, HIDDEN), torch.randn(VOCABULARY, HIDDEN), None, torch.tensor([0, 1]), temperature=1.0, chunk=1
+    )
+    assert entropy.tolist() == pytest.approx([math.log(VOCABULARY)] * 2, abs=1e-5)
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    """Logits of +-1e4 have exact answers: log-probability 0 and entropy 0 for the largest, -2e4 for another."""
+    hidden, weight = torch.tensor([[1e4], [1e4]]), torch.tensor([[1.0], [-1.0], [-1.0]]).requires_grad_()
+    logprobs, entropy = chunked_logprobs(hidden, weight, None, torch.tensor([0, 1]), temperature=1.0, chunk=8)
+    assert logprobs.tolist() == [0.0, -2e4]
+    assert entropy.tolist() == [0.0, 0.0]
+    logprobs.sum().backward()
+    assert torch.isfinite(weight.grad).all()
+
+
+def test_no_tensor_of_tokens_times_vocabulary_is_ever_made() -> None:
+    """The largest tensor that either pass makes has chunk x V numbers, not N x V."""
+    tokens, vocabulary, chunk = 256, 1000, 8
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own
+            result = func(*args, **(kwargs or {}))
+            for one in result if isinstance(result, tuple) else (result,):
+                if isinstance(one, Tensor):
+                    self.numbers = max(self.numbers, one.numel())
+            return result
+
+    hidden, weight = torch.randn(tokens, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
+    with Largest() as largest:
+        logprobs, _ = chunked_logprobs(hidden, weight, None, torch.arange(tokens), temperature=0.9, chunk=chunk)
+        logprobs.sum().backward()
+    assert largest.numbers <= chunk * vocabulary

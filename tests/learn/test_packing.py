@@ -1,0 +1,184 @@
+"""Packing: what a micro-batch holds, limits, denominators, and that nothing is lost or counted twice."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from rlvr.config.algorithm import Aggregation, TokenMean
+from rlvr.learn.packing import empty_micro_batch, pack, pack_for_ranks, token_weights
+from rlvr.records import MicroBatch, TrainingSample
+from tests.learn import oracle
+from tests.learn.conftest import random_samples
+
+MODES: tuple[Literal["bucketed", "packed"], ...] = ("bucketed", "packed")
+KINDS = ("token_mean", "prompt_mean", "sequence_mean", "sequence_sum")
+
+
+def sample(ids: tuple[int, ...], mask: tuple[int, ...], *, advantage: float = 1.0, group: int = 0) -> TrainingSample:
+    behaviour = tuple(-0.1 * token * m for token, m in zip(ids, mask, strict=True))
+    return TrainingSample(ids=ids, loss_mask=mask, behaviour_logprobs=behaviour, advantage=advantage, group=group)
+
+
+def aggregation(kind: str) -> Aggregation:
+    settings = {"type": kind, "length": 7} if kind == "sequence_sum" else {"type": kind}
+    return TypeAdapter(Aggregation).validate_python(settings)
+
+
+FIRST = sample((3, 4, 5), (0, 1, 1), advantage=2.0)
+SECOND = sample((6, 7), (0, 1), advantage=-1.0, group=1)
+
+
+def test_packed_rows_word_for_word() -> None:
+    """Two samples of 3 and 2 tokens: 2 + 1 positions, aligned to the predicted token; token mean over 3 tokens."""
+    (batch,) = pack([SECOND, FIRST], TokenMean(), 100, "packed")
+    assert batch.ids.tolist() == [[3, 4, 6]]
+    assert batch.targets.tolist() == [[4, 5, 7]]
+    assert batch.positions.tolist() == [[0, 1, 0]]
+    assert batch.sequence.tolist() == [[0, 0, 1]]
+    assert batch.index == (1, 0)
+    assert batch.loss_mask.tolist() == [[1.0, 1.0, 1.0]]
+    assert batch.advantages.tolist() == [[2.0, 2.0, -1.0]]
+    torch.testing.assert_close(batch.behaviour_logprobs, torch.tensor([[-0.4, -0.5, -0.7]]))
+    torch.testing.assert_close(batch.token_weight, torch.full((1, 3), 1 / 3))
+    assert batch.tokens == 3
+
+
+def test_bucketed_rows_word_for_word() -> None:
+    """The shorter row is padded on the right, with positions that count on and weight 0."""
+    (batch,) = pack([SECOND, FIRST], TokenMean(), 100, "bucketed")
+    assert batch.ids.tolist() == [[3, 4], [6, 0]]
+    assert batch.targets.tolist() == [[4, 5], [7, 0]]
+    assert batch.positions.tolist() == [[0, 1], [0, 1]]
+    assert batch.sequence.tolist() == [[0, 0], [1, -1]]
+    assert batch.loss_mask.tolist() == [[1.0, 1.0], [1.0, 0.0]]
+    assert batch.token_weight[1, 1] == 0.0
+    assert batch.advantages.tolist() == [[2.0, 2.0], [-1.0, 0.0]]
+    assert batch.index == (1, 0)
+
+
+def test_holes_in_the_mask_are_neither_trained_nor_targets() -> None:
+    """What a workflow put into an answer has mask 0: read by the model, not predicted."""
+    (batch,) = pack([sample((3, 4, 5, 6), (0, 1, 0, 1))], TokenMean(), 100, "packed")
+    assert batch.ids.tolist() == [[3, 4, 5]]
+    assert batch.targets.tolist() == [[4, 0, 6]]
+    assert batch.loss_mask.tolist() == [[1.0, 0.0, 1.0]]
+    assert batch.token_weight.tolist() == [[0.5, 0.0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("token_mean", [1 / 9, 1 / 9, 1 / 9, 0.0]),
+        ("prompt_mean", [1 / (2 * 6), 1 / (2 * 6), 1 / (2 * 3), 0.0]),
+        ("sequence_mean", [1 / (4 * 2), 1 / (4 * 4), 1 / (4 * 3), 0.0]),
+        ("sequence_sum", [1 / 28, 1 / 28, 1 / 28, 0.0]),
+    ],
+)
+def test_denominators_by_hand(kind: str, expected: list[float]) -> None:
+    """Trained tokens 2 and 4 in group 0, 3 and 0 in group 1: 9 tokens, 2 groups, 4 answers, the constant 7."""
+    samples = [
+        sample((1,) * 5, (0,) * (5 - n) + (1,) * n, group=group) for n, group in ((2, 0), (4, 0), (3, 1), (0, 1))
+    ]
+    assert token_weights(samples, aggregation(kind)) == pytest.approx(expected, abs=1e-16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_denominators_equal_the_oracle(kind: str) -> None:
+    samples = random_samples(12, seed=4)
+    expected = oracle.token_weights([s.trained_tokens for s in samples], [s.group for s in samples], kind, 7)
+    assert token_weights(samples, aggregation(kind)) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["token_mean", "prompt_mean", "sequence_mean"])
+def test_the_weights_of_a_mean_add_up_to_one(kind: str) -> None:
+    """Over all micro-batches of all ranks: the mean of a constant loss is that constant."""
+    for mode, ranks in itertools.product(MODES, (1, 2, 3)):
+        shares = pack_for_ranks(random_samples(11), aggregation(kind), 40, mode, ranks=ranks)
+        total = sum(batch.token_weight.sum().item() for share in shares for batch in share)
+        assert total == pytest.approx(1.0, abs=1e-6)
+
+
+def rebuilt(batches: list[MicroBatch]) -> dict[int, tuple[list[int], list[int], list[float]]]:
+    """By sample: ids without the last, targets, behaviour log-probabilities, as they lie in the micro-batches."""
+    found = {}
+    for batch in batches:
+        for place, index in enumerate(batch.index):
+            here = batch.sequence == place
+            assert index not in found, "a sample is in two places"
+            assert batch.positions[here].tolist() == list(range(int(here.sum())))
+            found[index] = (
+                batch.ids[here].tolist(),
+                batch.targets[here].tolist(),
+                batch.behaviour_logprobs[here].tolist(),
+            )
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("limit", [1, 24, 60, 10_000])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_sample_is_in_exactly_one_micro_batch_under_the_limit(
+    mode: Literal["bucketed", "packed"], limit: int, ranks: int
+) -> None:
+    """Random samples, any limit and number of ranks: whole, in one piece, once; over the limit only if alone."""
+    samples = random_samples(17, seed=2)
+    shares = pack_for_ranks(samples, TokenMean(), limit, mode, ranks=ranks)
+    assert len({len(share) for share in shares}) == 1
+    batches = [batch for share in shares for batch in share]
+    found = rebuilt(batches)
+    assert sorted(found) == [i for i, one in enumerate(samples) if one.trained_tokens]
+    for index, (ids, targets, behaviour) in found.items():
+        one = samples[index]
+        assert tuple(ids) == one.ids[:-1]
+        assert targets == [token * m for token, m in zip(one.ids[1:], one.loss_mask[1:], strict=True)]
+        assert behaviour == pytest.approx(one.behaviour_logprobs[1:], abs=1e-6)
+    for batch in batches:
+        assert batch.tokens <= limit or len(batch.index) <= 1
+    assert sum(int(batch.loss_mask.sum()) for batch in batches) == sum(one.trained_tokens for one in samples)
+
+
+def test_bucketed_rows_have_like_lengths() -> None:
+    """On 64 lengths between 5 and 100 a ninth is padding, where rows in order of arrival have over a third."""
+    samples = [sample((1,) * n, (0,) + (1,) * (n - 1)) for n in [5 + (37 * i) % 96 for i in range(64)]]
+    batches = pack(samples, TokenMean(), 512, "bucketed")
+    padding = sum(int((batch.sequence < 0).sum()) for batch in batches)
+    assert padding / sum(batch.tokens for batch in batches) < 1 / 8
+
+
+def test_the_same_samples_always_make_the_same_micro_batches() -> None:
+    first, again = (pack(random_samples(20), TokenMean(), 50, "packed") for _ in range(2))
+    assert [batch.index for batch in first] == [batch.index for batch in again]
+
+
+def test_samples_without_trained_tokens_are_not_computed_but_counted() -> None:
+    """An empty answer and a masked one: nothing to compute, yet the mean over answers knows them."""
+    empty, masked = sample((3, 4), (0, 0)), sample((3, 4, 5), (0, 0, 0))
+    (batch,) = pack([empty, masked, FIRST], aggregation("sequence_mean"), 100, "bucketed")
+    assert batch.index == (2,)
+    assert batch.token_weight.tolist()[0] == pytest.approx([1 / 6, 1 / 6])
+    assert pack([empty, masked], TokenMean(), 100, "bucketed") == []
+    assert pack([], TokenMean(), 100, "packed") == []
+
+
+def test_ranks_share_the_work_evenly_and_the_short_one_gets_weight_zero() -> None:
+    samples = [sample((1,) * n, (0,) + (1,) * (n - 1)) for n in (9, 9, 9, 9, 9, 9)]
+    left, right = pack_for_ranks(samples, TokenMean(), 1000, "packed", ranks=2)
+    assert [batch.tokens for batch in (*left, *right)] == [24, 24]
+    (_, second) = pack_for_ranks([FIRST], TokenMean(), 1000, "packed", ranks=2)
+    assert second[0].loss_mask.sum() == second[0].token_weight.sum() == 0.0
+    assert second[0].index == ()
+    assert empty_micro_batch().tokens == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(value: float) -> None:
+    with pytest.raises(ValueError, match=r"sample 1 \(group 3\): advantage is (nan|inf)"):
+        pack([FIRST, sample((1, 2), (0, 1), advantage=value, group=3)], TokenMean(), 100, "packed")
+    broken = TrainingSample(ids=(1, 2), loss_mask=(0, 1), behaviour_logprobs=(0.0, -value), advantage=0.0, group=3)
+    with pytest.raises(ValueError, match=r"sample 0 \(group 3\): behaviour log-probability of token 1 is"):
+        pack([broken], TokenMean(), 100, "packed")

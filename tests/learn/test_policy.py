@@ -1,0 +1,218 @@
+"""The policy: log-probabilities equal the model's own, packed samples do not see each other, bad models are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+)
+
+from rlvr.config.algorithm import TokenMean
+from rlvr.config.recipe import Model
+from rlvr.learn.packing import pack
+from rlvr.learn.policy import Policy, PolicyError
+from rlvr.records import MicroBatch, TrainingSample
+from tests.helpers import make_tiny_model
+from tests.learn.conftest import random_samples, tiny_llama
+
+Folder = Callable[..., str]
+
+
+def logprobs(policy: Policy, batch: MicroBatch, temperature: float = 1.0) -> Tensor:
+    return policy(batch.ids, batch.positions, batch.targets, batch.loss_mask, temperature)[0]
+
+
+def alone(model: torch.nn.Module, ids: tuple[int, ...], temperature: float = 1.0) -> Tensor:
+    """[T - 1] log-probabilities of one sequence by the model's own logits."""
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1] / temperature
+    return torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[1:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("mode", ["bucketed", "packed"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_samples_in_company_equal_samples_alone(tied: bool, mode: str, attention: str) -> None:
+    """In float64, packed and padded alike: the log-probability of each token is that of its sequence run alone through
+    the model's own forward pass, to 1e-12 (eager attention has its softmax in float32); the last token of each sample
+    is the padding token itself."""
+    tolerance = 1e-12 if attention == "sdpa" else 1e-5
+    model = tiny_llama(tied=tied).double()
+    model.set_attn_implementation(attention)
+    policy = Policy(model, head_chunk=7)
+    samples = random_samples(9)
+    for batch in pack(samples, TokenMean(), 60, mode):
+        ours = logprobs(policy, batch, 0.7)
+        for place, index in enumerate(batch.index):
+            mask = torch.tensor(samples[index].loss_mask[1:], dtype=torch.float64)
+            expected = alone(model, samples[index].ids, 0.7) * mask
+            torch.testing.assert_close(ours[batch.sequence == place], expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("mode", ["bucketed", "packed"])
+def test_a_sample_does_not_depend_on_its_neighbours(mode: str) -> None:
+    """Changing one sample's tokens, or the padding, changes no log-probability of the others."""
+    policy = Policy(tiny_llama(tied=True).double(), head_chunk=1000)
+    (batch,) = pack(random_samples(6), TokenMean(), 10_000, mode)
+    before = logprobs(policy, batch)
+    changed = batch.ids.clone()
+    changed[batch.sequence == 2] = 50
+    changed[batch.sequence == -1] = 60
+    after = policy(changed, batch.positions, batch.targets, batch.loss_mask, 1.0)[0]
+    others = batch.sequence != 2
+    torch.testing.assert_close(after[others], before[others], rtol=0, atol=1e-13)
+    assert (after[~others] - before[~others]).abs().max() > 1e-3
+
+
+def test_masked_positions_are_zero_and_have_no_gradient() -> None:
+    policy = Policy(tiny_llama(tied=False).double(), head_chunk=4)
+    (batch,) = pack(random_samples(3), TokenMean(), 10_000, "bucketed")
+    values, entropy = policy(batch.ids, batch.positions, batch.targets, batch.loss_mask, 1.0)
+    hidden = batch.loss_mask == 0
+    assert hidden.any()
+    assert torch.equal(values[hidden], torch.zeros_like(values[hidden]))
+    assert torch.equal(entropy[hidden], torch.zeros_like(values[hidden]))
+    values[hidden].sum().backward()
+    assert all(float(p.grad.abs().max()) == 0.0 for p in policy.parameters() if p.grad is not None)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    (batch,) = pack(random_samples(4), TokenMean(), 10_000, "bucketed")
+    gradients = []
+    for checkpointing in (False, True):
+        policy = Policy(tiny_llama(tied=True).double(), head_chunk=8, gradient_checkpointing=checkpointing)
+        logprobs(policy, batch).sum().backward()
+        gradients.append([p.grad for p in policy.parameters()])
+        assert policy.model.is_gradient_checkpointing is checkpointing
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=0, atol=1e-12)
+
+
+def test_autocast_computes_in_bfloat16_over_float32_weights(model_folder: Folder) -> None:
+    policy = Policy.load(Model(path=model_folder(tied=True), autocast="bfloat16"), head_chunk=64)
+    exact = Policy.load(Model(path=model_folder(tied=True)), head_chunk=64)
+    (batch,) = pack(random_samples(4), TokenMean(), 10_000, "packed")
+    ours, theirs = logprobs(policy, batch), logprobs(exact, batch)
+    assert ours.dtype == torch.float32
+    assert next(policy.parameters()).dtype == torch.float32
+    assert 1e-4 < (ours - theirs).abs().max() < 0.3
+    ours.sum().backward()
+    assert {p.grad.dtype for p in policy.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_bfloat16_weights(model_folder: Folder) -> None:
+    policy = Policy.load(Model(path=model_folder(tied=False), dtype="bfloat16"), head_chunk=64)
+    assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
+    (batch,) = pack(random_samples(4), TokenMean(), 10_000, "bucketed")
+    assert torch.isfinite(logprobs(policy, batch)).all()
+
+
+def test_a_saved_policy_is_a_plain_hugging_face_folder(tmp_path: Path, tied: bool) -> None:
+    source = make_tiny_model(tmp_path / "model", tied=tied)
+    policy = Policy.load(Model(path=str(source)), head_chunk=64)
+    policy.save(tmp_path / "saved", dict(policy.model.named_parameters()))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    for (name, ours), (other, theirs) in zip(policy.model.named_parameters(), again.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(ours, theirs)
+    assert (tmp_path / "saved" / "tokenizer.json").exists()
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"] is tied
+
+
+def test_biases_in_the_layers_are_no_obstacle(tmp_path: Path) -> None:
+    """Qwen2 has biases in its attention."""
+    source = make_tiny_model(tmp_path / "qwen", qwen=True)
+    policy = Policy.load(Model(path=str(source)), head_chunk=64)
+    policy.check_packing()
+    ids = (5, 6, 7, 8, 9, 2)
+    sample = TrainingSample(
+        ids=ids, loss_mask=(0, 1, 1, 1, 1, 1), behaviour_logprobs=(0.0,) * 6, advantage=1.0, group=0
+    )  # fmt: skip
+    (batch,) = pack([sample], TokenMean(), 100, "packed")
+    torch.testing.assert_close(logprobs(policy, batch)[0], alone(policy.model, ids), rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_folder_that_is_not_there_is_named() -> None:
+    for path in ("/there/is/nothing", "./nothing", "a/b/c"):
+        with pytest.raises(PolicyError, match=f"model.path: there is no folder '{path}'"):
+            Policy.load(Model(path=path), head_chunk=8)
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="cannot be loaded as a causal language model"):
+        Policy.load(Model(path=str(tmp_path)), head_chunk=8)
+
+
+def test_a_tokenizer_that_knows_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    tiny_llama(tied=True).save_pretrained(source)  # 97 rows under a tokenizer of 128
+    with pytest.raises(PolicyError, match=r"knows 128 tokens .*, the model only 97"):
+        Policy.load(Model(path=str(source)), head_chunk=8)
+
+
+def test_a_head_that_scales_its_logits_is_refused() -> None:
+    """Granite divides its logits: the plain head's log-probabilities would be wrong without a sign of it."""
+    config = GraniteConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, logits_scaling=8.0,
+    )  # fmt: skip
+    with pytest.raises(PolicyError, match="changes its logits after the linear head"):
+        Policy(GraniteForCausalLM(config), head_chunk=8)
+
+
+def test_a_soft_cap_is_refused_by_its_setting_even_where_logits_are_too_small_to_show_it() -> None:
+    model = tiny_llama(tied=True)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(PolicyError, match="caps its logits softly"):
+        Policy(model, head_chunk=8)
+
+
+class Capped(LlamaForCausalLM):
+    """A model of the user's own whose code, not its config, caps the logits."""
+
+    def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]  # as transformers has it
+        output = super().forward(*args, **kwargs)
+        output.logits = torch.tanh(output.logits)
+        return output
+
+
+def test_a_soft_cap_in_code_is_refused() -> None:
+    model = tiny_llama(tied=True)
+    model.__class__ = Capped
+    with pytest.raises(PolicyError, match="changes its logits after the linear head"):
+        Policy(model, head_chunk=8)
+
+
+def test_attention_that_crosses_packed_samples_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with an architecture that does not know that positions restart."""
+    policy = Policy(tiny_llama(tied=True), head_chunk=8)
+    policy.check_packing()
+    plain = policy.model.base_model.forward
+
+    def blind(input_ids: Tensor, position_ids: Tensor, **rest: object) -> object:
+        return plain(input_ids=input_ids, position_ids=torch.arange(input_ids.shape[1])[None], **rest)
+
+    monkeypatch.setattr(policy.model.base_model, "forward", blind)
+    with pytest.raises(PolicyError, match="packed samples see each other"):
+        policy.check_packing()
+
+
+def test_dropout_is_switched_off(tmp_path: Path) -> None:
+    """GPT-2 drops by default; two passes in training mode must give the same log-probabilities."""
+    GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=2, n_positions=64)).save_pretrained(tmp_path)
+    policy = Policy.load(Model(path=str(tmp_path)), head_chunk=8)
+    assert policy.model.training
+    (batch,) = pack(random_samples(4), TokenMean(), 10_000, "bucketed")
+    assert torch.equal(logprobs(policy, batch), logprobs(policy, batch))

@@ -1,0 +1,83 @@
+"""Shaping, by hand."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import TypeAdapter
+
+from rewards import Outcome, Verdict
+from rlvr.config.algorithm import Shaping
+from rlvr.learn.shaping import is_correct, kimi_length, shape, soft_overlong
+from rlvr.records import Rollout
+from tests.learn.groups import rollout
+
+
+def parse(**settings: object) -> Shaping:
+    return TypeAdapter(Shaping).validate_python(settings)
+
+
+def test_kimi_length_reward_goes_from_one_half_to_minus_one_half_and_never_rewards_a_wrong_answer() -> None:
+    """2501.12599, 2.3.3: lengths 10, 15, 30 give lambda 0.5, 0.25, -0.5; a wrong answer gets min(0, lambda)."""
+    assert kimi_length([10, 15, 30], [True, True, True]) == [0.5, 0.25, -0.5]
+    assert kimi_length([10, 15, 30], [False, False, False]) == [0.0, 0.0, -0.5]
+    assert kimi_length([10, 15, 30], [False, True, False]) == [0.0, 0.25, -0.5]
+
+
+def test_kimi_length_reward_of_equal_lengths_is_zero() -> None:
+    assert kimi_length([7, 7], [True, False]) == [0.0, 0.0]
+    assert kimi_length([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("length", "punishment"),
+    [(0, 0.0), (15, 0.0), (16, 0.0), (17, -0.25), (18, -0.5), (19, -0.75), (20, -1.0), (21, -1.0), (90, -1.0)],
+)
+def test_soft_overlong_falls_linearly_over_the_buffer(length: int, punishment: float) -> None:
+    """2503.14476, eq. 13, with L_max 20 and L_cache 4."""
+    assert soft_overlong(length, max_tokens=20, buffer=4) == punishment
+
+
+def test_correct_means_that_the_first_reward_term_says_so() -> None:
+    right, wrong = Verdict(1.0, Outcome.CORRECT), Verdict(0.0, Outcome.WRONG)
+    assert is_correct(rollout(1.0, verdicts={"answer": right, "format": wrong}))
+    assert not is_correct(rollout(1.0, verdicts={"answer": wrong, "format": right}))
+    assert not is_correct(rollout(1.0, verdicts={}))
+
+
+def group() -> list[Rollout]:
+    """A right answer of 2 tokens, a wrong one of 4, a right one of 6."""
+    return [rollout(1.0, tokens=2), rollout(0.0, tokens=4), rollout(1.0, tokens=6)]
+
+
+def test_terms_are_weighted_and_added_and_each_sees_the_rewards_as_graded() -> None:
+    """kimi 0.5, 0, -0.5 times 2; overlong with L_max 6 and L_cache 4: 0, -0.5, -1."""
+    shapings = [parse(type="kimi_length", weight=2.0), parse(type="soft_overlong", max_tokens=6, buffer=4)]
+    assert shape(group(), shapings, step=1) == [1.0 + 1.0, 0.0 - 0.5, 1.0 - 1.0 - 1.0]
+    assert shape(group(), [], step=1) == [1.0, 0.0, 1.0]
+
+
+def test_the_length_reward_starts_after_its_warm_up() -> None:
+    """Kimi k1.5 trains without the penalty first, then with a constant one: steps 1 .. n are without."""
+    shapings = [parse(type="kimi_length", warmup_steps=3)]
+    assert shape(group(), shapings, step=3) == [1.0, 0.0, 1.0]
+    assert shape(group(), shapings, step=4) == [1.5, 0.0, 0.5]
+
+
+def double_of_step(rewards: list[float], rollouts: list[Rollout], step: int, *, factor: float) -> list[float]:
+    return [factor * step + len(one.ids) for one in rollouts]
+
+
+def too_few(rewards: list[float], rollouts: list[Rollout], step: int) -> list[float]:
+    return [0.0]
+
+
+def test_a_plug_in_sees_rewards_rollouts_and_step() -> None:
+    shaping = parse(type="tests.learn.test_shaping:double_of_step", args={"factor": 10})
+    assert shape(group(), [shaping], step=2) == [1.0 + 22, 0.0 + 24, 1.0 + 26]
+    with pytest.raises(ValueError, match="returned 1 terms for 3 rollouts"):
+        shape(group(), [parse(type="tests.learn.test_shaping:too_few")], step=2)
+
+
+def test_an_unscored_rollout_is_refused() -> None:
+    with pytest.raises(ValueError, match="only scored rollouts"):
+        shape([rollout(None)], [], step=0)
