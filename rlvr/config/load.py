@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -16,7 +18,7 @@ from rlvr.config.recipe import Recipe
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names key, value, rule and, where there is one, the nearest right name."""
+    """A recipe that cannot be run; the message names key, value, rule and the nearest right name, if there is one."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -30,20 +32,20 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+    seen: list[Any] = []
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands here twice", key_node.start_mark
-            )
-        seen.add(key)
+        if key_node.tag != "tag:yaml.org,2002:merge":
+            key = loader.construct_object(key_node, deep=True)
+            if key in seen or not isinstance(key, str | int | float):
+                problem = "stands here twice" if key in seen else "is not a name"
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {problem}", key_node.start_mark)
+            seen.append(key)
     return typing.cast(dict[Any, Any], loader.construct_mapping(node, deep=True))
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-6 as a string; YAML 1.2 and everybody else as a number
-    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
@@ -66,77 +68,98 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(data, override)
     try:
-        return Recipe.model_validate(data)
+        # by way of JSON, whose strict rules are those of YAML: "4" and true are no numbers, a list is a tuple
+        return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise RecipeError(f"recipe {str(path)!r} cannot be run:\n" + "\n".join(_explain(error, data))) from None
+        raise RecipeError(f"recipe {str(path)!r} cannot be run:\n" + "\n".join(_explain(error))) from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:
     """Apply one ``section.key=value``; the value is YAML, list items are named by number."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    *path, last = key.split(".")
+    if not equals or not all([*path, last]):
         raise RecipeError(f"override {override!r} must look like section.key=value")
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
     place: Any = data
-    *path, last = key.split(".")
     for name in path:
-        if isinstance(place, list) and name.isdigit() and int(name) < len(place):
-            place = place[int(name)]
-        elif isinstance(place, dict):
-            place = place.setdefault(name, {})
-        else:
-            raise RecipeError(f"override {override!r}: {name!r} is not a section of the recipe")
-        if place is None or not isinstance(place, dict | list):
+        place = place[_item(place, name, override)] if isinstance(place, list) else place.setdefault(name, {})
+        if not isinstance(place, dict | list):
             raise RecipeError(f"override {override!r}: {name!r} holds a value, not a section")
     if isinstance(place, list):
-        if not last.isdigit() or int(last) >= len(place):
-            raise RecipeError(f"override {override!r}: the list has items 0 to {len(place) - 1}, not {last!r}")
-        place[int(last)] = value
+        place[_item(place, last, override)] = value
     else:
         place[last] = value
 
 
-def _explain(error: ValidationError, data: dict[str, Any]) -> list[str]:
+def _item(place: list[Any], name: str, override: str) -> int:
+    """The number of an item that is there."""
+    if not name.isdigit() or int(name) >= len(place):
+        there = f"has items 0 to {len(place) - 1}" if place else "is empty"
+        raise RecipeError(f"override {override!r}: the list {there}, {name!r} is none of them")
+    return int(name)
+
+
+def _explain(error: ValidationError) -> list[str]:
     """One line for each mistake: key, what is wrong, value, nearest right name."""
     lines = []
     for one in error.errors(include_url=False):
-        shown = ".".join(str(part) for part in one["loc"]) or "recipe"
-        message = one["msg"].removeprefix("Value error, ")
-        if one["type"] == "extra_forbidden":
-            known = _fields_at(one["loc"][:-1])
-            message = f"unknown key{nearest(str(one['loc'][-1]), known)}; known here: {', '.join(known)}"
-        elif one["type"] == "missing":
-            message = "this key is missing"
-        elif one["type"] in ("union_tag_invalid", "literal_error"):
-            allowed = [
-                part.strip("' ")
-                for part in str(one["ctx"].get("expected_tags", one["ctx"].get("expected")))
-                .replace(" or ", ", ")
-                .split(",")
-            ]
-            given = one["ctx"].get("tag", one["input"])
-            message = f"got {given!r}, must be one of {', '.join(allowed)}{nearest(str(given), allowed)}"
-        elif one["type"] != "value_error":
-            message = f"{message}, got {one['input']!r}"
-        lines.append(f"  {shown}: {message}")
+        shown, models = _place(one["loc"])
+        lines.append(f"  {shown or 'recipe'}: {_message(dict(one), models)}")
     return lines
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the keys that the section at `location` may have."""
+def _message(one: dict[str, Any], models: list[type[BaseModel]]) -> str:
+    """What is wrong, for one of pydantic's errors; `models` may stand at its place."""
+    kind, given, context = one["type"], one["input"], one.get("ctx", {})
+    choices = [_shown(tag) for model in models for tag in _tags(model)]
+    match kind:
+        case "extra_forbidden":
+            known = sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+            return f"unknown key{nearest(str(one['loc'][-1]), known)}; known here: {', '.join(known)}"
+        case "missing":
+            return "this key is missing" if isinstance(one["loc"][-1], str) else "this item is missing"
+        case "union_tag_invalid" if choices:
+            tag = given["type"]
+            return f"type is {tag!r}, must be one of {', '.join(choices)}{nearest(str(tag), choices)}"
+        case "union_tag_not_found" | "model_attributes_type" | "dict_type" if len(models) > 1:
+            return f"must be {{type: {' | '.join(choices)}, ...}}, got {given!r}"
+        case "literal_error":
+            allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
+            return f"got {given!r}, must be one of {', '.join(allowed)}{nearest(str(given), allowed)}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"must be a section of keys and values, got {given!r}"
+        case "string_pattern_mismatch" if ":" in context["pattern"]:
+            return f"must be an import path, module:name, got {given!r}"
+        case "value_error":
+            return str(one["msg"]).removeprefix("Value error, ")
+        case _:
+            return f"{one['msg']}, got {given!r}"
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[str, list[type[BaseModel]]]:
+    """The key at `location` as people write it, without the tags that pydantic puts there, and the models that may
+    stand there; for a key that does not exist, those of its section."""
     models: list[type[BaseModel]] = [Recipe]
+    shown: list[str] = []
     for part in location:
-        if isinstance(part, int):
+        tagged = [model for model in models if part in _tags(model)] if len(models) > 1 else []
+        if tagged:
+            models = tagged
             continue
-        inner = [_models(f.annotation) for m in models for n, f in m.model_fields.items() if part in (n, f.alias)]
-        if inner:
-            models = [model for group in inner for model in group]
-        else:  # a tag of a union: keep the members that carry it
-            models = [m for m in models if part in _tags(m)] or models
-    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+        shown.append(str(part))
+        fields = [f.annotation for m in models for n, f in m.model_fields.items() if part == (f.alias or n)]
+        if fields:
+            models = [model for annotation in fields for model in _models(annotation)]
+    return ".".join(shown), models
+
+
+def _shown(tag: str) -> str:
+    """A tag as people write it: a plug-in is named by its import path."""
+    return "module:name" if tag == "plugin" else tag
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -11,6 +11,8 @@ from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegati
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
 
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+
 
 class Model(Section):
     """The policy to start from."""
@@ -42,7 +44,7 @@ class Learner(Section):
 
     lr: PositiveFloat
     schedule: Schedule = Schedule()
-    betas: Annotated[tuple[float, float], Field(description="AdamW's moments")] = (0.9, 0.95)
+    betas: Annotated[tuple[Decay, Decay], Field(description="AdamW's moments")] = (0.9, 0.95)
     epsilon: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
