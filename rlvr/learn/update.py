@@ -283,10 +283,12 @@ class Learner:
         for name, tensor in self.backend.full_parameters(self.policy):
             if self.accelerator.is_main_process:
                 state[name] = tensor.to("cpu")
-        if self.accelerator.is_main_process:
-            buffers = {n: b for n, b in self.policy.model.named_buffers() if n in self.policy.model.state_dict()}
-            self.policy.save(folder, {**state, **buffers})
-        self.accelerator.wait_for_everyone()
+        try:
+            if self.accelerator.is_main_process:
+                buffers = {n: b for n, b in self.policy.model.named_buffers() if n in self.policy.model.state_dict()}
+                self.policy.save(folder, {**state, **buffers})
+        finally:  # a disk that is full for rank 0 must not leave the others waiting
+            self.accelerator.wait_for_everyone()
 
     def load_policy(self, folder: Path) -> None:
         """Take over the weights that `save_policy` wrote; every rank reads them. The reference stays as it is."""
