@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "rewards": (
         "verdict", "extract", "language", "format", "countdown", "gym", "mathematics", "math_answers", "sandbox",
-        "checkers", "program_tests", "programs", "instructions", "judge", "combine", "spec", "worker", "process", "pool",
-        "__init__", "check", "__main__",
+        "checkers", "program_tests", "programs", "instructions", "judge", "combine", "spec", "worker", "process",
+        "pool", "__init__", "check", "__main__",
     ),
     "rlvr": (
         "__init__", "records", "state", "config", "plugins", "tasks", "sampling", "rollout", "learn", "sft", "metrics",
         "glossary", "evaluate", "lines", "console", "run_log", "checkpoint", "plots", "versions", "data", "rollouts",
-        "build", "errors", "loop", "commands", "__main__",
+        "weight_sync", "build", "errors", "loop", "commands", "__main__",
     ),
 }  # fmt: skip
 """Modules and folders of each package; each imports only from those before it, and from itself."""
