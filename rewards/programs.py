@@ -25,6 +25,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from rewards.checkers import CHECKERS, outputs_agree, values_agree
@@ -170,8 +171,9 @@ class ProgramVerifier:
         if isinstance(tests, AssertTests):
             return self._judge_asserts(with_prompt(code, tests), tests)
         if isinstance(tests, CallTests):
-            calls = [lambda limits, case=case: self._judge_call(code, tests, case, limits) for case in tests.cases]
-            return self._judge_all(calls, deadline)
+            return self._judge_all(
+                [partial(self._judge_call, code, tests.function, case) for case in tests.cases], deadline
+            )
         if language == "python":
             job = Job({"mode": "script", "code": code})
         else:
@@ -179,8 +181,9 @@ class ProgramVerifier:
             if isinstance(compiled, _Judgement):
                 return compiled
             job = Job({"mode": "exec"}, blob=compiled)
-        runs = [lambda limits, case=case: self._judge_stream(job, tests, case, limits) for case in tests.cases]
-        return self._judge_all(runs, deadline)
+        return self._judge_all(
+            [partial(self._judge_stream, job, tests.checker, case) for case in tests.cases], deadline
+        )
 
     def _judge_all(self, runs: list[Callable[[Limits], _Judgement]], deadline: float) -> _Judgement:
         """Run the tests one after another; all or nothing stops at the first that fails."""
@@ -198,7 +201,7 @@ class ProgramVerifier:
                 break
         return replace(worst or _Judgement("AC"), passed=passed, total=len(runs))
 
-    def _judge_stream(self, job: Job, tests: StreamTests, case: tuple[str, str], limits: Limits) -> _Judgement:
+    def _judge_stream(self, job: Job, checker: str | None, case: tuple[str, str], limits: Limits) -> _Judgement:
         stdin, expected = case
         result = self._sandbox.run(replace(job, stdin=stdin.encode("utf-8", "surrogatepass")), limits)
         for message in result.messages:
@@ -206,8 +209,8 @@ class ProgramVerifier:
                 return _Judgement("CE", message=str(message.get("message")))
         if (broken := self._broken(result, limits)) is not None:
             return broken
-        if tests.checker is not None:
-            return self._ask_checker(tests.checker, stdin, result.stdout, expected, limits)
+        if checker is not None:
+            return self._ask_checker(checker, stdin, result.stdout, expected, limits)
         if outputs_agree(self._checker, result.stdout, expected, self._rel_tol, self._abs_tol):
             return _Judgement("AC", 1.0)
         return _Judgement("WA", message=f"wrote {result.stdout[:200]!r}")
@@ -224,8 +227,8 @@ class ProgramVerifier:
             )
         return _Judgement("AC" if value == 1 else "WA", float(value), message="" if value == 1 else "says the checker")
 
-    def _judge_call(self, code: str, tests: CallTests, case: dict[str, Any], limits: Limits) -> _Judgement:
-        payload = _call_payload(code, tests.function, case["args"], case.get("kwargs", {}))
+    def _judge_call(self, code: str, function: str, case: dict[str, Any], limits: Limits) -> _Judgement:
+        payload = _call_payload(code, function, case["args"], case.get("kwargs", {}))
         result = self._sandbox.run(Job(payload), limits)
         value = _returned(result, payload["nonce"])
         if isinstance(value, _Judgement) and value.word in ("CE", "MLE"):

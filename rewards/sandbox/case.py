@@ -135,7 +135,7 @@ def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any
             killed = "wall"
         elif cpu > limits.cpu_seconds:
             killed = "cpu"
-        elif memory > limits.memory_mb << 20:
+        elif memory > limits.memory_mb << 20 and _proportional_memory() > limits.memory_mb << 20:
             killed = "memory"
     wall = time.monotonic() - start
     if killed is not None:
@@ -152,7 +152,7 @@ def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any
 
 
 def _usage() -> tuple[float, int]:
-    """Processor seconds and resident bytes of all processes below the keeper."""
+    """Processor seconds and resident bytes of all processes below the keeper; shared pages count in each of them."""
     cpu, memory = 0, 0
     for name in descendants():
         try:
@@ -163,6 +163,15 @@ def _usage() -> tuple[float, int]:
         cpu += sum(map(int, numbers[11:15]))
         memory += int(numbers[21]) * _PAGE
     return cpu / _TICK, memory
+
+
+def _proportional_memory() -> int:
+    """Resident bytes of all processes below the keeper, where a page that n of them share counts as 1/n in each."""
+    total = 0
+    for name in descendants():
+        with contextlib.suppress(OSError), open(f"/proc/{name}/smaps_rollup", "rb") as file:
+            total += sum(int(line.split()[1]) << 10 for line in file if line.startswith(b"Pss:"))
+    return total
 
 
 def descendants() -> list[str]:

@@ -67,7 +67,7 @@ class ControlGroup:
 
 def _parents() -> list[tuple[int, str, Path]]:
     """(version, controller, directory of our own group) of the hierarchies that count here."""
-    found = []
+    found: list[tuple[int, str, Path]] = []
     with open("/proc/self/cgroup") as file:
         lines = [line.strip().split(":", 2) for line in file]
     for _, controllers, path in lines:

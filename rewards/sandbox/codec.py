@@ -85,7 +85,7 @@ def decode(form: Any, foreign: Callable[[str, Any], Any] | None = None, depth: i
             return dict(zip(keys, (decode(value, foreign, depth + 1) for _, value in body), strict=True))
         if tag in _READERS:
             return _READERS[tag](body)
-    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise Undecodable(f"a broken {tag}: {error}") from error
     if foreign is None:
         raise Undecodable(f"unknown tag {tag[:40]!r}")

@@ -217,7 +217,7 @@ class Link:
             except (frames.Closed, codec.Undecodable, LookupError, TypeError) as error:
                 self._lose(f"{type(error).__name__}: {error}")
             if kind == wanted and (wanted == "loaded" or "value" in answer):
-                return answer  # type: ignore[no-any-return]  # JSON
+                return answer
             if kind == "end":
                 raise StopIteration
             if kind == "raised":
@@ -259,7 +259,7 @@ class Link:
         return codec.encode(value, self._foreign)
 
     def _foreign(self, value: Any) -> Any:
-        if isinstance(value, Remote):
+        if isinstance(value, Handle):
             return {"object": [object.__getattribute__(value, "_number"), "object"]}
         if isinstance(value, Iterator):
             return codec.encode(list(value), self._foreign)
@@ -280,11 +280,18 @@ class Link:
         raise codec.Undecodable(f"unknown tag {tag[:40]!r}")
 
 
-class Remote:
-    """An object of the candidate's that is no data: it can be called, asked and iterated over, and equals nothing."""
+class Handle:
+    """Names something of the candidate's; equals nothing but itself."""
 
     def __init__(self, link: Link, number: int) -> None:
         self._link, self._number = link, number
+
+    def __bool__(self) -> bool:
+        raise TypeError("an object of the candidate's is neither true nor false")
+
+
+class Remote(Handle):
+    """An object that is no data: it can be called, asked and iterated over."""
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self._link.call(self._number, arguments, keywords)
@@ -301,9 +308,6 @@ class Remote:
             raise TypeError("the length of the candidate's object is no integer")
         return length
 
-    def __bool__(self) -> bool:
-        raise TypeError("an object of the candidate's is neither true nor false")
-
     def __iter__(self) -> Iterator[Any]:
         iterator = self._link.about(self._number, "iter")
         if not isinstance(iterator, RemoteIterator):
@@ -311,7 +315,7 @@ class Remote:
         return iterator
 
 
-class RemoteIterator(Remote):
+class RemoteIterator(Handle):
     """A generator or iterator of the candidate's."""
 
     def __iter__(self) -> Iterator[Any]:

@@ -90,10 +90,11 @@ def run(payload: dict[str, Any], scratch: str) -> int:
 
 def _fresh_standard_streams() -> None:
     """Text streams over this process's own descriptors: the zygote's are gone."""
-    options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
-    sys.stdin = sys.__stdin__ = open(0, closefd=False, **options)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False, **options)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1, **options)  # noqa: SIM115
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "closefd": False}
+    sys.stdin = open(0, **options)  # noqa: SIM115
+    sys.stdout = open(1, "w", **options)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, **options)  # noqa: SIM115
+    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
 
 
 def _run_script(code: types.CodeType, path: str) -> int:

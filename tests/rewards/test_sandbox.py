@@ -1,0 +1,232 @@
+"""The sandbox itself: what a program sees, what it may use, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rewards.sandbox import CaseResult, Job, Level, Limits, Sandbox, SandboxError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHORT = Limits(cpu_seconds=1.0, wall_seconds=2.0, memory_mb=256)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(SHORT) as sandbox:
+        yield sandbox
+
+
+def script(sandbox: Sandbox, code: str, stdin: bytes = b"") -> CaseResult:
+    return sandbox.run(Job({"mode": "script", "code": code}, stdin))
+
+
+def processes_of(pid: int) -> set[str]:
+    """Ids of a process and everything below it."""
+    parents: dict[str, str] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parents[name] = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+    found = {str(pid)}
+    while more := {name for name, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def gone(pids: set[str], within: float = 10.0) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if not any(os.path.exists(f"/proc/{pid}") for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_full_level_is_the_default_and_names_its_layers(sandbox: Sandbox) -> None:
+    report = sandbox.report()
+    assert report.level is Level.FULL
+    assert report.layers["seccomp"] == "on"
+    assert "pid" in report.layers["namespaces"].split()
+
+
+def test_a_program_gets_its_input_and_its_output_and_status_come_back(sandbox: Sandbox) -> None:
+    result = script(sandbox, "import sys\nprint(input()[::-1])\nprint('e', file=sys.stderr)\nsys.exit(7)", b"abc\n")
+    assert (result.stdout, result.stderr, result.exit, result.killed) == (b"cba\n", b"e\n", 7, None)
+
+
+def test_the_world_of_a_program_is_small(sandbox: Sandbox) -> None:
+    code = """
+import os, socket
+print(sorted(n for n in os.listdir('/proc') if n.isdigit() and n != str(os.getpid())))
+print(os.getuid(), sorted(os.listdir('/proc/self/fd')), os.listdir('.'), os.listdir('/tmp/code'))
+print([p for p in ('/home', '/work', '/var', '/sys', '/etc/passwd', '/run') if os.path.exists(p)])
+print(sorted(os.environ), socket.gethostname())
+print([l.split(':')[0].strip() for l in open('/proc/self/status') if l.startswith('NoNewPrivs:\\t1')])
+print([l.split()[1] for l in open('/proc/self/status') if l.startswith(('CapEff', 'CapPrm'))])
+"""
+    lines = script(sandbox, code).stdout.decode().splitlines()
+    assert lines[0] == "[]"  # not even the keeper's process id
+    assert lines[1] == "1000 ['0', '1', '2', '3'] [] ['solution.py']"  # 3 is the directory being listed
+    assert lines[2] == "[]"
+    assert lines[3].endswith("sandbox")
+    assert not {"SSH_AUTH_SOCK", "USER", "PWD", "VIRTUAL_ENV"} & set(lines[3].split("'"))
+    assert lines[4] == "['NoNewPrivs']"
+    assert lines[5] == "['0000000000000000', '0000000000000000']"
+
+
+def test_each_case_starts_with_an_empty_file_system(sandbox: Sandbox) -> None:
+    write = "import os\nfor p in ('a', '/tmp/b', '/dev/shm/c'): open(p, 'w').write('x')\nprint('written')"
+    look = "import os\nprint(os.listdir('.'), sorted(os.listdir('/tmp')), os.listdir('/dev/shm'))"
+    assert script(sandbox, write).stdout == b"written\n"
+    assert script(sandbox, look).stdout == b"[] ['code', 'home', 'shm'] []\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "killed"),
+    [
+        ("while True: pass", "cpu"),
+        ("import time; time.sleep(60)", "wall"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "wall"),
+        ("import os, time\nfor _ in range(6):\n  if os.fork() == 0:\n    while True: pass\ntime.sleep(60)", "cpu"),
+        ("import os, time\nfor _ in range(9):\n  if not os.fork():\n    x = b'x' * (60 << 20)\n    time.sleep(60)\n"
+         "time.sleep(60)", "memory"),
+    ],
+)  # fmt: skip
+def test_limits_count_the_whole_tree(sandbox: Sandbox, code: str, killed: str) -> None:
+    patient = replace(SHORT, wall_seconds=2.0 if killed == "wall" else 30.0)  # the machine may be busy
+    assert sandbox.run(Job({"mode": "script", "code": code}), patient).killed == killed
+
+
+def test_output_beyond_the_limit_ends_the_program() -> None:
+    with Sandbox(Limits(output_bytes=10_000)) as sandbox:
+        result = script(sandbox, "while True: print('x' * 1000)")
+    assert (result.overflow, result.killed) == ("stdout", "caller")
+    assert 10_000 <= len(result.stdout) < 200_000
+
+
+def test_a_process_limit_holds_for_root_and_for_users(sandbox: Sandbox) -> None:
+    code = "import os, time\nn = 0\ntry:\n  while n < 500:\n    if not os.fork(): time.sleep(60)\n    n += 1\n"
+    result = script(sandbox, code + "except BlockingIOError: print(n)")
+    assert int(result.stdout) == SHORT.processes - 1
+
+
+def test_private_memory_is_capped(sandbox: Sandbox) -> None:
+    result = script(sandbox, "try:\n  x = bytearray(300 << 20)\nexcept MemoryError:\n  print('refused')")
+    assert result.stdout == b"refused\n"
+
+
+def test_no_network_no_namespaces_no_kernel_keys(sandbox: Sandbox) -> None:
+    code = """
+import ctypes, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def refused(f, *a):
+    ctypes.set_errno(0)
+    return f(*a) < 0 and ctypes.get_errno()
+print([refused(libc.unshare, flag) for flag in (0x10000000, 0x20000, 0x40000000)])
+print(refused(libc.mount, b'none', b'/tmp', b'tmpfs', 0, None), refused(libc.ptrace, 16, 1, 0, 0))
+print(refused(libc.syscall, 435, 0, 0), refused(libc.syscall, 425, 1, 0), refused(libc.syscall, 9999))
+for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET):
+    try:
+        socket.socket(family, socket.SOCK_DGRAM if family != socket.AF_NETLINK else socket.SOCK_RAW)
+        print('open')
+    except OSError as error:
+        print(error.errno)
+a, b = socket.socketpair(); a.send(b'x'); print(b.recv(1))
+"""
+    assert script(sandbox, code).stdout.decode().split("\n") == [
+        "[1, 1, 1]", "1 1", "38 1 38", "1", "1", "1", "1", "b'x'", ""
+    ]  # fmt: skip
+
+
+def test_a_dead_jail_is_replaced_and_the_program_still_judged() -> None:
+    with Sandbox(SHORT) as sandbox:
+        sandbox.report()
+        guard = sandbox._lanes[0]._process.pid
+        below = processes_of(guard)
+        for pid in below - {str(guard)}:
+            os.kill(int(pid), signal.SIGKILL)
+        assert script(sandbox, "print(1)").stdout == b"1\n"
+        assert sandbox.restarts == 1
+        assert gone(below)
+
+
+def test_a_fork_of_the_caller_starts_a_jail_of_its_own() -> None:
+    with Sandbox(SHORT) as sandbox:
+        assert script(sandbox, "print(1)").stdout == b"1\n"
+        child = os.fork()
+        if child == 0:
+            good = script(sandbox, "print(2)").stdout == b"2\n"
+            sandbox.close()
+            os._exit(0 if good else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert script(sandbox, "print(3)").stdout == b"3\n"
+        assert sandbox.restarts == 0
+
+
+def _as_another_user(command: list[str]) -> list[str]:
+    """The command as a user without rights, when this is root and the machine has the means; else as it is."""
+    if os.geteuid() == 0 and shutil.which("setpriv") and os.access("/usr/bin/python3", os.X_OK):
+        return ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "/usr/bin/python3", *command[1:]]
+    return command
+
+
+_WORKER = """
+import sys
+from rewards.sandbox import Job, Sandbox
+sandbox = Sandbox(min_level=sys.argv[1], force_level=sys.argv[1])
+sandbox.report()
+print('up', flush=True)
+sandbox.run(Job({'mode': 'script', 'code': '''
+import os, time
+for _ in range(3):
+    if os.fork() == 0: os.setsid()
+time.sleep(60)
+'''}))
+"""
+
+
+@pytest.mark.parametrize("level", ["full", "landlock", "rlimit-only"])
+def test_a_killed_caller_leaves_no_process_file_or_group(level: str) -> None:
+    command = _as_another_user([sys.executable, "-c", _WORKER, level])
+    worker = subprocess.Popen(
+        command, stdout=subprocess.PIPE, start_new_session=True, env={"PYTHONPATH": str(REPOSITORY)}, cwd="/"
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"up\n"
+    deadline = time.monotonic() + 20
+    while len(below := processes_of(worker.pid)) < 4 + 8 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(below) >= 4 + 8  # worker, guard, intermediate, zygote; eight programs
+    guard = next(pid for pid in below if pid != str(worker.pid))
+    scratch = [path for path in Path("/tmp").glob("rewards-sandbox-*") if str(path) not in guard]
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    assert gone(below - {str(worker.pid)})
+    assert not [path for path in scratch if path.exists() and path.owner() == "nobody"]
+
+
+def test_a_level_that_the_machine_lacks_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SandboxError, match="on darwin use a machine with Linux"):
+        Sandbox().report()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="min_level: 'strong' is not one of 'rlimit-only', 'landlock', 'full'"):
+        Sandbox(min_level="strong")
+    with pytest.raises(SandboxError, match="does not offer the isolation level 'full'"):
+        Sandbox(min_level="full", force_level="rlimit-only").report()
+
+
+def test_limits_are_checked() -> None:
+    with pytest.raises(ValueError, match="memory_mb: 0 must be a number above 0"):
+        Limits(memory_mb=0)
