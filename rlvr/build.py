@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
@@ -27,6 +31,7 @@ from rlvr.rollouts import Rollouts
 from rlvr.run_log import RunLog, run_folder
 from rlvr.sampling import ProblemSampler
 from rlvr.state import StateRegister
+from rlvr.weight_sync import WeightSync
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -58,6 +63,7 @@ class Run:
     accelerator: Accelerator
     learner: Learner
     register: StateRegister
+    weights: WeightSync
     clock: StepClock
     done: int
     """Steps that are done."""
@@ -83,6 +89,12 @@ class Run:
         self.done = state["done"]
 
 
+def quiet_libraries() -> None:
+    """Progress bars of libraries would break our lines."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """accelerate, as the launcher set it up; precision is the recipe's business, not the launcher's."""
     if recipe.run.threads is not None and not torch.cuda.is_available():
@@ -103,7 +115,9 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
         path.parent.mkdir(parents=True, exist_ok=True)
         load_plugin(recipe.model.prepare, {}, positional=1)(recipe)
     accelerator.wait_for_everyone()
-    if not path.is_dir() and (path.is_absolute() or recipe.model.path.startswith(".") or recipe.model.path.count("/") != 1):
+    if not path.is_dir() and (
+        path.is_absolute() or recipe.model.path.startswith(".") or recipe.model.path.count("/") != 1
+    ):
         near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
         raise RecipeError(
             f"model.path: there is no folder {str(path)!r}"
@@ -113,11 +127,43 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
     try:
         return AutoConfig.from_pretrained(recipe.model.path)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"model.path: {recipe.model.path!r} is no model that transformers can read: {error}") from error
+        raise RecipeError(
+            f"model.path: {recipe.model.path!r} is no model that transformers can read: {error}"
+        ) from error
+
+
+@contextmanager
+def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Data]]:
+    """Engine, pool and problems without a learner, for commands that only sample; `train` loads the training problems."""
+    quiet_libraries()
+    accelerator = make_accelerator(recipe)
+    if accelerator.num_processes > 1:
+        raise RecipeError(
+            f"this command samples from one process, got {accelerator.num_processes}: call it without a launcher"
+        )
+    config = prepare_model(recipe, accelerator, print)
+    model_len = int(config.max_position_embeddings)
+    data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
+    rollouts = make_rollouts(recipe, data, model_len, Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log")
+    try:
+        rollouts.start()
+        yield rollouts, data
+    finally:
+        rollouts.close()
+
+
+def make_rollouts(recipe: Recipe, data: Data, model_len: int, log_file: Path) -> Rollouts:
+    """The sampling side of a run, not started yet."""
+    engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), log_file)
+    path = recipe.rollout.workflow
+    workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
+    collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
+    return Rollouts(recipe, engine, data.pool, collector, data.renderer)
 
 
 def build(recipe: Recipe) -> Run:
     """Set up everything, on every rank; the run's folder is locked and its last checkpoint restored."""
+    quiet_libraries()
     accelerator = make_accelerator(recipe)
     folder = run_folder(recipe)
     log = RunLog(folder, recipe, accelerator) if accelerator.is_main_process else None
@@ -153,15 +199,9 @@ def _load(
     zero = None
     if log is not None and data is not None:
         log.say("starting the engine")
-        engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), folder / "engine.log")
-        workflow = load_plugin(recipe.rollout.workflow, {}, positional=1) if recipe.rollout.workflow else answers_to_one_prompt
-        collector = Collector(
-            engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow
-        )
+        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log")
         sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
-        zero = RankZero(
-            data=data, sampler=sampler, log=log, rollouts=Rollouts(recipe, engine, data.pool, collector, data.renderer)
-        )
+        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts)
     try:
         if zero is not None:
             zero.rollouts.start()
@@ -170,12 +210,19 @@ def _load(
             total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,
             temperature=recipe.rollout.temperature, accelerator=accelerator,
         )  # fmt: skip
+        probes = (
+            []
+            if zero is None
+            else [zero.data.renderer.render(one).ids for one in zero.data.train[: recipe.rollout.probe]]
+        )
+        weights = WeightSync(learner, accelerator, zero.rollouts if zero is not None else None, probes)
         run = Run(
-            recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register,
+            recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
             clock=StepClock(), done=0, zero=zero,
         )  # fmt: skip
         register.add("run", run)
         register.add("learner", learner)
+        register.add("weights", weights)
         if zero is not None:
             register.add("sampler", zero.sampler)
             register.add("log", zero.log)
@@ -214,7 +261,9 @@ def _check_resume(recipe: Recipe, folder: Path, found: checkpoint.Checkpoint | N
     wanted = recipe.run.resume
     if wanted == "must" and found is None:
         raise RecipeError(f"run.resume: must, but {folder} holds no checkpoint")
-    holds_run = found is not None or (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0
+    holds_run = (
+        found is not None or (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0
+    )
     if wanted == "never" and holds_run:
         raise RecipeError(f"run.resume: never, but {folder} holds a run already; choose another name or run.output")
 
@@ -233,15 +282,35 @@ def _first_screen(
         memory += f" and {engine.kv_cache_gib:g} GiB for its keys and values"
     sets = ", ".join(f"{one.name}: {len(problems)} x {one.samples}" for one, problems in data.eval_sets) or "none"
     return [
-        ("model", f"{recipe.model.path}: {weights / 1e6:.1f} M weights in {recipe.model.dtype}, autocast {recipe.model.autocast}"),
+        (
+            "model",
+            f"{recipe.model.path}: {weights / 1e6:.1f} M weights in {recipe.model.dtype}, autocast {recipe.model.autocast}",
+        ),
         ("problems", f"{len(data.train)} to train on; measured on {sets}"),
         ("prompt", f"template {recipe.template.type}, at most {data.longest_prompt} tokens, stops at {_stops(data)}"),
-        ("rewards", ", ".join(f"{term.name} x {term.weight:g}" + (f" if {term.gate}" if term.gate else "") for term in data.terms)),
-        ("a step", f"{rollout.prompts_per_step} problems x {rollout.group_size} answers = {samples} samples, at most {samples * (data.longest_prompt + rollout.max_new_tokens)} tokens"),
-        ("objective", " ".join(f"{name}={getattr(recipe.algorithm, name).type}" for name in ("baseline", "scale", "surrogate", "aggregation", "kl"))),
+        (
+            "rewards",
+            ", ".join(
+                f"{term.name} x {term.weight:g}" + (f" if {term.gate}" if term.gate else "") for term in data.terms
+            ),
+        ),
+        (
+            "a step",
+            f"{rollout.prompts_per_step} problems x {rollout.group_size} answers = {samples} samples, at most {samples * (data.longest_prompt + rollout.max_new_tokens)} tokens",
+        ),
+        (
+            "objective",
+            " ".join(
+                f"{name}={getattr(recipe.algorithm, name).type}"
+                for name in ("baseline", "scale", "surrogate", "aggregation", "kl")
+            ),
+        ),
         ("engine", f"{engine.type} in {engine.dtype}"),
         ("memory", memory + ", activations apart"),
-        ("processes", f"{accelerator.num_processes} on {accelerator.device.type}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"),
+        (
+            "processes",
+            f"{accelerator.num_processes} on {accelerator.device.type}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
+        ),
         ("steps", f"{recipe.run.steps}, seed {recipe.run.seed}"),
         ("folder", str(folder)),
     ]

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.table import Table
+
 from rlvr import loop
-from rlvr.build import Run, build
+from rlvr.build import Run, build, make_accelerator, prepare_model, quiet_libraries, sampling_only
 from rlvr.config import Recipe, RecipeError
-from rlvr.evaluate import comparison
+from rlvr.console import make_console
+from rlvr.data import load_examples
+from rlvr.evaluate import comparison, problem_result
+from rlvr.learn.update import Learner
+from rlvr.lines import JsonLines
 from rlvr.plots import console_curve, draw_curve
-from rlvr.run_log import read_metrics
+from rlvr.records import RolloutGroup
+from rlvr.run_log import read_metrics, rollout_record
+from rlvr.sft import fit
+from rlvr.tasks.templates import Renderer
 from rlvr.versions import check_versions
 
 
@@ -34,8 +43,110 @@ def show_results(run: Run) -> None:
     log = run.zero.log
     log.show(comparison({f"step {line['step']}": line for line in (lines[0], lines[-1])}))
     log.show(console_curve(lines, keys))
-    picture = draw_curve({run.recipe.name: run.folder}, keys, run.folder / "curve.png")
-    log.say(f"curve: {picture}")
+    log.say(f"curve: {draw_curve({run.recipe.name: run.folder}, keys, run.folder / 'curve.png')}")
 
 
-COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], None]] = {"train": train}
+def evaluate(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Measure the recipe's model on its eval sets: pass@k, maj@k, avg@k with confidence intervals."""
+    check_versions(recipe.rollout.engine.type)
+    if not recipe.problems.eval:
+        raise RecipeError("problems.eval: the recipe names no eval set; add one, or override problems.eval")
+    output = _new_file(arguments.output)
+    with sampling_only(recipe, train=False) as (rollouts, data):
+        metrics: dict[str, float] = {}
+        for one, problems in data.eval_sets:
+            numbers, groups = rollouts.evaluate(one, problems)
+            metrics |= numbers
+            _write(output, groups, data.renderer)
+    make_console().print(comparison({recipe.model.path: metrics}))
+
+
+def generate(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Sample and grade a group of answers to each training problem; says how many the policy can solve."""
+    check_versions(recipe.rollout.engine.type)
+    output = _new_file(arguments.output)
+    console = make_console()
+    with sampling_only(recipe, train=True) as (rollouts, data):
+        problems = data.train[: arguments.problems]
+        groups = rollouts.sample([(one, 0) for one in problems], recipe.rollout.group_size, rollouts.sampling)
+        _write(output, groups, data.renderer)
+        first = groups[0].rollouts[0]
+        console.print(f"[bold]the first prompt[/bold]\n{data.renderer.render(groups[0].problem).text}", highlight=False)
+        console.print(f"[bold]its first answer, reward {first.reward}[/bold]\n{first.text}\n", highlight=False)
+    console.print(_pass_rates(groups))
+
+
+def _pass_rates(groups: Sequence[RolloutGroup]) -> Table:
+    """How many problems the policy solves how often: what can be learned from lies between never and always."""
+    rates = [sum(one.correct) / len(one.correct) for one in map(problem_result, groups) if one.correct]
+    table = Table(title="Pass rate of the policy", title_justify="left")
+    table.add_column("solved")
+    table.add_column("problems", justify="right")
+    for name, low, high in (
+        ("never", 0.0, 0.0), ("up to a quarter", 1e-9, 0.25), ("up to a half", 0.25 + 1e-9, 0.5),
+        ("up to three quarters", 0.5 + 1e-9, 0.75), ("more, not always", 0.75 + 1e-9, 1 - 1e-9), ("always", 1.0, 1.0),
+    ):  # fmt: skip
+        table.add_row(name, str(sum(low <= rate <= high for rate in rates)))
+    table.add_row("not scored", str(len(groups) - len(rates)))
+    return table
+
+
+def sft(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Fine-tune the recipe's model on its `sft` section's rows; the result is a Hugging Face folder."""
+    check_versions("hf")
+    if recipe.sft is None:
+        raise RecipeError("sft: the recipe has no such section; it needs path and steps")
+    folder = Path(recipe.run.output) / recipe.name / "policy"
+    if folder.exists():
+        raise RecipeError(f"run.output: {folder} exists already; choose another name or run.output")
+    quiet_libraries()
+    accelerator = make_accelerator(recipe)
+    prepare_model(recipe, accelerator, print)
+    samples = load_examples(recipe)
+    learner = Learner(
+        recipe.model, recipe.learner, recipe.algorithm, total_updates=recipe.sft.steps, temperature=1.0,
+        accelerator=accelerator,
+    )  # fmt: skip
+    steps = recipe.sft.steps
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        if accelerator.is_main_process and (step == steps or step % max(1, steps // 20) == 0):
+            print(f"step {step}/{steps}  loss {metrics['update/loss']:.4f}  lr {metrics['update/lr']:.2e}", flush=True)
+
+    fit(
+        learner,
+        samples,
+        steps=steps,
+        batch_size=recipe.sft.batch_size,
+        seed=recipe.run.seed,
+        report=report,
+        save_to=folder,
+    )
+    if accelerator.is_main_process:
+        print(f"policy: {folder}")
+
+
+def _new_file(path: Path | None) -> JsonLines | None:
+    if path is None:
+        return None
+    if path.exists():
+        raise RecipeError(f"--output: {path} exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return JsonLines(path)
+
+
+def _write(output: JsonLines | None, groups: Sequence[RolloutGroup], renderer: Renderer) -> None:
+    if output is not None:
+        output.append(
+            rollout_record(0, index, group, rollout, renderer.render(group.problem).text, None)
+            for index, group in enumerate(groups)
+            for rollout in group.rollouts
+        )
+
+
+COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "sft": sft,
+}

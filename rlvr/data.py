@@ -6,14 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards.combine import Term
 from rewards.pool import GradingPool, VerifierSpec
 from rlvr.config import EvalSet, Recipe, RewardTerm
-from rlvr.records import Problem
+from rlvr.config.problems import JsonLines
+from rlvr.records import Problem, TrainingSample
+from rlvr.sft import Example, to_samples
 from rlvr.tasks.overlap import apply_overlap, find_overlap
 from rlvr.tasks.references import check_references
+from rlvr.tasks.rows import ProblemError
 from rlvr.tasks.sources import load_problems
 from rlvr.tasks.templates import Renderer, check_fits
 
@@ -82,9 +85,30 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
     )  # fmt: skip
 
 
-def _judged_by(problems: Sequence[Problem], own: Sequence[RewardTerm], all_of_them: Sequence[RewardTerm]) -> list[Problem]:
+def _judged_by(
+    problems: Sequence[Problem], own: Sequence[RewardTerm], all_of_them: Sequence[RewardTerm]
+) -> list[Problem]:
     """The problems, told apart by who judges them where not every term applies to every problem."""
     if len(own) == len(all_of_them):
         return list(problems)
     names = tuple(term.name for term in own)
     return [one if one.verifiers else dataclasses.replace(one, verifiers=names) for one in problems]
+
+
+def load_examples(recipe: Recipe) -> list[TrainingSample]:
+    """The rows of the `sft` section as samples: prompts under the recipe's template, answers with the end of text."""
+    assert recipe.sft is not None
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    source = JsonLines(type="jsonl", path=recipe.sft.path, prompt=recipe.sft.prompt, reference=recipe.sft.completion)
+    rows = load_problems(source)
+    wrong = [one for one in rows if not isinstance(one.reference, str) or not one.reference.strip()]
+    if wrong:
+        raise ProblemError(f"{wrong[0].source}: sft.completion names a text to imitate, got {wrong[0].reference!r}")
+    samples = to_samples([Example(one, one.reference) for one in rows], Renderer(recipe.template, tokenizer), tokenizer)
+    longest = max(range(len(samples)), key=lambda index: len(samples[index].ids))
+    room = int(AutoConfig.from_pretrained(recipe.model.path).max_position_embeddings)
+    if len(samples[longest].ids) > room:
+        raise ProblemError(
+            f"{rows[longest].source}: prompt and answer have {len(samples[longest].ids)} tokens, the model takes {room}"
+        )
+    return samples

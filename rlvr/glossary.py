@@ -256,6 +256,15 @@ _EVAL = (
     Metric("eval/{name}/length", "tokens", "mean of T", "Tokens an answer."),
 )
 
+_SYNC = (
+    Metric("sync/mismatch", "nats", "mean |engine - learner| over the probe's tokens", "The probe: prompts whose "
+           "log-probabilities both compute after each sync. Rounding; in float32 near 0.", (None, 0.2)),
+    Metric("sync/learner_change", "nats", "root mean square over the probe's tokens", "How far the learner moved over "
+           "the last 8 syncs."),
+    Metric("sync/followed", "", "slope of the engine's change over the learner's", "1: the engine has the learner's "
+           "weights; 0: it is stale, which stops the run. Logged once the change stands out of rounding.", (0.5, 2.0)),
+)  # fmt: skip
+
 _COST = (
     Metric("time/step", "s", "", "Wall clock of the step, from the end of the one before.", is_measured=True),
     *(
@@ -292,6 +301,7 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Rewards and rollouts", _ROLLOUTS),
     ("Learner", _LEARNER),
     ("Evaluation", _EVAL),
+    ("Weights to the engine", _SYNC),
     ("Cost", _COST),
 )
 

@@ -6,7 +6,7 @@
 | `rollouts.collect` | problems, the engine    | P graded groups of G      | 0, the others wait in `update`  |
 | `make_samples`     | groups                  | samples with advantages   | 0                               |
 | `learner.update`   | samples                 | the next policy           | all: rank 0 packs and scatters  |
-| `sync`             | the policy's weights    | an engine that has them   | all gather, rank 0 sends        |
+| `weights.send`     | the policy's weights    | an engine that has them   | all gather, rank 0 sends        |
 
 Rank 0 owns every decision; the other ranks execute. What surrounds the five calls is evaluation, checkpoints, logs.
 """
@@ -32,7 +32,7 @@ class Interrupted(KeyboardInterrupt):
 def train(run: Run) -> None:
     """Do the steps of the recipe that the run has not done yet."""
     with interruptible():
-        sync(run, run.done)
+        start_engine(run)
         if run.done == 0:
             measure_start(run)
         for step in range(run.done + 1, run.recipe.run.steps + 1):
@@ -47,14 +47,17 @@ def train_step(run: Run, step: int) -> None:
     metrics: dict[str, float] = {}
     if zero is not None:
         with clock.phase("generate"):
-            groups = zero.rollouts.collect(zero.sampler.next(run.recipe.rollout.prompts_per_step), zero.progress("generate"))
+            groups = zero.rollouts.collect(
+                zero.sampler.next(run.recipe.rollout.prompts_per_step), zero.progress("generate")
+            )
+        clock.move("generate", "grade_wait", zero.rollouts.grade_wait)
         with clock.phase("pack"):
             samples, counts = make_samples(groups, run.recipe.algorithm, step)
             metrics |= rollout_metrics(groups) | counts | sample_metrics(samples)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
     metrics |= run.learner.update(samples, clock=clock)
     with clock.phase("sync"):
-        metrics |= sync(run, step)
+        metrics |= run.weights.send(version=step)
     run.done = step
     if is_due(run.recipe.run.eval_every, step, run):
         with clock.phase("eval"):
@@ -69,14 +72,14 @@ def train_step(run: Run, step: int) -> None:
             save(run, step)
 
 
-def sync(run: Run, version: int) -> dict[str, float]:
-    """Send the policy's weights to the engine and prove that they arrived; every rank gives its part."""
-    if run.zero is not None:
-        run.zero.rollouts.load_weights(run.learner.named_weights(), version)
-        return {}
-    for _ in run.learner.named_weights():  # where weights are sharded, gathering them takes all ranks
-        pass
-    return {}
+def start_engine(run: Run) -> None:
+    """Give the engine the policy, proving first that each group of parameters takes effect there."""
+    with run.clock.phase("sync"):
+        if run.recipe.rollout.self_test:
+            lines = run.weights.prove(version=run.done)
+            if run.zero is not None:
+                run.zero.log.say("the engine follows the learner in " + "; ".join(lines))
+        run.weights.send(version=run.done)
 
 
 def measure_start(run: Run) -> None:

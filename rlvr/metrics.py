@@ -191,6 +191,11 @@ class StepClock:
             self._charge()
             self._running.pop()
 
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Book `seconds` that were counted as phase `source` as `target`: known only afterwards whose they were."""
+        self._spent[source] -= seconds
+        self._spent[target] += seconds
+
     def overlap(self, name: str, seconds: float) -> None:
         """Add work that ran beside a phase, one of `OVERLAPS`; its seconds may exceed the wall clock's."""
         if name not in self._beside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
@@ -35,6 +36,8 @@ class Rollouts:
             stop=renderer.stop,
             stop_token_ids=renderer.stop_token_ids,
         )
+        self.grade_wait = 0.0
+        """Seconds from the last token of the last `collect` to its last verdict: grading that generation did not hide."""
 
     def start(self) -> None:
         """Bring the engine up."""
@@ -47,9 +50,20 @@ class Rollouts:
 
         Raises `TooManyUnscored` when more than ``rewards.max_unscored`` of them have no reward.
         """
-        groups = self._background.wait(self._drain(visits, self._recipe.rollout.group_size, self.sampling, progress))
+        groups = self.sample(visits, self._recipe.rollout.group_size, self.sampling, progress)
+        self.grade_wait = time.perf_counter() - self._collector.last_sampled
         self._check_scored(groups)
         return groups
+
+    def sample(
+        self,
+        visits: Sequence[tuple[Problem, int]],
+        group_size: int,
+        sampling: Sampling,
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> list[RolloutGroup]:
+        """As `collect`, with another group size and sampling; how many may be unscored is the caller's business."""
+        return self._background.wait(self._drain(visits, group_size, sampling, progress))
 
     def evaluate(self, one: EvalSet, problems: Sequence[Problem]) -> tuple[dict[str, float], list[RolloutGroup]]:
         """``eval/NAME/...`` and the rollouts behind it. Requests have the same seeds each time, so that two
@@ -62,7 +76,7 @@ class Rollouts:
             stop_token_ids=self._renderer.stop_token_ids,
         )
         visits = [(problem, 0) for problem in problems]
-        groups = self._background.wait(self._drain(visits, one.samples, sampling, lambda done, of: None))
+        groups = self.sample(visits, one.samples, sampling)
         self._check_scored(groups)
         return summarise(one.name, groups, one.k), groups
 

@@ -40,9 +40,7 @@ class Piece:
     @classmethod
     def sampled(cls, completion: Completion) -> Piece:
         """What the policy wrote."""
-        return cls(
-            completion.ids, True, completion.behaviour_logprobs, completion.weight_version, completion.text
-        )
+        return cls(completion.ids, True, completion.behaviour_logprobs, completion.weight_version, completion.text)
 
 
 @dataclass(slots=True)
@@ -59,13 +57,17 @@ class Session:
     grade: Callable[[Problem, str], Awaitable[tuple[dict[str, Verdict], float | None, float]]]
     requests: int = field(default=0)
     """Sampling requests made so far."""
+    last_sampled: float = 0.0
+    """When the last of them ended (`time.perf_counter`)."""
 
     async def sample(self, ids: tuple[int, ...], sample_index: int, segment: int = 0) -> Completion:
         """Let the policy continue `ids`; each (sample_index, segment) has noise of its own."""
         seed = request_seed(self.run_seed, self.problem.id, self.visit, sample_index, segment)
         name = f"{self.problem.id}/{self.visit}/{sample_index}/{segment}"
         self.requests += 1
-        return await self.engine.generate(Request(id=name, prompt_ids=ids, sampling=self.sampling, seed=seed))
+        completion = await self.engine.generate(Request(id=name, prompt_ids=ids, sampling=self.sampling, seed=seed))
+        self.last_sampled = time.perf_counter()
+        return completion
 
     async def finish(
         self, sample_index: int, prompt_ids: tuple[int, ...], pieces: Sequence[Piece], last: Completion
@@ -84,7 +86,9 @@ class Session:
             ids=tuple(token for piece in pieces for token in piece.ids),
             loss_mask=tuple(int(piece.is_model) for piece in pieces for _ in piece.ids),
             behaviour_logprobs=tuple(
-                value for piece in pieces for value in (piece.behaviour_logprobs if piece.is_model else blank[id(piece)])
+                value
+                for piece in pieces
+                for value in (piece.behaviour_logprobs if piece.is_model else blank[id(piece)])
             ),
             weight_version=tuple(
                 value
@@ -128,6 +132,8 @@ class Collector:
     ) -> None:
         self._engine, self._pool, self._terms, self._renderer = engine, pool, tuple(terms), renderer
         self._run_seed, self._workflow = run_seed, workflow
+        self.last_sampled = 0.0
+        """When the last token of the last finished `collect` was sampled (`time.perf_counter`)."""
 
     async def collect(
         self, visits: Sequence[tuple[Problem, int]], *, group_size: int, sampling: Sampling, seed_offset: int = 0
@@ -155,6 +161,7 @@ class Collector:
                         break
             for finished in asyncio.as_completed(tasks):
                 yield await finished
+            self.last_sampled = max((one.last_sampled for one in sessions), default=0.0)
         finally:
             for task in tasks:
                 task.cancel()
@@ -163,13 +170,16 @@ class Collector:
     async def _group(self, session: Session) -> RolloutGroup:
         rollouts = await self._workflow(session)
         if not rollouts:
-            raise ValueError(f"the workflow returned no rollout for problem {session.problem.id!r}: it needs at least one")
+            raise ValueError(
+                f"the workflow returned no rollout for problem {session.problem.id!r}: it needs at least one"
+            )
         return RolloutGroup(problem=session.problem, visit=session.visit, rollouts=tuple(rollouts))
 
     async def _grade(self, problem: Problem, text: str) -> tuple[dict[str, Verdict], float | None, float]:
         """Verdicts by term, the reward they add up to (None if not scored), and the seconds that took."""
         started = time.perf_counter()
         terms = [term for term in self._terms if problem.verifiers is None or term.name in problem.verifiers]
-        found = await asyncio.gather(*(self._pool.grade(term.name, text, problem.reference) for term in terms))
-        verdicts = dict(zip((term.name for term in terms), found, strict=True))
+        names = list(dict.fromkeys([term.name for term in terms] + [term.gate for term in terms if term.gate]))
+        found = await asyncio.gather(*(self._pool.grade(name, text, problem.reference) for name in names))
+        verdicts = dict(zip(names, found, strict=True))
         return verdicts, combine(verdicts, terms), time.perf_counter() - started

@@ -1,0 +1,74 @@
+"""Weights to the engine, with the proof that they arrived: all ranks gather, rank 0 sends and compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from rlvr.learn.update import Learner
+from rlvr.rollout.freshness import Probe, self_test
+from rlvr.rollouts import Rollouts
+
+PROBE_TOKENS = 128
+"""Most tokens of a probe sequence: enough to tell, little to compute."""
+
+
+class WeightSync:
+    """Sends the policy's weights and watches that engine and learner move together; stateful, every rank has one."""
+
+    def __init__(
+        self, learner: Learner, accelerator: Accelerator, rollouts: Rollouts | None, probes: Sequence[Sequence[int]]
+    ) -> None:
+        """`probes` are the token ids whose log-probabilities are compared; rank 0's count, none turns comparing off."""
+        self._learner, self._rollouts, self._probe = learner, rollouts, Probe()
+        shared: list[Any] = [[tuple(ids[:PROBE_TOKENS]) for ids in probes if len(ids) > 1]]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(shared)
+        self._sequences: list[tuple[int, ...]] = shared[0]
+
+    def prove(self, version: int) -> list[str]:
+        """The self-test of every group of parameters, which ends with the true weights as `version`; what it found,
+        in words. Raises `EngineError` for a group that the engine does not follow."""
+        proofs = self_test(
+            engine=self._rollouts,
+            parameters=dict(self._learner.policy.model.named_parameters()),
+            weights=self._learner.named_weights,
+            score=self._learner.score,
+            sequences=self._sequences,
+            version=version,
+        )
+        return [
+            f"{proof.group}: learner moved {proof.change:.2f} nats, engine within {proof.mismatch:.1e} of it"
+            + ("" if proof.is_visible else " (too little to prove it)")
+            for proof in proofs
+        ]
+
+    def send(self, version: int) -> dict[str, float]:
+        """Send the weights as `version` and compare the probes; metrics on rank 0. Raises `EngineError` if the engine
+        has other weights than the learner."""
+        if self._rollouts is None:
+            for _ in self._learner.named_weights():  # gathering a sharded weight takes all ranks
+                pass
+        else:
+            self._rollouts.load_weights(self._learner.named_weights(), version)
+        if not self._sequences:
+            return {}
+        ours = self._learner.score(self._sequences)
+        if self._rollouts is None:
+            return {}
+        reading = self._probe.observe(ours, self._rollouts.score(self._sequences))
+        metrics = {"sync/mismatch": reading.mismatch, "sync/learner_change": reading.learner_change}
+        if reading.followed is not None:
+            metrics["sync/followed"] = reading.followed
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """The probe's window."""
+        return self._probe.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the probe's window."""
+        self._probe.load_state_dict(state)
