@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from rewards.mathematics.evaluate import equal, sample, substitute, symbols
@@ -215,6 +216,8 @@ def to_region(node: Node) -> Region | None:
             return Region(None, (Piece(*node.args, low == "[", high == "]"),))
         case "reals":
             return Region(None, (Piece(neg(INFINITY), INFINITY, False, False),))
+        case "minus" if node.args[0].op == "reals" and node.args[1].op == "set":
+            return _without_points(expand(node.args[1]))
         case "union":
             pieces: list[Piece] = []
             for arg in node.args:
@@ -236,6 +239,15 @@ def to_region(node: Node) -> Region | None:
         case "rel":
             return _region_of_relation(node.args, node.value)
     return None
+
+
+def _without_points(points: tuple[Node, ...]) -> Region | None:
+    """The real line without some points."""
+    placed = [(sample(point, 0), point) for point in points if point.op in SCALARS and not symbols(point)]
+    if len(placed) < len(points) or any(at is None for at, _ in placed):
+        return None
+    ends = [neg(INFINITY), *(point for _, point in sorted(placed, key=lambda pair: pair[0].real)), INFINITY]
+    return Region(None, tuple(Piece(low, high, False, False) for low, high in pairwise(ends)))
 
 
 def _region_of_relation(members: tuple[Node, ...], operators: tuple[str, ...]) -> Region | None:

@@ -26,6 +26,8 @@ def interpret(node: Node) -> Node:
             return false or Node("list", tuple(items), node.value)
         case "set" | "tuple":
             return Node(node.op, tuple(interpret(arg) for arg in node.args), node.value)
+        case "union" if all(arg.op == "set" for arg in node.args):
+            return Node("set", tuple(dict.fromkeys(member for arg in node.args for member in arg.args)))
         case "rel":
             return _relation(node)
         case "add" | "mul":

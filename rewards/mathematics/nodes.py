@@ -37,6 +37,7 @@ class Node(NamedTuple):
     tuple         members                                     "()", "[]", "(]" or "[)"
     list, set     members                                     -
     union         intervals and sets                          -
+    minus         a region, a set                             -
     reals         -                                           -
     matrix        cells, row by row                           (rows, columns)
     rel           members of a chain                          the operators between them

@@ -69,6 +69,18 @@ RULES: list[tuple[tuple[str, ...], re.Pattern[str], str]] = [
         re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|large|Large|tiny)(?![a-zA-Z])"),
         "",
     ),
+    (
+        ("\\underline", "\\cancel", "color", "\\ensuremath"),
+        re.compile(r"\\(?:underline|cancel|ensuremath)(?![a-zA-Z])|\\(?:text)?color\s*\{[^{}]*\}"),
+        "",
+    ),
+    (("\\langle",), re.compile(r"\\langle(?![a-zA-Z])"), "("),
+    (("\\rangle",), re.compile(r"\\rangle(?![a-zA-Z])"), ")"),
+    (
+        ("/",),
+        re.compile(r"(?<=[\d}])\s*\b(km|m|cm|ft|mi|miles|meters|feet)\s*/\s*(s|sec|second|h|hr|hour|min)\b"),
+        r"\\text{\1/\2}",
+    ),
     (("\\!",), re.compile(r",\s*\\!\s*(?=\d{3})"), ","),
     (
         ("\\!", "\\phantom", "\\label", "\\tag"),

@@ -94,7 +94,7 @@ class Parser:
         start = self.at
         items = [self._item()]
         while self._peek() not in stop and self._separator():
-            if self._peek() in stop or not self._peek():
+            if not self._peek() and not stop:
                 break
             items.append(self._item())
         self.depth -= 1
@@ -125,7 +125,10 @@ class Parser:
         parts = [self._with_unit()]
         while self._accept(r"\cup", "U") if self._peek() != "U" or _is_region(parts[-1]) else False:
             parts.append(self._with_unit())
-        return parts[0] if len(parts) == 1 else Node("union", tuple(parts))
+        node = parts[0] if len(parts) == 1 else Node("union", tuple(parts))
+        if self._accept(r"\setminus", r"\backslash"):
+            node = Node("minus", (node, self._with_unit()))
+        return node
 
     def _with_unit(self) -> Node:
         node = self._sum()

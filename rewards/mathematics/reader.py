@@ -73,6 +73,8 @@ def choice_of_answer(text: str) -> str | None:
     match = CHOICE.match(plain)
     if match is None:
         return None
+    if match.group(1).islower() and re.match(r"\s+\w", plain[match.end(1) :]):
+        return None  # "a man" is no choice of A
     rest = plain[match.end(1) :].lstrip(") .:")
     if re.match(r"(?:(?:,|and|or|&)\s*)?\(?[A-J]\)?(?![A-Za-z])", rest):
         return None  # two letters are no choice

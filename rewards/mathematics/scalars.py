@@ -59,8 +59,8 @@ def _units_agree(gold: str, answer: str) -> bool:
 def _percents(gold: Node, answer: Node) -> bool:
     if gold.op == answer.op:
         return scalars_match(gold.args[0], answer.args[0])
-    if answer.op == "percent":  # 0.75 is 75 %, and 75 is not
-        return equal(gold, answer)
+    if answer.op == "percent":  # 0.75 is 75 %; 75 is not, and whole numbers are not meant in percents
+        return gold.op != "num" and equal(gold, answer)
     bare = gold.args[0]  # the question asked for percents: the sign may be left out, or the value given
     return scalars_match(bare, answer) or equal(gold, answer)
 
@@ -93,8 +93,8 @@ def _ratios(gold: Node, answer: Node) -> bool:
         first = divide(gold.args[0], answer.args[0])
         return all(equal(first, divide(a, b)) for a, b in zip(gold.args, answer.args, strict=True))
     ratio, other = (gold, answer) if gold.op == "ratio" else (answer, gold)
-    if len(ratio.args) != 2:
-        return False
+    if len(ratio.args) != 2 or other.op == "num":
+        return False  # 5:1 is no way to say 5
     quotient = divide(*ratio.args)
     return scalars_match(gold, quotient) if ratio is answer else scalars_match(quotient, other)
 

@@ -1,6 +1,6 @@
 """math-verify and sympy as the last instance, for notation that the own reader does not know.
 
-It only ever says yes where every guard lets it: math-verify drops units, percents, bases and labels, merges sets
+It is asked only about notation of the list `WANTED`: elsewhere it reads "5 *" or "5|6" as 5. It only ever says yes where every guard lets it: math-verify drops units, percents, bases and labels, merges sets
 with tuples and intervals, reads the last side of a chain of equations, and computes towers of powers until somebody
 kills it. So answers with any of these never reach it.
 """
@@ -12,6 +12,8 @@ import re
 from typing import Any
 
 MAX_LENGTH = 300
+WANTED = re.compile(r"\\cap|\\begin\{[vV]matrix\}|\\det|\\operatorname|\\overline|\\mod|\\pmod|\\cos\^|\\mathrm\{d\}")
+BALANCED = {")": "([", "]": "([", "}": "{"}
 MAX_DEPTH = 12
 FORBIDDEN = re.compile(
     r"=|%|:|\\neq|\\text|\\deg|\\pm|!|\d_|\\(?:sum|prod|int|lim|forall|exists)|&(?!.*\\end)|\\emptyset"
@@ -22,11 +24,13 @@ FORBIDDEN = re.compile(
 
 def warm_up() -> None:
     """Import math-verify and sympy, and run each once: their first calls build tables."""
-    agrees(r"\sqrt{2}", r"\frac{2}{\sqrt{2}}")
+    agrees(r"\{1,2\} \cap \{2,3\}", r"\{2,1\} \cap \{2,3\}")
 
 
 def agrees(gold: str, answer: str) -> bool:
     """Whether math-verify holds the answer to be the reference; False wherever a guard objects."""
+    if not (WANTED.search(gold) or WANTED.search(answer)):
+        return False
     if not (_admitted(gold) and _admitted(answer) and _shape(gold) == _shape(answer)):
         return False
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
@@ -44,13 +48,17 @@ def agrees(gold: str, answer: str) -> bool:
 
 
 def _admitted(text: str) -> bool:
-    if not text or len(text) > MAX_LENGTH or FORBIDDEN.search(text):
+    if not text or len(text) > MAX_LENGTH or FORBIDDEN.search(text) or text[-1] in "*-+/^_":
         return False
-    depth = deepest = 0
+    opened: list[str] = []
     for char in text:
-        depth += (char in "({[") - (char in ")}]")
-        deepest = max(deepest, depth)
-    return deepest <= MAX_DEPTH and bool(re.search(r"[\\\d]", text))
+        if char in "({[":
+            opened.append(char)
+        elif char in BALANCED and (not opened or opened.pop() not in BALANCED[char]):
+            return False
+        if len(opened) > MAX_DEPTH:
+            return False
+    return not opened
 
 
 def _shape(text: str) -> tuple[bool, int, int]:

@@ -7,7 +7,7 @@ import re
 TOKEN = re.compile(
     r"\s*(?:(?P<text>\\text\s*\{[^{}]*\})|(?P<env>\\(?:begin|end)\s*\{[a-zA-Z]+\*?\})|(?P<row>\\\\)"
     r"|(?P<command>\\[a-zA-Z]+|\\[^a-zA-Z])"
-    r"|(?P<number>\d+\.\d+(?:[eE][-+]?\d+)?(?![a-zA-Z])|\.\d+|\d+[eE][-+]?\d+(?![a-zA-Z])|\d+)"
+    r"|(?P<number>\d+\.\d+(?:[eE][-+]?\d+(?![a-zA-Z]))?|\.\d+|\d+[eE][-+]?\d+(?![a-zA-Z])|\d+)"
     r"|(?P<word>[A-Za-z]+)|(?P<symbol><=|>=|!=|==|\*\*|[^\s]))"
 )
 THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])|(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)")
@@ -71,6 +71,10 @@ SHORT_WORD_NAMES = "no on or am pm an is it up go do of to in if so me we he be 
 FUNCTIONS = frozenset(FUNCTION_NAMES.split())
 GREEK = frozenset(SYMBOL_NAMES.split())
 UNITS = {name: line.split()[0] for line in UNIT_NAMES.strip().splitlines() for name in line.split()}
+NO_UNIT = frozenset(
+    ("or", "and", "not", "no", "maybe", "perhaps", "either", "nor", "but", "is", "are", "wrong", "than")
+)
+"""Words that make a text behind a number more than the name of what was counted."""
 SHORT_WORDS = frozenset(SHORT_WORD_NAMES.split())
 """Words of two letters that are no product of two variables."""
 
@@ -146,7 +150,7 @@ def _text_tokens(words: str, before: list[str]) -> list[str]:
         return [f"&unit:{unit}"]
     if words in ("sin", "cos", "tan", "ln", "log", "lcm", "gcd"):
         return [words]
-    if before and re.fullmatch(r"[A-Za-z .'/-]+", words):
+    if before and re.fullmatch(r"[A-Za-z .'/-]+", words) and not NO_UNIT & set(plain.split()):
         return [f"&unit:{words.lower()}"]
     return [f"&words:{words}"]
 

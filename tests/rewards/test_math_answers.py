@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +27,32 @@ VERIFIER = MathVerifier()
 # reference, answers that are right, answers that are not
 POLICY: list[tuple[str, list[str], list[str]]] = [
     # numbers
+    (r"\frac{1}{2}x+3", ["0.5x+3", "x/2+3", "3+.5x"], ["0.5x-3", "x+3"]),
+    (
+        r"\mathbb{R}\setminus\{2,-1\}",
+        [r"(-\infty,-1)\cup(-1,2)\cup(2,\infty)"],
+        [r"(-\infty,-1)\cup(2,\infty)", r"\mathbb{R}"],
+    ),
+    (r"\{1,2,3\}", [r"\{1,2\}\cup\{3\}", "1, 2, and 3"], ["(1,2,3)", "123"]),
+    (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", [], ["-3"]),
+    (
+        "5",
+        [],
+        [
+            "5?",
+            "5|6",
+            "5 *",
+            "5)",
+            "(5,)",
+            r"5 \text{ or six}",
+            r"\text{not } 5",
+            r"\approx 5",
+            "5:1",
+            r"500\%",
+            r"5\\6",
+            "5 6",
+        ],
+    ),
     ("5", ["5", "5.0", "+5", "x=5", "5 cm", "2+3", r"\frac{10}{2}", "5.", "05"], ["-5", "6", "5.001", "50", "5,5"]),
     ("1234", ["1,234", "1{,}234", r"1\,234", "1 234", "1234.00"], ["1,235", "(1,234)", r"\{1,234\}", "1, 234"]),
     ("(1,234)", ["(1, 234)"], ["1234", "1,234"]),
@@ -282,6 +310,40 @@ def test_integers_are_equal_when_they_are(a: int, b: int) -> None:
     assert _right(f"{a:,}", str(a))
     assert _right(f"{a}.0", str(a))
     assert not _right(str(a + 1), str(a))
+
+
+def _random_expression(rng: random.Random, depth: int) -> sympy.Expr:
+    """Polynomials, roots, quotients and functions of x and y, with small integers."""
+    x, y = sympy.symbols("x y")
+    if depth == 0:
+        return rng.choice([x, y, sympy.Integer(rng.randint(-9, 9)), sympy.Rational(rng.randint(1, 9), 7), sympy.pi])
+    a, b = _random_expression(rng, depth - 1), _random_expression(rng, depth - 1)
+    kind = rng.randrange(7)
+    if kind < 2:
+        return a + b
+    if kind < 4:
+        return a * b
+    if kind == 4:
+        return a / (b**2 + 1)
+    if kind == 5:
+        return a ** rng.choice([2, 3])
+    return rng.choice([sympy.sin, sympy.cos, sympy.exp])(a) + sympy.sqrt(b**2 + 2)
+
+
+def test_sympy_is_the_oracle_for_expressions() -> None:
+    """What sympy prints of an expression and of its rearrangements is equal; what differs by a bit is not."""
+    rng = random.Random(3)
+    wrong = []
+    for _ in range(60):
+        expression = _random_expression(rng, 2)
+        gold = sympy.latex(expression)
+        for other in (sympy.expand(expression), sympy.together(expression)):
+            if not _right(sympy.latex(other), gold):
+                wrong.append((True, gold, sympy.latex(other)))
+        for other in (expression + 1, expression * 2 + sympy.Symbol("x") ** 2, -expression + sympy.Rational(1, 3)):
+            if sympy.expand(other - expression) != 0 and _right(sympy.latex(other), gold):
+                wrong.append((False, gold, sympy.latex(other)))
+    assert wrong == []
 
 
 def test_importing_the_library_imports_neither_torch_nor_sympy() -> None:
