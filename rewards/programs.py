@@ -72,8 +72,8 @@ class ProgramVerifier:
     """
 
     lowest_score = 0.0
-    suggested_timeout: float = 42.0
-    """Seconds that one whole `grade` may take; set for each instance from its limits."""
+    needs_seconds: float = 42.0
+    """Seconds that one whole `grade` may take, for whoever holds the clock; each instance's follow from its limits."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class ProgramVerifier:
         if total_seconds < wall_seconds:
             raise ValueError(f"total_seconds: {total_seconds!r} must not be below wall_seconds, {wall_seconds!r}")
         self._total_seconds = total_seconds
-        self.suggested_timeout = total_seconds + 12.0
+        self.needs_seconds = total_seconds + 12.0
         self._extract, self._language, self._checker = extract, language, checker
         self._rel_tol, self._abs_tol = rel_tol, abs_tol
         self._partial_credit, self._refuse_weak = partial_credit, weak == "refuse"
@@ -130,8 +130,15 @@ class ProgramVerifier:
 
     def grade(self, completion: str, reference: Any) -> Verdict:
         """Run the program in a completion against the reference's tests."""
+        return self._grade(completion, reference, self._extract)
+
+    def grade_answer(self, answer: str, reference: Any) -> Verdict:
+        """Run a bare program: the whole of the text, unless it holds fenced blocks."""
+        return self._grade(answer, reference, "auto")
+
+    def _grade(self, completion: str, reference: Any, extract: str) -> Verdict:
         tests, language = read_reference(reference, self._language)
-        code = extract_code(completion, language, self._extract)
+        code = extract_code(completion, language, extract)
         if code is None:
             return Verdict(self.lowest_score, Outcome.NO_ANSWER, {"judge": "CE", "message": "no code in the text"})
         try:

@@ -42,7 +42,7 @@ def judge(verifier: ProgramVerifier, code: str, tests: Any, **reference: Any) ->
 
 def test_it_is_a_verifier(verifier: ProgramVerifier) -> None:
     assert isinstance(verifier, Verifier)
-    assert verifier.suggested_timeout > 30
+    assert verifier.needs_seconds > 30
 
 
 @pytest.mark.parametrize(
