@@ -95,8 +95,8 @@ def save(
             _rename(draft, target)
             _point_latest(root, target.name)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
         problem = _why_not_written(root, step, error)
+        shutil.rmtree(draft, ignore_errors=True)
     if (problem := _from_main(problem, accelerator)) is not None:
         raise CheckpointError(problem)
     if is_main:
@@ -300,7 +300,7 @@ def _check_loadable(value: Any, where: str) -> None:
 
 def _why_not_written(root: Path, step: int, error: Exception) -> str:
     try:
-        free = f"{shutil.disk_usage(root).free / 2**20:.0f} MiB free there"
+        free = f"{shutil.disk_usage(root).free / 2**20:.0f} MiB free when it stopped"
     except OSError:
         free = "its folder is not there"
     found = _found(root)
