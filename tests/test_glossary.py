@@ -1,10 +1,12 @@
 import dataclasses
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from rewards import Outcome
 from rlvr.config import Model, Recipe
@@ -15,6 +17,7 @@ from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock, memory_metrics, rollout_metrics, sample_metrics, throughput_metrics
 from rlvr.records import RolloutGroup
 from rlvr.run_log import RunLog
+from rlvr.weight_sync import WeightSync
 from tests.builders import make_group, make_recipe, make_rollout, recipe_data
 from tests.helpers import make_tiny_model
 
@@ -28,6 +31,19 @@ def groups() -> list[RolloutGroup]:
     ]
 
 
+class SameWeights:
+    """An engine side that always has the learner's weights."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        assert sum(1 for _ in tensors) > 0
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return self.learner.score(sequences)
+
+
 def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     """Every key that a step and an evaluation write into metrics.jsonl, the learner's from a real update."""
     model = Model(path=str(make_tiny_model(folder / "model")))
@@ -36,9 +52,11 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     learner = Learner(
         model, recipe.learner, recipe.algorithm, total_updates=1, temperature=1.0, accelerator=accelerator
     )  # fmt: skip
+    weights = WeightSync(learner, accelerator, SameWeights(learner), [(3, 4, 5, 6, 7, 8)])  # type: ignore[arg-type]  # two verbs
+    weights.send(version=0)
     samples, counts = make_samples(groups(), recipe.algorithm, 1)
     metrics = rollout_metrics(groups()) | counts | sample_metrics(samples)
-    metrics |= learner.update(samples, clock=clock)
+    metrics |= learner.update(samples, clock=clock) | weights.send(version=1)
     metrics |= summarise("held_out", groups(), [1, 2]) | clock.lap() | memory_metrics()
     with RunLog(folder / "test", make_recipe(folder), accelerator) as log:
         log.start(None)
