@@ -1,8 +1,8 @@
 """math-verify and sympy as the last instance, for notation that the own reader does not know.
 
-It is asked only about notation of the list `WANTED`: elsewhere it reads "5 *" or "5|6" as 5. It only ever says yes where every guard lets it: math-verify drops units, percents, bases and labels, merges sets
-with tuples and intervals, reads the last side of a chain of equations, and computes towers of powers until somebody
-kills it. So answers with any of these never reach it.
+It is asked only about the notation in `WANTED`, because elsewhere it drops what it cannot read ("5 *" and "5|6" are 5).
+Nor do answers reach it that a guard objects to: it drops units, percents, bases and labels, merges sets with tuples
+and intervals, reads the last side of a chain of equations, and computes towers of powers until somebody kills it.
 """
 
 from __future__ import annotations
