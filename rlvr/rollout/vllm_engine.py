@@ -104,6 +104,7 @@ class VllmEngine:
         if self._core is not None:
             return
         self._manifest = read_manifest(self.model)
+        self._broken = ""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file.touch()
         self._log_start = self.log_file.stat().st_size
@@ -141,7 +142,8 @@ class VllmEngine:
         return AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments))
 
     def _environment(self) -> dict[str, str]:
-        return {
+        eager = {"TORCHDYNAMO_DISABLE": "1"} if self._arguments["enforce_eager"] else {}  # compiles a helper even so
+        return eager | {
             "OMP_NUM_THREADS": str(self._threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "RLVR_PARENT_PID": str(os.getpid()),
@@ -388,4 +390,4 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         core.output_processor.propagate_error(EngineDeadError())
-        core.shutdown(timeout=10)
+        core.shutdown(timeout=1)  # then it is killed: its own teardown takes seconds and keeps nothing

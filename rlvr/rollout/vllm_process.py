@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 _LAUNCHER = (
@@ -43,7 +44,12 @@ def child_environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_interrupt() -> Iterator[None]:
-    """Processes started within do not see Ctrl-C: it belongs to the run, which ends them in order."""
+    """Processes started within do not see Ctrl-C: it belongs to the run, which ends them in order.
+
+    The signal is blocked, which children inherit, whatever handler they set. multiprocessing's resource tracker would
+    unblock it here when it starts, so it starts before.
+    """
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

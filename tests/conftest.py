@@ -1,0 +1,56 @@
+"""Fixtures that several test packages share: tiny models, engines that run once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlvr.rollout.background import Background
+from rlvr.rollout.vllm_engine import VllmEngine
+from tests.helpers import make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama whose head is its embedding."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tied", tied=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Qwen2 (biases in its attention) with a head of its own."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "untied", tied=False, qwen=True)
+
+
+@pytest.fixture(scope="session")
+def background() -> Iterator[Background]:
+    """The event loop that all engines of the session live in."""
+    background = Background()
+    yield background
+    background.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_tied(
+    tiny_tied: Path, background: Background, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VllmEngine]:
+    """Real vLLM on the tied model in float32."""
+    yield from _engine(tiny_tied, background, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def vllm_untied(
+    tiny_untied: Path, background: Background, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VllmEngine]:
+    """Real vLLM on the untied model in float32."""
+    yield from _engine(tiny_untied, background, tmp_path_factory)
+
+
+def _engine(model: Path, background: Background, tmp: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+    log = tmp.mktemp("vllm") / "vllm.log"
+    engine = VllmEngine(model, dtype="float32", max_num_seqs=8, kv_cache_gib=0.05, threads=1, log_file=log)
+    background.wait(engine.start())
+    yield engine
+    background.wait(engine.close())
