@@ -85,10 +85,12 @@ class Display:
             RemainingColumn(),
             console=console,
             transient=True,
+            refresh_per_second=2,  # a core that draws does not train
             disable=not console.is_terminal,
         )
         self._steps: TaskID | None = None
         self._phase: TaskID | None = None
+        self._phase_name = ""
 
     def __enter__(self) -> Display:
         return self
@@ -109,13 +111,17 @@ class Display:
     def begin(self, done: int, total: int) -> None:
         """Show the bar of the steps."""
         self._steps = self._progress.add_task("steps", completed=done, total=total)
-        self._phase = self._progress.add_task("", total=None, visible=False)
         self._progress.start()
 
     def phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
         """Say what is going on within the step, and how far it is where that is known."""
-        if self._phase is not None:
-            self._progress.update(self._phase, description=name, completed=done or 0, total=total, visible=True)
+        if self._steps is None:
+            return
+        if self._phase is None or name != self._phase_name:  # a new bar: its clock starts, and it may have no end
+            if self._phase is not None:
+                self._progress.remove_task(self._phase)
+            self._phase, self._phase_name = self._progress.add_task(name, total=total), name
+        self._progress.update(self._phase, completed=done or 0, total=total)
 
     def step(self, step: int, last: int, metrics: Mapping[str, float]) -> None:
         """Print the line of a finished step, and its evaluations."""

@@ -368,9 +368,15 @@ def test_a_terminal_gets_a_bar_and_the_same_lines(tmp_path: Path, accelerator: A
         log.start(None)
         log.phase("generate", 3, 8)
         log.step(1, {"reward/mean": 0.5})
+        printed = out.getvalue()
         log._display._progress.refresh()
-    assert "step 1/4  reward 0.500" in out.getvalue()
-    assert "3/8" in out.getvalue()
+        assert "3/8" in out.getvalue()
+        out.truncate(0)
+        log.phase("eval held_out")
+        log._display._progress.refresh()
+        assert "0/?" in out.getvalue()
+        assert "generate" not in out.getvalue().split("eval held_out")[-1]
+    assert "step 1/4  reward 0.500" in printed
 
 
 # ----------------------------------------------------------------------------------------------------------- trackers
