@@ -68,7 +68,8 @@ class ProgramVerifier:
     program; extract ("auto", "fenced" or "whole": `extract_code`); language ("python", "c", "cpp") unless the reference
     says; checker for standard output, with rel_tol and abs_tol for "tokens" and for returned floats; partial_credit:
     the share of tests passed instead of all or nothing; weak: "refuse" counts a pass as wrong when the candidate's own
-    objects answered for themselves (see `rewards.sandbox.referee`); min_level: the least isolation under which it runs.
+    objects answered for themselves (see `rewards.sandbox.referee`); min_level: the least isolation under which it
+    runs; force_level, back_end: see `rewards.sandbox.Sandbox`.
     """
 
     lowest_score = 0.0
@@ -93,6 +94,7 @@ class ProgramVerifier:
         weak: str = "accept",
         min_level: str = "full",
         force_level: str | None = None,
+        back_end: str = "any",
     ) -> None:
         choices = {
             "extract": (extract, ("auto", "fenced", "whole")),
@@ -114,7 +116,7 @@ class ProgramVerifier:
         self._extract, self._language, self._checker = extract, language, checker
         self._rel_tol, self._abs_tol = rel_tol, abs_tol
         self._partial_credit, self._refuse_weak = partial_credit, weak == "refuse"
-        self._sandbox = Sandbox(self._limits, min_level=min_level, force_level=force_level)
+        self._sandbox = Sandbox(self._limits, min_level=min_level, force_level=force_level, back_end=back_end)
 
     def warm_up(self) -> None:
         """Start the sandbox. Raises `SandboxError` where the machine does not offer `min_level`."""

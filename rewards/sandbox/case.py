@@ -40,6 +40,8 @@ class Host:
     """What the zygote knows and every case needs."""
 
     level: Level
+    mounts: bool
+    """True in a jail of our own making, where the zygote may mount and make user namespaces."""
     seccomp: bytes | None
     """The filter; None where the kernel takes none."""
     unscoped_signals: bool
@@ -90,7 +92,7 @@ def keep(host: Host, limits: Limits, given: Descriptors) -> None:
         else:
             report = {"setup_error": said.decode("utf-8", "replace") or "the process died while it was confined"}
     os.close(ready)
-    _kill_tree(host)
+    _kill_tree()
     with contextlib.suppress(frames.Closed):  # then the caller has gone: nobody is left to tell
         frames.send(given.status, report)
     os.close(given.status)
@@ -99,8 +101,8 @@ def keep(host: Host, limits: Limits, given: Descriptors) -> None:
 
 
 def _make_scratch(host: Host, limits: Limits) -> None:
-    """A new, empty file system (below Level.FULL: a directory) for this case."""
-    if host.level == Level.FULL:
+    """A new, empty file system (where the zygote may not mount: an empty directory) for this case."""
+    if host.mounts:
         options = f"size={limits.files_mb}m,nr_inodes=8192,mode=700"
         linux.mount("tmpfs", host.scratch, "tmpfs", _SCRATCH_FLAGS, options)
     else:
@@ -110,10 +112,19 @@ def _make_scratch(host: Host, limits: Limits) -> None:
 
 
 def _drop_scratch(host: Host) -> None:
-    if host.level == Level.FULL:
+    if host.mounts:
         linux.unmount(host.scratch)
-    else:
-        shutil.rmtree(host.scratch, ignore_errors=True)
+        return
+    above = os.path.dirname(host.scratch)  # the program may write there too
+    for directory, names, _ in os.walk(above):
+        for name in names:
+            os.chmod(os.path.join(directory, name), 0o700, follow_symlinks=False)
+    for name in os.listdir(above):
+        path = os.path.join(above, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
 
 
 def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any]:
@@ -139,7 +150,7 @@ def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any
             killed = "memory"
     wall = time.monotonic() - start
     if killed is not None:
-        _signal_tree(host)
+        _signal_tree()
     os.close(ended)
     _, status, usage = os.wait4(program, 0)
     return {
@@ -194,18 +205,18 @@ def descendants() -> list[str]:
     return found
 
 
-def _signal_tree(host: Host) -> None:
+def _signal_tree() -> None:
     """SIGKILL to everything below the keeper."""
     # -1, from process 1 of the pid namespace: all others, at once
-    for target in [-1] if host.level == Level.FULL else map(int, descendants()):
+    for target in [-1] if os.getpid() == 1 else map(int, descendants()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(target, signal.SIGKILL)
 
 
-def _kill_tree(host: Host) -> None:
+def _kill_tree() -> None:
     """SIGKILL to everything below the keeper, until nothing is left of it."""
     while True:
-        _signal_tree(host)
+        _signal_tree()
         try:
             os.waitpid(-1, 0)  # orphans become the keeper's children: without children, nobody is left
         except ChildProcessError:
@@ -248,7 +259,7 @@ def _confine(host: Host, limits: Limits, given: Descriptors, ready: int) -> dict
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     linux.prctl(linux.PR_SET_DUMPABLE, 1)  # the keeper is not; the program may look at itself in /proc
-    if host.level == Level.FULL:
+    if host.mounts:
         user, group = os.geteuid(), os.getegid()
         linux.unshare(linux.CLONE_NEWUSER)
         for name, line in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
@@ -291,7 +302,7 @@ def _set_rlimits(host: Host, limits: Limits) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_MEMLOCK: 0,
     }
-    others = 0 if host.level == Level.FULL else _processes_of(os.getuid())
+    others = 0 if host.mounts else _processes_of(os.getuid())
     wanted[resource.RLIMIT_NPROC] = limits.processes + others
     for kind, value in wanted.items():
         _, hard = resource.getrlimit(kind)

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from .lane import Lane
 from .limits import Level, Limits, Report, SandboxError
 
 _READ_ONLY = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+BACK_ENDS = ("any", "own", "bubblewrap")
 GRACE_SECONDS = 10.0
 """How much later than its limit a case may report before the sandbox itself is taken for broken."""
 
@@ -66,7 +68,8 @@ class Sandbox:
             result = sandbox.run(Job({"mode": "script", "code": "print(6 * 7)"}))
 
     Args: limits for every run; min_level, below which it refuses to run ("full", "landlock", "rlimit-only");
-    import_paths: further directories that programs may import from; force_level, to try a lower level.
+    import_paths: further directories that programs may import from; force_level, to try a lower level; back_end: "own",
+    "bubblewrap", or "any" of them that gives the highest level.
     Raises `SandboxError` when the machine does not offer `min_level`, with what was tried and why it failed.
     """
 
@@ -77,10 +80,14 @@ class Sandbox:
         min_level: str = "full",
         import_paths: Sequence[str] = (),
         force_level: str | None = None,
+        back_end: str = "any",
     ) -> None:
+        if back_end not in BACK_ENDS:
+            raise ValueError(f"back_end: {back_end!r} is not one of {', '.join(map(repr, BACK_ENDS))}")
         self.limits = limits or Limits()
         self._min_level = Level.named(min_level)
         self._force = Level.named(force_level) if force_level is not None else None
+        self._back_end, self._bubblewrap = back_end, None  # type: str, str | None
         self._import_paths = [os.path.abspath(path) for path in import_paths]
         self._lock = threading.Lock()
         self._owner = 0
@@ -149,29 +156,38 @@ class Sandbox:
         """Start a jail at the highest level that this machine offers. Raises `SandboxError`."""
         if not sys.platform.startswith("linux"):
             raise SandboxError(f"programs run in a sandbox of Linux; on {sys.platform} use a machine with Linux")
-        tried: list[str] = []
-        levels = [self._force] if self._force is not None else sorted(Level, reverse=True)
-        for level in levels:
-            if level < self._min_level:
-                break
+        tried = [] if self._candidates() else [f"no way to it by the back end {self._back_end!r}"]
+        for level, bubblewrap in self._candidates():
+            self._bubblewrap = bubblewrap
             try:
                 self._lanes = [self._new_lane(level)]
                 trial = self._run_locked([Job({"mode": "script", "code": "print(6 * 7)"})], Limits())[0]
                 if trial.stdout == b"42\n":
                     return Report(level, self._lanes[0].layers)
-                tried.append(f"{level.label}: a trial program failed: {trial.stderr[-300:]!r}")
+                reason = f"a trial program failed: {trial.stderr[-300:]!r}"
             except SandboxError as error:
-                tried.append(f"{level.label}: {error}")
+                reason = str(error)
+            tried.append(f"{level.label}{' by bubblewrap' if bubblewrap else ''}: {reason}")
             self._stop()
         raise SandboxError(
             f"this machine does not offer the isolation level {self._min_level.label!r} ({'; '.join(tried)}); allow "
             "user namespaces, or accept a lower level with min_level"
         )
 
+    def _candidates(self) -> list[tuple[Level, str | None]]:
+        """The levels to try, best first; bubblewrap (its path) is the second way to the full one."""
+        bubblewrap = shutil.which("bwrap")
+        ways: list[tuple[Level, str | None]] = []
+        if self._back_end != "bubblewrap":
+            ways += [(level, None) for level in sorted(Level, reverse=True)]
+        if self._back_end != "own" and bubblewrap is not None:
+            ways.insert(1, (Level.FULL, bubblewrap))
+        return [way for way in ways if way[0] >= self._min_level and self._force in (None, way[0])]
+
     def _new_lane(self, level: Level) -> Lane:
         # what the zygote itself needs is added; the program's own limits come before the group's
         memory = (self.limits.memory_mb + self.limits.files_mb + 128) << 20
-        return Lane(level, memory, self.limits.processes + 8, self._import_paths)
+        return Lane(level, self._bubblewrap, memory, self.limits.processes + 8, self._import_paths)
 
     # -- running -------------------------------------------------------------------------------------------------
 

@@ -19,15 +19,20 @@ _ENTRY = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.zygote impor
 
 
 class Lane:
-    """Start a jail of one level. Raises `SandboxError` with the reason where the machine does not offer it.
+    """Start a jail of one level, by bubblewrap if its path is given.
+
+    Raises `SandboxError` with the reason where the machine does not offer it.
 
     The guard is a fresh interpreter, so that nothing of the caller's memory is in any fork, and has a session of its
     own: whoever kills the caller's process group leaves the guard to clean up.
     """
 
-    def __init__(self, level: Level, memory_bytes: int, processes: int, import_paths: list[str]) -> None:
+    def __init__(
+        self, level: Level, bubblewrap: str | None, memory_bytes: int, processes: int, import_paths: list[str]
+    ) -> None:
         configuration = {
             "level": int(level),
+            "bubblewrap": bubblewrap,
             "prefixes": [sys.base_prefix, sys.base_exec_prefix, *import_paths],
             "import_paths": import_paths,
             "package_root": str(_PACKAGE.parent),

@@ -27,6 +27,7 @@ _OWN_MODULES = [
     *(
         f"{__package__}.{name}"
         for name in (
+            "bubblewrap",
             "case",
             "cgroup",
             "client",

@@ -19,9 +19,10 @@ import signal
 import socket
 import sys
 import tempfile
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import case, cgroup, jail, landlock, linux, seccomp
+from . import bubblewrap, case, cgroup, jail, landlock, linux, seccomp
 from .limits import Level, Limits
 
 _WARM = (
@@ -33,25 +34,35 @@ DESCRIPTORS = 7
 _WRITABLE_DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the cases of one jail run."""
+
+    level: Level
+    bubblewrap: str | None
+    """The program that makes the jail, if it is not made here."""
+    scratch: str
+    group: list[str]
+    """What the control group bounds."""
+
+
 def main(control_descriptor: int) -> NoReturn:
     """The guard: set up, start the jail, outlive it."""
     control = socket.socket(fileno=control_descriptor)
     config = json.loads(control.recv(1 << 16))
     level = Level(config["level"])
     client = os.pidfd_open(os.getppid())
-    for name in _WARM.split():
-        importlib.import_module(name)
-    importlib.import_module("site").setquit()  # exit() and quit(), as every program has them
+    _warm_up()
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     group = cgroup.ControlGroup(config["group_memory"], config["group_processes"])
     base = tempfile.mkdtemp(prefix=cgroup.PREFIX) if level != Level.FULL else None
-    scratch = jail.SCRATCH if base is None else f"{base}/case"
+    place = Place(level, config["bubblewrap"], jail.SCRATCH if base is None else f"{base}/case", group.layers)
     go_read, go_write = os.pipe()
     intermediate = os.fork()
     if intermediate == 0:
         os.close(go_write)
         os.read(go_read, 1)
-        _intermediate(control, config, level, scratch, " ".join(group.layers) or "off: no writable control group")
+        _intermediate(control, config, place)
     control.close()
     group.add(intermediate)
     os.write(go_write, b"g")
@@ -79,14 +90,21 @@ def _end_everything(intermediate: int) -> None:
             return
 
 
-def _intermediate(control: socket.socket, config: dict[str, Any], level: Level, scratch: str, group: str) -> NoReturn:
+def _intermediate(control: socket.socket, config: dict[str, Any], place: Place) -> NoReturn:
     parent = os.pidfd_open(os.getppid())
     try:
-        if level == Level.FULL:
+        if place.bubblewrap is not None:
+            if os.geteuid() == 0 and not any(layer.startswith("pids") for layer in place.group):
+                raise OSError("as root, bubblewrap cannot bound processes without a pids control group")
+            os.set_inheritable(control.fileno(), True)
+            command = bubblewrap.command(place.bubblewrap, jail.readable_paths(config["prefixes"]))
+            arguments = [str(control.fileno()), json.dumps(config), json.dumps(place.group)]
+            os.execv(place.bubblewrap, [*command, *arguments])
+        if place.level == Level.FULL:
             jail.enter(config["prefixes"])
         elif os.geteuid() == 0:
             user = jail.unique_user()
-            os.chown(os.path.dirname(scratch), user, user)
+            os.chown(os.path.dirname(place.scratch), user, user)
             jail.become_user(user)
         _die_with(parent)
         own = os.pidfd_open(os.getpid())
@@ -95,10 +113,24 @@ def _intermediate(control: socket.socket, config: dict[str, Any], level: Level, 
         control.send(json.dumps({"error": str(error)}).encode())
         os._exit(1)
     if zygote == 0:
-        _zygote(control, config, level, scratch, own, group)
+        _zygote(control, config, place, own)
     control.close()
     os.waitpid(zygote, 0)
     os._exit(0)
+
+
+def inside_bubblewrap(control_descriptor: int, config: str, group: str) -> NoReturn:
+    """The zygote as process 1 of a jail that bubblewrap made."""
+    _warm_up()
+    settings = json.loads(config)
+    place = Place(Level.FULL, settings["bubblewrap"], jail.SCRATCH, json.loads(group))
+    _zygote(socket.socket(fileno=control_descriptor), settings, place, None)
+
+
+def _warm_up() -> None:
+    for name in _WARM.split():
+        importlib.import_module(name)
+    importlib.import_module("site").setquit()  # exit() and quit(), as every program has them
 
 
 def _die_with(parent: int) -> None:
@@ -108,20 +140,21 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _zygote(
-    control: socket.socket, config: dict[str, Any], level: Level, scratch: str, parent: int, group: str
-) -> NoReturn:
+def _zygote(control: socket.socket, config: dict[str, Any], place: Place, parent: int | None) -> NoReturn:
+    layers = {"control group": " ".join(place.group) or "off: no writable control group"}
     try:
-        layers = {"control group": group}
-        _die_with(parent)
-        if level == Level.FULL:
+        if parent is not None:
+            _die_with(parent)
+        if place.bubblewrap is not None:
+            layers["namespaces"] = "user pid mount net ipc uts cgroup, by bubblewrap"
+        elif place.level == Level.FULL:
             socket.sethostname("sandbox")
             _mount_proc()
             layers["namespaces"] = "user pid mount net ipc uts cgroup"
         else:
             linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
             layers["namespaces"] = "off"
-        host = _host(level, config, scratch, layers)
+        host = _host(place, config, layers)
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
         control.send(json.dumps({"ready": layers}).encode())
     except OSError as error:
@@ -149,11 +182,12 @@ def _mount_proc() -> None:
         linux.mount("proc", "/proc", "proc", flags)
 
 
-def _host(level: Level, config: dict[str, Any], scratch: str, layers: dict[str, str]) -> case.Host:
+def _host(place: Place, config: dict[str, Any], layers: dict[str, str]) -> case.Host:
+    level, scratch = place.level, place.scratch
     abi = landlock.abi() if level > Level.RLIMIT_ONLY else 0
     layers["landlock"] = f"abi {abi}" if abi else "off"
-    if level == Level.LANDLOCK and not abi:
-        raise OSError("the kernel has no Landlock")
+    if not abi and (level == Level.LANDLOCK or place.bubblewrap is not None):
+        raise OSError("the kernel has no Landlock")  # in a jail of bubblewrap's it is what shields the zygote
     seccomp_on = level > Level.RLIMIT_ONLY
     layers["seccomp"] = "on" if seccomp_on else "off"
     with open("/proc/self/statm") as file:
@@ -164,6 +198,7 @@ def _host(level: Level, config: dict[str, Any], scratch: str, layers: dict[str, 
         readable = [*jail.readable_paths(config["prefixes"]), "/dev/urandom", "/dev/random"]
     return case.Host(
         level=level,
+        mounts=level == Level.FULL and place.bubblewrap is None,
         seccomp=seccomp.build_filter() if seccomp_on else None,
         unscoped_signals=level == Level.LANDLOCK and abi < 6,
         ruleset=landlock.make_ruleset(abi, readable, [os.path.dirname(scratch), *_WRITABLE_DEVICES]) if abi else None,

@@ -227,6 +227,41 @@ def test_a_level_that_the_machine_lacks_is_refused_with_the_reason(monkeypatch: 
         Sandbox(min_level="full", force_level="rlimit-only").report()
 
 
+@pytest.mark.parametrize("level", ["landlock", "rlimit-only"])
+def test_lower_levels_leave_nothing_to_the_next_case_either(level: str) -> None:
+    """Run where the interpreter is readable for everybody: at these levels root becomes another user first."""
+    code = """
+import os, sys
+from rewards.sandbox import Job, Sandbox
+hide = "import os; d = os.path.dirname(os.environ['HOME']); os.mkdir(d + '/../x', 0); open(d + '/../y', 'w').close()"
+look = "import os; d = os.path.dirname(os.environ['HOME']); print(sorted(os.listdir(d)), os.listdir('.'))"
+above = "import os; d = os.path.dirname(os.environ['HOME']); print([p for p in 'xy' if os.path.exists(d + '/../' + p)])"
+with Sandbox(min_level=sys.argv[1], force_level=sys.argv[1]) as sandbox:
+    for code in (hide, look, above):
+        result = sandbox.run(Job({'mode': 'script', 'code': code}))
+        print(result.stdout.decode() + result.stderr.decode(), end='')
+"""
+    command = _as_another_user([sys.executable, "-c", code, level])
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, cwd="/")
+    assert done.stdout.splitlines() == ["['code', 'home', 'shm'] []", "[]"], done
+
+
+def test_bubblewrap_is_a_second_way_or_is_refused_by_name() -> None:
+    with Sandbox(SHORT, back_end="bubblewrap") as sandbox:
+        if shutil.which("bwrap") is None:
+            with pytest.raises(SandboxError, match="no way to it by the back end 'bubblewrap'"):
+                sandbox.report()
+            return
+        assert sandbox.report().layers["namespaces"].endswith("by bubblewrap")
+        code = "import os\nprint(os.getuid(), os.listdir('.'))\nopen('/box/x', 'w').write('x')\nos.mkdir('/tmp/y', 0)"
+        for _ in range(2):
+            assert script(sandbox, code).stdout == b"1000 []\n"
+        look = "import os\nprint(os.listdir('/box'), [p for p in ('/home', '/etc/passwd') if os.path.exists(p)])"
+        assert script(sandbox, look).stdout == b"['tmp'] []\n"
+        assert script(sandbox, "import os\nos.kill(1, 9)").exit == 1
+        assert script(sandbox, "open('/proc/1/mem', 'rb')").exit == 1
+
+
 def test_limits_are_checked() -> None:
     with pytest.raises(ValueError, match="memory_mb: 0 must be a number above 0"):
         Limits(memory_mb=0)
