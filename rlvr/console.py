@@ -56,10 +56,10 @@ def _outcomes(metrics: Mapping[str, float]) -> list[str]:
 
 
 def eval_lines(metrics: Mapping[str, float]) -> list[str]:
-    """One line for each evaluation among a step's metrics: its pass@k, maj@k and avg@k with their intervals."""
+    """One line for each evaluation among a step's metrics: its pass@k and maj@k with their intervals."""
     lines: dict[str, list[str]] = {}
     for key in metrics:
-        if key.startswith("eval/") and "@" in key and not key.endswith(("_low", "_high")):
+        if key.startswith("eval/") and "@" in key and "/avg@" not in key and not key.endswith(("_low", "_high")):
             name, measure = key.removeprefix("eval/").rsplit("/", 1)
             low, high = metrics[f"{key}_low"], metrics[f"{key}_high"]
             lines.setdefault(name, []).append(f"{measure} {metrics[key]:.3f} [{low:.3f}, {high:.3f}]")

@@ -180,9 +180,10 @@ def summarise(name: str, groups: Sequence[RolloutGroup], k: Sequence[int]) -> di
         numbers["truncated"] = sum(rollout.is_truncated for rollout in rollouts) / len(rollouts)
         numbers["length"] = statistics.fmean(len(rollout.ids) for rollout in rollouts)
         numbers["no_answer"] = sum(_found_nothing(rollout) for rollout in rollouts) / len(rollouts)
+    shown: dict[str, float] = {}
     for key, estimate in estimates.items():
-        numbers |= {key: estimate.mean, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
-    return {f"eval/{name}/{key}": value for key, value in numbers.items()}
+        shown |= {key: estimate.mean, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
+    return {f"eval/{name}/{key}": value for key, value in (shown | numbers).items()}
 
 
 def _found_nothing(rollout: Rollout) -> bool:
