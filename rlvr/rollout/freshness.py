@@ -1,9 +1,9 @@
 """Proof that the engine samples from the weights that the learner trains.
 
-| call            | when         | proves                                                             | costs            |
-|-----------------|--------------|--------------------------------------------------------------------|------------------|
-| `self_test`     | at the start | each group of parameters reaches the engine and takes effect there | a sync a group   |
-| `Probe.observe` | at each sync | over the last syncs the engine moved as the learner did            | two short passes |
+| call            | when         | proves                                                         | costs            |
+|-----------------|--------------|----------------------------------------------------------------|------------------|
+| `self_test`     | at the start | each group of parameters reaches the engine and is in use there| a sync a group   |
+| `Probe.observe` | at each sync | over the last syncs the engine moved as the learner did        | two short passes |
 
 A group of which the engine keeps the old copy leaves the engine's log-probabilities where they were, while the
 learner's have moved: the two are compared by how far they are apart relative to how far the learner moved.

@@ -168,9 +168,9 @@ def test_the_probe_passes_an_engine_that_follows_within_rounding() -> None:
 def test_the_probe_stops_a_run_whose_engine_stays_behind(noise: float) -> None:
     """No single step shows it in bfloat16 (0.015 nat a step under 0.03 of rounding), the window of syncs does."""
     probe = Probe(window=8)
+    pairs = simulated(40, follows=0.0, step_size=0.015, noise=noise)
     with pytest.raises(EngineError, match="does not follow the learner: over the last"):
-        for pair in simulated(40, follows=0.0, step_size=0.015, noise=noise):
-            probe.observe(*pair)
+        [probe.observe(*pair) for pair in pairs]
 
 
 def test_the_probe_says_nothing_before_the_change_is_visible() -> None:

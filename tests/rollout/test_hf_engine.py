@@ -141,7 +141,7 @@ def test_a_new_version_has_the_new_weights(sync: Sync, learner: Learner) -> None
 
 
 def test_errors_name_what_is_wrong(sync: Sync, learner: Learner) -> None:
-    with pytest.raises(EngineError, match="prompt of 250 tokens, max_new_tokens 16.*256"):
+    with pytest.raises(EngineError, match=r"prompt of 250 tokens, max_new_tokens 16.*256"):
         sync.one([5] * 250, FREE)
     with pytest.raises(EngineError, match="weights are missing"):
         sync.load_weights([], 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,10 +56,10 @@ def pair(engine: VllmEngine, background: Background, learner: Learner) -> Pair:
 @pytest.fixture(params=["tied", "untied"])
 def both(
     request: pytest.FixtureRequest, background: Background, tied_learner: Learner, untied_learner: Learner
-) -> Iterator[Pair]:
+) -> Pair:
     """Each kind of model in turn, engine and learner at the same weights of version 0."""
     learner = tied_learner if request.param == "tied" else untied_learner
-    yield pair(request.getfixturevalue(f"vllm_{request.param}"), background, learner)
+    return pair(request.getfixturevalue(f"vllm_{request.param}"), background, learner)
 
 
 @pytest.fixture
@@ -70,13 +70,12 @@ def tied(vllm_tied: VllmEngine, background: Background, tied_learner: Learner) -
 def test_logprobs_agree_before_and_after_every_group_of_weights_has_moved(both: Pair) -> None:
     """Float32: sampled and scored log-probabilities are transformers' own to 1e-4, for the first weights and for those
     of syncs after which one group at a time, then all, visibly differ; a kept old copy of any group would show."""
-    version, groups = 0, parameter_groups(both.learner.parameters)
+    groups = parameter_groups(both.learner.parameters)
     assert set(groups) - {"head"} == {"embedding", "norms", "qkv", "o", "mlp"}
     assert ("head" in groups) == ("lm_head.weight" in both.learner.parameters)
-    for names in [[], *groups.values(), list(both.learner.parameters)]:
+    for version, names in enumerate([[], *groups.values(), list(both.learner.parameters)], start=1):
         before = both.learner.score(prompts(8))
         both.learner.perturb(names, amplitude=0.8)
-        version += 1
         both.sync.load_weights(both.learner.weights(), version)
         completions = both.sync.batch(requests(8, FREE))
         sequences = [[*prompt, *one.ids] for prompt, one in zip(prompts(8), completions, strict=True)]
@@ -135,7 +134,7 @@ def test_seeds_decide_the_draw(tied: Pair) -> None:
 
 
 def test_in_flight_requests_carry_the_version_of_each_token(both: Pair) -> None:
-    """Weights change in the middle of an answer: the engine's spans say where, and each part is likely under its own."""
+    """Weights change in the middle of an answer: the engine's spans say where, and each part fits its own weights."""
     prompt = prompts(3)[2]
 
     async def interrupted() -> Completion:
@@ -277,7 +276,7 @@ def test_a_cancelled_request_leaves_the_engine(tied: Pair) -> None:
 def test_what_cannot_fit_is_refused_with_its_lengths(tied: Pair) -> None:
     assert tied.engine.model_len == 256
     assert len(tied.sync.one([5] * 56, LONG).ids) == 200
-    with pytest.raises(EngineError, match="57 tokens, max_new_tokens 200.*256"):
+    with pytest.raises(EngineError, match=r"57 tokens, max_new_tokens 200.*256"):
         tied.sync.one([5] * 57, LONG)
     with pytest.raises(EngineError, match="prompt of 0 tokens"):
         tied.sync.one([], FREE)
@@ -298,7 +297,7 @@ def test_wrong_weights_are_refused_and_the_engine_goes_on_with_the_old(tied: Pai
         tied.sync.load_weights([*good.items(), ("nonsense", torch.zeros(1))], 3)
     with pytest.raises(EngineError, match="came twice"):
         tied.sync.load_weights([*good.items(), *good.items()], 3)
-    with pytest.raises(EngineError, match="ties 'lm_head.weight'"):
+    with pytest.raises(EngineError, match=r"ties 'lm_head\.weight'"):
         tied.sync.load_weights([*good.items(), ("lm_head.weight", good["model.embed_tokens.weight"] + 1)], 3)
     assert tied.engine.version == 0
     assert largest_difference(tied.sync.score(prompts(3)), tied.learner.score(prompts(3))) <= 1e-4
@@ -310,7 +309,7 @@ def test_an_idle_engine_uses_no_cpu(tied: Pair) -> None:
     core = tied.engine._core.engine_core.resources.engine_manager.processes[0].pid
 
     def used() -> float:
-        fields = open(f"/proc/{core}/stat").read().rpartition(")")[2].split()
+        fields = Path(f"/proc/{core}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     time.sleep(0.2)
