@@ -21,8 +21,8 @@ class TRLRewardVerifier:
 
     The reference is an object with the data's columns that the function asks for, ``{"solution": "42"}``, and
     ``prompt`` if it looks at that. Args: function: ``module:name``; conversational: completions (and prompts) are
-    passed as chat messages, as TRL does for conversational data; full_marks: the score that counts as CORRECT; lowest_score:
-    what the function gives at worst; key: the column's name where references are bare values instead of objects.
+    passed as chat messages, as TRL does for conversational data; full_marks: the score that counts as CORRECT;
+    lowest_score: what the function gives at worst; key: the column's name where references are bare values.
 
     A function that returns None (TRL: not applicable to this sample) has not judged: BAD_REFERENCE, no score.
     """
