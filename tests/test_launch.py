@@ -73,8 +73,7 @@ def test_several_nodes_take_rank_and_address_from_the_command_line() -> None:
     assert (arguments.rdzv_backend, arguments.rdzv_endpoint) == ("static", "node0:29500")
 
 
-@pytest.mark.parametrize(("name", "processes"), [("cpu", 1), ("cpu2", 2)])
-def test_cpu_configs_start_as_many_processes_as_they_say(tmp_path: Path, name: str, processes: int) -> None:
+def test_two_processes_start_on_a_cpu_and_talk(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import torch; from accelerate import Accelerator\n"
@@ -82,14 +81,13 @@ def test_cpu_configs_start_as_many_processes_as_they_say(tmp_path: Path, name: s
         "print(f'rank {a.process_index} of {a.num_processes} on {a.device.type}: {int(total)}', flush=True)\n"
         "a.end_training()"
     )
-    config = str(LAUNCH / f"{name}.yaml")
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, str(program)],
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "cpu2.yaml"), str(program)],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for rank in range(processes):
-        assert f"rank {rank} of {processes} on cpu: {processes}" in done.stdout
+    for rank in (0, 1):
+        assert f"rank {rank} of 2 on cpu: 2" in done.stdout
 
 
 def test_the_slurm_script_passes_its_arguments_on(tmp_path: Path) -> None:
