@@ -310,7 +310,10 @@ class ProgramVerifier:
         message = result.messages[0] if result.messages else {}
         if message.get("kind") == "program":
             return bytes.fromhex(message["binary"])
-        return _Judgement("CE", message=str(message.get("message", result.killed or result.stderr[-200:])))
+        if not message and result.exit == 127:
+            said = result.stderr.rstrip().rpartition(b"\n")[2].decode("utf-8", "replace")
+            raise SandboxError(f"the compiler {command[0]} did not start: {said}")
+        return _Judgement("CE", message=str(message.get("message", f"the compiler was ended: {result.killed}")))
 
 
 def _preview(value: Any) -> str:

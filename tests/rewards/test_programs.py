@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rewards import programs
 from rewards.programs import ProgramVerifier
 from rewards.sandbox import SandboxError
 from rewards.verdict import BadReference, Outcome, Verdict, Verifier
@@ -248,6 +249,15 @@ def test_c_and_cpp(verifier: ProgramVerifier) -> None:
     assert word("#include <stdlib.h>\nint main() { abort(); }", "c") == "RE"
     assert word("int main() { for (;;); }", "c") == "TLE"
     assert word("#include <vector>\nint main() { std::vector<char> v(1ul << 31); return v[5]; }", "cpp") == "MLE"
+
+
+def test_a_missing_compiler_is_not_the_programs_fault(
+    verifier: ProgramVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(programs._COMPILERS, "c", ("main.c", ["/usr/bin/no-such-compiler", "{source}"]))
+    verdict = verifier.grade(fenced("int main() { return 0; }", "c"), {"tests": SUMS, "language": "c"})
+    assert (verdict.outcome, verdict.score) == (Outcome.ERROR, None)
+    assert "no-such-compiler did not start" in verdict.detail["reason"]
 
 
 @pytest.mark.parametrize(
