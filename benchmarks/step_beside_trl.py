@@ -1,0 +1,120 @@
+"""One whole GRPO step beside TRL's, same model, same work, same machine, one after the other.
+
+    make smollm2
+    python benchmarks/step_beside_trl.py --peer PEER_SCRIPT [--steps 6] [--repeats 1]
+
+PEER_SCRIPT runs TRL on the work that `benchmarks/trl_peer.yaml` states and prints a JSON summary last. TRL gets a
+virtual environment of its own (build/trl). Reported: median seconds a step without the first, samples a second, the
+peak resident memory of the learner's process, and the peak of the sum over all its processes (PSS: shared pages count
+once).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "models/smollm2-135m-instruct"
+PEER = ROOT.parent / "shared/peers/trl_grpo_step.py"
+SAMPLES = 64
+
+
+def watch_memory(process: subprocess.Popen[str], peaks: dict[str, float], every: float = 0.5) -> None:
+    """Note the peaks of the main process's RSS and of the whole tree's PSS, in GB, until the process ends."""
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            family = [root, *root.children(recursive=True)]
+            pss = sum(one.memory_full_info().pss for one in family)
+            peaks["pss_gb"] = max(peaks.get("pss_gb", 0.0), pss / 1e9)
+            peaks["rss_gb"] = max(peaks.get("rss_gb", 0.0), root.memory_info().rss / 1e9)
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(every)
+
+
+def run(command: list[str]) -> tuple[str, dict[str, float]]:
+    """Run to the end; its output and its memory peaks."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    peaks: dict[str, float] = {}
+    watcher = threading.Thread(target=watch_memory, args=(process, peaks))
+    watcher.start()
+    out, err = process.communicate()
+    watcher.join()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{err[-3000:]}")
+    return out, peaks
+
+
+def ours(steps: int, *overrides: str) -> dict[str, float]:
+    """A run of rlvr."""
+    folder = ROOT / "build/bench"
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "rlvr", "train", "benchmarks/trl_peer.yaml", f"run.steps={steps}"]
+    _, peaks = run([*command, f"run.output={folder}", *overrides])
+    lines = [json.loads(line) for line in (folder / "trl_peer/metrics.jsonl").read_text().splitlines()]
+    settled = [line for line in lines if line["step"] > 1]
+    seconds = statistics.median(line["time/step"] - line["time/checkpoint"] for line in settled)
+    parts = {
+        part: statistics.median(line[f"time/{part}"] for line in settled)
+        for part in ("generate", "forward_backward", "optimizer", "sync")
+    }
+    assert all(line["samples/trained"] == SAMPLES for line in settled), "not all samples were trained"
+    return {
+        "seconds_per_step": seconds,
+        "samples_per_second": SAMPLES / seconds,
+        "mean_completion_tokens": statistics.mean(line["length/mean"] for line in settled),
+        "learner_rss_gb": max(peaks["rss_gb"], lines[-1]["memory/peak"] * 2**30 / 1e9),
+        "pss_gb": peaks["pss_gb"],
+        **parts,
+    }
+
+
+def theirs(steps: int, script: Path) -> dict[str, float]:
+    """A run of TRL."""
+    python = ROOT / "build/trl/bin/python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", ROOT / "build/trl"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "torch==2.13.0", "trl==1.16.0"], check=True)
+    out, peaks = run([str(python), str(script), str(MODEL), "--steps", str(steps)])
+    summary = json.loads(out.strip().splitlines()[-1])
+    return {
+        "seconds_per_step": summary["seconds_per_step"],
+        "samples_per_second": summary["samples_per_second"],
+        "mean_completion_tokens": summary["mean_completion_tokens"],
+        "learner_rss_gb": max(summary["peak_rss_gb"], peaks["rss_gb"]),
+        "pss_gb": peaks["pss_gb"],
+    }
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--peer", type=Path, default=PEER)
+    arguments = parser.parse_args()
+    rows: dict[str, list[dict[str, float]]] = {}
+    for _ in range(arguments.repeats):
+        rows.setdefault("rlvr, bfloat16 weights", []).append(ours(arguments.steps))
+        master = ("model.dtype=float32", "model.autocast=bfloat16")
+        rows.setdefault("rlvr, float32 master weights", []).append(ours(arguments.steps, *master))
+        if arguments.peer.exists():
+            rows.setdefault("TRL, bfloat16 weights", []).append(theirs(arguments.steps, arguments.peer))
+    for name, runs in rows.items():
+        median = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+        print(f"{name:30}", "  ".join(f"{key} {value:.2f}" for key, value in median.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
