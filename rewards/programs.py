@@ -40,7 +40,7 @@ from rewards.program_tests import (
     with_prompt,
 )
 from rewards.sandbox import CaseResult, Job, Limits, Sandbox, SandboxError, codec
-from rewards.verdict import Outcome, Verdict
+from rewards.verdict import BadReference, Outcome, Verdict
 
 _COMPILERS = {
     "c": ("main.c", ["/usr/bin/gcc", "-O2", "-o", "{program}", "{source}", "-lm"]),
@@ -269,6 +269,8 @@ class ProgramVerifier:
 
     def _from_findings(self, findings: dict[str, Any], ran: CaseResult) -> _Judgement:
         passed, total, error = findings["passed"], findings["total"], findings["error"]
+        if findings["completed"] and not findings["reached"]:
+            raise BadReference("the tests came to their end without calling the candidate: they define what they test")
         if findings["completed"] and not findings["failed"] and passed > 0:
             return _Judgement("AC", total, total, weak=tuple(findings["weak"]))
         found = _Judgement("WA", message="not one assert was reached" if not passed else "an assert does not hold")

@@ -12,7 +12,8 @@ class Level(IntEnum):
     RLIMIT_ONLY = 0
     """Resource limits and a scrubbed environment: no protection against a hostile program."""
     LANDLOCK = 1
-    """Landlock, seccomp and resource limits: no files, no network, no other processes, but their ids are visible."""
+    """Landlock, seccomp and resource limits: no files, no network, no other processes; no namespaces, so that the end
+    of a whole process tree rests on the keeper and the guard, and not on the kernel, if somebody kills both."""
     FULL = 2
     """Own user, pid, mount, network, IPC and host-name namespaces, a private root, seccomp; Landlock where there is."""
 
@@ -45,7 +46,7 @@ class Limits:
     output_bytes: int = 4 << 20
     """Bytes of standard output, of standard error, and of a returned value, each."""
     files_mb: int = 64
-    """Size of the private file system, in MiB, and of one file."""
+    """Size of the private file system, in MiB, and of one file. Below `Level.FULL` it bounds single files only."""
     open_files: int = 128
     """Open descriptors of one process."""
 

@@ -107,7 +107,7 @@ def run(payload: dict[str, Any], scratch: str, payload_descriptor: int) -> dict[
             "types": [cls.__name__ for cls in type(error).__mro__],
             "message": str(error)[:_TEXT_KEPT],
         }
-    return findings | judge.findings() | {"weak": sorted(link.weak)}
+    return findings | judge.findings() | {"weak": sorted(link.weak), "reached": link.reached}
 
 
 class Judge:
@@ -160,6 +160,8 @@ class Link:
         self._descriptor = descriptor
         self._functions: list[Callable[..., Any]] = []
         self.weak: set[str] = set()
+        self.reached = False
+        """True once the tests called something of the candidate's, or read data of its."""
         self.fault: dict[str, Any] | None = None
         self._raised: list[tuple[BaseException, dict[str, Any]]] = []
 
@@ -169,7 +171,9 @@ class Link:
 
     def name(self, name: str) -> Any:
         """What the candidate calls `name`: data, or a `Remote`."""
-        return self._ask({"do": "name", "name": name})
+        value = self._ask({"do": "name", "name": name})
+        self.reached = self.reached or not isinstance(value, Handle)
+        return value
 
     def fault_of(self, error: BaseException) -> dict[str, Any] | None:
         """The candidate's own description of an exception, if it was the candidate's."""
@@ -177,6 +181,7 @@ class Link:
 
     def call(self, number: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the candidate's object; its changes to mutable arguments are copied back."""
+        self.reached = True
         answer = self._request(
             {
                 "do": "call",

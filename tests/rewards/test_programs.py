@@ -163,6 +163,11 @@ def test_a_test_that_reaches_no_assert_is_no_pass(verifier: ProgramVerifier) -> 
     assert judge(verifier, "def f(): return []", "for x in f():\n    assert x == 1") == "WA"
 
 
+def test_tests_that_never_call_the_candidate_are_a_bad_reference(verifier: ProgramVerifier) -> None:
+    with pytest.raises(BadReference, match="without calling the candidate"):
+        judge(verifier, "def add(a, b): return 0", "def add(a, b): return a + b\nassert add(2, 3) == 5")
+
+
 def test_expected_values_are_not_in_the_candidates_memory(verifier: ProgramVerifier) -> None:
     """The zygote hands tests on unread, so no later fork finds them in memory that it inherited."""
     code = """
