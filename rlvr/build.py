@@ -16,11 +16,12 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from rlvr import checkpoint
 from rlvr.config import Recipe, RecipeError
 from rlvr.data import Data, load_data
+from rlvr.first_screen import first_screen
 from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
 from rlvr.plugins import load_plugin
@@ -32,8 +33,6 @@ from rlvr.run_log import RunLog, run_folder
 from rlvr.sampling import ProblemSampler
 from rlvr.state import StateRegister
 from rlvr.weight_sync import WeightSync
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,7 +133,7 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
 
 @contextmanager
 def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Data]]:
-    """Engine, pool and problems without a learner, for commands that only sample; `train` loads the training problems."""
+    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on."""
     quiet_libraries()
     accelerator = make_accelerator(recipe)
     if accelerator.num_processes > 1:
@@ -178,7 +177,7 @@ def build(recipe: Recipe) -> Run:
             tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
             data = load_data(recipe, tokenizer, model_len)
             assert log is not None
-            log.start_screen(_first_screen(recipe, accelerator, config, data, folder))
+            log.start_screen(first_screen(recipe, accelerator, config, data, folder))
             for note in data.notes:
                 say(note)
         return _load(recipe, folder, accelerator, found, log, data, model_len)
@@ -261,61 +260,7 @@ def _check_resume(recipe: Recipe, folder: Path, found: checkpoint.Checkpoint | N
     wanted = recipe.run.resume
     if wanted == "must" and found is None:
         raise RecipeError(f"run.resume: must, but {folder} holds no checkpoint")
-    holds_run = (
-        found is not None or (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0
-    )
+    log = folder / "metrics.jsonl"
+    holds_run = found is not None or (log.exists() and log.stat().st_size > 0)
     if wanted == "never" and holds_run:
         raise RecipeError(f"run.resume: never, but {folder} holds a run already; choose another name or run.output")
-
-
-def _first_screen(
-    recipe: Recipe, accelerator: Accelerator, config: PretrainedConfig, data: Data, folder: Path
-) -> list[tuple[str, str]]:
-    """What will happen, in words and numbers."""
-    rollout, engine = recipe.rollout, recipe.rollout.engine
-    with torch.device("meta"):
-        weights = AutoModelForCausalLM.from_config(config).num_parameters()
-    samples = rollout.prompts_per_step * rollout.group_size
-    trained, sampled = BYTES[recipe.model.dtype], BYTES[engine.dtype]
-    memory = f"about {weights * trained * 4 / 2**30:.2f} GiB for weights, gradients and AdamW, {weights * sampled / 2**30:.2f} GiB for the engine's weights"
-    if engine.type == "vllm":
-        memory += f" and {engine.kv_cache_gib:g} GiB for its keys and values"
-    sets = ", ".join(f"{one.name}: {len(problems)} x {one.samples}" for one, problems in data.eval_sets) or "none"
-    return [
-        (
-            "model",
-            f"{recipe.model.path}: {weights / 1e6:.1f} M weights in {recipe.model.dtype}, autocast {recipe.model.autocast}",
-        ),
-        ("problems", f"{len(data.train)} to train on; measured on {sets}"),
-        ("prompt", f"template {recipe.template.type}, at most {data.longest_prompt} tokens, stops at {_stops(data)}"),
-        (
-            "rewards",
-            ", ".join(
-                f"{term.name} x {term.weight:g}" + (f" if {term.gate}" if term.gate else "") for term in data.terms
-            ),
-        ),
-        (
-            "a step",
-            f"{rollout.prompts_per_step} problems x {rollout.group_size} answers = {samples} samples, at most {samples * (data.longest_prompt + rollout.max_new_tokens)} tokens",
-        ),
-        (
-            "objective",
-            " ".join(
-                f"{name}={getattr(recipe.algorithm, name).type}"
-                for name in ("baseline", "scale", "surrogate", "aggregation", "kl")
-            ),
-        ),
-        ("engine", f"{engine.type} in {engine.dtype}"),
-        ("memory", memory + ", activations apart"),
-        (
-            "processes",
-            f"{accelerator.num_processes} on {accelerator.device.type}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
-        ),
-        ("steps", f"{recipe.run.steps}, seed {recipe.run.seed}"),
-        ("folder", str(folder)),
-    ]
-
-
-def _stops(data: Data) -> str:
-    names = [repr(text) for text in data.renderer.stop]
-    return ", ".join([*names, f"tokens {list(data.renderer.stop_token_ids)}"])

@@ -1,4 +1,4 @@
-"""The errors that end a run with a message instead of a traceback: everything else is a mistake in rlvr or a plug-in."""
+"""The errors that end a run with a message, not a traceback: all others are mistakes in rlvr or in a plug-in."""
 
 from rewards.pool import VerifierSpecError, WorkerStartError
 from rlvr.checkpoint import CheckpointError

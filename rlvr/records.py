@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -222,7 +222,7 @@ class MicroBatch:
     index: tuple[int, ...]
     """For each row-sample its place in the step's list of samples."""
     old_logprobs: Float[Tensor, "B L"] | None = None
-    """Log-probabilities under the policy before the first of several updates on this batch; None if behaviour ones serve."""
+    """Log-probabilities under the policy before the first of several updates on this batch; None where not needed."""
     ref_logprobs: Float[Tensor, "B L"] | None = None
     """Log-probabilities under the reference model; None without a KL term."""
 
@@ -233,11 +233,9 @@ class MicroBatch:
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
-        moved = {
-            name: value.to(device) if isinstance(value := getattr(self, name), Tensor) else value
-            for name in self.__dataclass_fields__
-        }
-        return MicroBatch(**moved)
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved: dict[str, Any] = {n: value.to(device) for n, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 def request_seed(run_seed: int, problem_id: str, visit: int, sample_index: int, segment: int = 0) -> int:

@@ -37,7 +37,7 @@ class Rollouts:
             stop_token_ids=renderer.stop_token_ids,
         )
         self.grade_wait = 0.0
-        """Seconds from the last token of the last `collect` to its last verdict: grading that generation did not hide."""
+        """Seconds from the last token of the last `collect` to its last verdict: grading not hidden by generation."""
 
     def start(self) -> None:
         """Bring the engine up."""

@@ -39,7 +39,7 @@ class StateRegister:
         return {name: {"version": v, "state": owner.state_dict()} for name, (v, owner) in self._entries.items()}
 
     def load_state_dict(self, saved: dict[str, dict[str, Any]]) -> None:
-        """Restore every owner, or none: a missing, unknown or newer entry raises `ValueError` before anything changes."""
+        """Restore every owner, or none: a missing, unknown or newer entry raises `ValueError` before any changes."""
         missing, unknown = set(self._entries) - set(saved), set(saved) - set(self._entries)
         if missing or unknown:
             raise ValueError(

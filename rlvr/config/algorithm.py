@@ -30,7 +30,7 @@ class GroupFilter(Section):
 
 
 class KimiLength(Section):
-    """Kimi k1.5's length reward (2501.12599, 2.3.3): within a group, shorter is better, and never rewards a wrong one."""
+    """Kimi k1.5's length reward (2501.12599, 2.3.3): in a group shorter is better, a wrong answer never gains."""
 
     type: Literal["kimi_length"]
     weight: PositiveFloat = 1.0

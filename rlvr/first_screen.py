@@ -1,0 +1,61 @@
+"""What a run says before it does anything: model, problems, samples and tokens a step, memory, engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from rlvr.config import Recipe
+from rlvr.data import Data
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def first_screen(
+    recipe: Recipe, accelerator: Accelerator, config: PretrainedConfig, data: Data, folder: Path
+) -> list[tuple[str, str]]:
+    """Label and text of each line."""
+    rollout, model, algorithm = recipe.rollout, recipe.model, recipe.algorithm
+    with torch.device("meta"):
+        weights = AutoModelForCausalLM.from_config(config).num_parameters()
+    sets = ", ".join(f"{one.name}: {len(problems)} x {one.samples}" for one, problems in data.eval_sets) or "none"
+    stops = [*map(repr, data.renderer.stop), f"tokens {list(data.renderer.stop_token_ids)}"]
+    samples = rollout.prompts_per_step * rollout.group_size
+    slots = ("baseline", "scale", "surrogate", "aggregation", "kl")
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    return [
+        ("model", f"{model.path}: {weights / 1e6:.1f} M weights in {model.dtype}, autocast {model.autocast}"),
+        ("problems", f"{len(data.train)} to train on; measured on {sets}"),
+        ("prompt", f"template {recipe.template.type}, up to {data.longest_prompt} tokens, stops at {', '.join(stops)}"),
+        ("rewards", ", ".join(f"{t.name} x {t.weight:g}" + (f" if {t.gate}" if t.gate else "") for t in data.terms)),
+        ("samples a step", f"{rollout.prompts_per_step} problems x {rollout.group_size} answers = {samples}"),
+        ("tokens a step", f"at most {samples * (data.longest_prompt + rollout.max_new_tokens)}"),
+        ("objective", " ".join(f"{name}={getattr(algorithm, name).type}" for name in slots)),
+        ("engine", f"{rollout.engine.type} in {rollout.engine.dtype}"),
+        ("memory", _memory(recipe, config, weights)),
+        ("processes", f"{accelerator.num_processes} on {accelerator.device.type}, {threads}"),
+        ("steps", f"{recipe.run.steps}, seed {recipe.run.seed}"),
+        ("folder", str(folder)),
+    ]
+
+
+def _memory(recipe: Recipe, config: PretrainedConfig, weights: int) -> str:
+    """An estimate: 4 copies of the weights for AdamW, and 17 values a token, layer and hidden unit for activations
+    (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2, without the attention matrix)."""
+    engine = recipe.rollout.engine
+    copies = 4 + (recipe.algorithm.kl.type != "none")
+    learner = weights * BYTES[recipe.model.dtype] * copies
+    width = BYTES.get(recipe.model.autocast, BYTES[recipe.model.dtype])
+    layers = 1 if recipe.model.gradient_checkpointing else int(config.num_hidden_layers)
+    activations = 17 * recipe.learner.micro_batch_tokens * layers * int(config.hidden_size) * width
+    text = f"about {_gib(learner)} for weights, gradients and AdamW, up to {_gib(activations)} for activations; "
+    text += f"the engine's weights {_gib(weights * BYTES[engine.dtype])}"
+    return text + (f", its keys and values {engine.kv_cache_gib:g} GiB" if engine.type == "vllm" else "")
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2g} GiB"
