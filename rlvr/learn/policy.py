@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlvr.config.recipe import Model
+from rlvr.learn import attention
 from rlvr.learn.logprobs import chunked_logprobs
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Policy(nn.Module):
             model = AutoModelForCausalLM.from_pretrained(
                 path, config=settings, dtype=_DTYPES[config.dtype], attn_implementation=config.attention
             )
+            if config.attention == "sdpa":
+                model.set_attn_implementation(attention.NAME)
             tokenizer = AutoTokenizer.from_pretrained(path) if _has_tokenizer(path) else None
         except (OSError, ImportError, ValueError) as error:
             raise PolicyError(f"model.path: {path!r} cannot be loaded as a causal language model: {error}") from error
