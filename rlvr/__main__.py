@@ -5,11 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from rlvr.config import Recipe, RecipeError, json_schema, load_recipe
+
+ECHO_SECONDS = 5.0
+"""A second signal so soon after the first is a launcher's, which passes on what the terminal has sent already."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM; what the command had begun is closed on the way out."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(json_schema(), indent=1))
         return 0
     try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        return _run(arguments, recipe)
-    except KeyboardInterrupt as stop:
-        print(f"rlvr: stopped by {stop or 'Ctrl-C'}; what was written is whole", file=sys.stderr)
+        with interruptible():
+            return _run(arguments, load_recipe(arguments.recipe, arguments.overrides))
+    except Interrupted as stop:
+        print(f"rlvr: stopped by {stop}; what was written is whole", file=sys.stderr)
         return 130
     except RecipeError as error:
         print(f"rlvr: {error}", file=sys.stderr)
@@ -34,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, recipe: Recipe) -> int:
     """Import what takes time only now that the recipe is known to be sound."""
     from rlvr import commands
-    from rlvr.errors import DATA_ERRORS, RUN_ERRORS
+    from rlvr.errors import DATA_ERRORS, PEER_GONE, RUN_ERRORS
 
     try:
         commands.COMMANDS[arguments.command](recipe, arguments)
@@ -44,7 +56,36 @@ def _run(arguments: argparse.Namespace, recipe: Recipe) -> int:
     except RUN_ERRORS as error:
         print(f"rlvr: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in PEER_GONE):
+            raise
+        rank = os.environ.get("RANK", "?")
+        print(f"rlvr: rank {rank} ends because another process did; that one's message says why", file=sys.stderr)
+        return 1
     return 0
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C into one exception, so that both leave by the same door."""
+    first: list[float] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if first and now - first[0] < ECHO_SECONDS:
+            return
+        first[:] = [now]
+        raise Interrupted("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Interrupted:  # the process ends, and a launcher's echo shall not change its status
+        before = dict.fromkeys(before, signal.SIG_IGN)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,3 +17,6 @@ DATA_ERRORS = (RecipeError, ProblemError, PolicyError, PlugInError, VerifierSpec
 
 RUN_ERRORS = (EngineError, TooManyUnscored, NonFiniteError, CheckpointError, RunLogError)
 """What happened while running."""
+
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "rank 0 could not prepare this update")
+"""How torch and the learner say that another process of the run has ended."""

@@ -13,11 +13,6 @@ Rank 0 owns every decision; the other ranks execute. What surrounds the five cal
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-
 from rlvr import checkpoint
 from rlvr.build import Run
 from rlvr.learn.samples import advantages_of, make_samples
@@ -25,18 +20,13 @@ from rlvr.metrics import memory_metrics, rollout_metrics, sample_metrics, throug
 from rlvr.records import RolloutGroup, TrainingSample
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM in the middle of a run; its files are whole."""
-
-
 def train(run: Run) -> None:
     """Do the steps of the recipe that the run has not done yet."""
-    with interruptible():
-        start_engine(run)
-        if run.done == 0:
-            measure_start(run)
-        for step in range(run.done + 1, run.recipe.run.steps + 1):
-            train_step(run, step)
+    start_engine(run)
+    if run.done == 0:
+        measure_start(run)
+    for step in range(run.done + 1, run.recipe.run.steps + 1):
+        train_step(run, step)
 
 
 def train_step(run: Run, step: int) -> None:
@@ -110,17 +100,3 @@ def save(run: Run, step: int) -> None:
     if run.zero is not None:
         run.zero.log.sync()
     checkpoint.save(run.folder, step, run.learner.save_policy, run.register, run.accelerator, keep=run.recipe.run.keep)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn SIGTERM into the exception that Ctrl-C raises, so that both leave by the same door."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(signal.Signals(number).name)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -24,6 +24,7 @@ class WeightSync:
     ) -> None:
         """`probes` are the token ids whose log-probabilities are compared; rank 0's count, none turns comparing off."""
         self._learner, self._rollouts, self._probe = learner, rollouts, Probe()
+        self._observed: int | None = None
         shared: list[Any] = [[tuple(ids[:PROBE_TOKENS]) for ids in probes if len(ids) > 1]]
         if accelerator.num_processes > 1:
             broadcast_object_list(shared)
@@ -59,16 +60,21 @@ class WeightSync:
         ours = self._learner.score(self._sequences)
         if self._rollouts is None:
             return {}
+        before = self._probe.state_dict()
         reading = self._probe.observe(ours, self._rollouts.score(self._sequences))
+        if version == self._observed:  # a resumed run starts: its window holds this version already
+            self._probe.load_state_dict(before)
+        self._observed = version
         metrics = {"sync/mismatch": reading.mismatch, "sync/learner_change": reading.learner_change}
         if reading.followed is not None:
             metrics["sync/followed"] = reading.followed
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The probe's window."""
-        return self._probe.state_dict()
+        """The probe's window, and the last version in it."""
+        return {"probe": self._probe.state_dict(), "observed": self._observed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the probe's window."""
-        self._probe.load_state_dict(state)
+        self._probe.load_state_dict(state["probe"])
+        self._observed = state["observed"]

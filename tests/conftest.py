@@ -10,6 +10,7 @@ import pytest
 from rlvr.rollout.background import Background
 from rlvr.rollout.vllm_engine import VllmEngine
 from tests.helpers import make_tiny_model
+from tests.runs import Workspace
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +55,9 @@ def _engine(model: Path, background: Background, tmp: pytest.TempPathFactory) ->
     background.wait(engine.start())
     yield engine
     background.wait(engine.close())
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_tied: Path) -> Workspace:
+    """A fresh directory with a tied model, from which runs are started."""
+    return Workspace(tmp_path / "work", tiny_tied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,10 +14,10 @@ CHARACTERS = ["\n", *(chr(code) for code in range(32, 127))]
 VOCABULARY = 128
 
 
-def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
+def make_tiny_tokenizer(characters: Iterable[str] = CHARACTERS, size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """One token a character; ids 0, 1, 2 are pad, begin and end of text."""
-    vocabulary = {token: i for i, token in enumerate(SPECIALS + CHARACTERS)}
-    vocabulary |= {f"<unused{i}>": i for i in range(len(vocabulary), VOCABULARY)}
+    vocabulary = {token: i for i, token in enumerate([*SPECIALS, *characters])}
+    vocabulary |= {f"<unused{i}>": i for i in range(len(vocabulary), size)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
