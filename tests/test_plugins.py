@@ -8,7 +8,7 @@ import pytest
 
 from rlvr.plugins import PlugInError, load_plugin
 
-SOURCE = '''
+SOURCE = """
 from pydantic import BaseModel, ConfigDict
 
 class Args(BaseModel):
@@ -17,7 +17,7 @@ class Args(BaseModel):
 
 def add_bonus(reward, *, bonus):
     return reward + bonus
-'''
+"""
 PLAIN = """
 def add_twice(reward, *, bonus, times=2):
     return reward + bonus * times
