@@ -88,6 +88,13 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _count(text: str) -> int:
+    """A whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rlvr", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -103,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("eval", "generate"):
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
         if name == "generate":
-            command.add_argument("--problems", type=int, help="only the first so many problems")
+            command.add_argument("--problems", type=_count, help="only the first so many problems")
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
 

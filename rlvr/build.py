@@ -15,13 +15,14 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from rlvr import checkpoint
-from rlvr.config import Recipe, RecipeError
+from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.data import Data, load_data
 from rlvr.first_screen import first_screen
+from rlvr.learn.backend import check_launch
 from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
 from rlvr.plugins import load_plugin
@@ -160,10 +161,31 @@ def make_rollouts(recipe: Recipe, data: Data, model_len: int, log_file: Path) ->
     return Rollouts(recipe, engine, data.pool, collector, data.renderer)
 
 
+def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
+    """What would otherwise be found out only after the engine has started, or at the first checkpoint: the launcher's
+    settings, and plug-ins that cannot be found. Raises `LaunchError`, `RecipeError` or `PlugInError`."""
+    check_launch(accelerator, recipe.learner)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise RecipeError(
+            "accelerate was launched for DeepSpeed: its optimizer's state cannot be saved yet, and each run saves its "
+            "last step; use launch/fsdp2.yaml"
+        )
+    if recipe.model.autocast == "float16":
+        raise RecipeError("model.autocast must be none or bfloat16, got 'float16': gradients would need loss scaling")
+    algorithm = recipe.algorithm
+    slots = [*((one, 3) for one in algorithm.shaping), (algorithm.baseline, 2), (algorithm.surrogate, 1)]
+    for slot, positional in slots:
+        if isinstance(slot, PlugIn):
+            load_plugin(slot.type, slot.args, positional=positional)
+    if recipe.rollout.workflow is not None:
+        load_plugin(recipe.rollout.workflow, {}, positional=1)
+
+
 def build(recipe: Recipe) -> Run:
     """Set up everything, on every rank; the run's folder is locked and its last checkpoint restored."""
     quiet_libraries()
     accelerator = make_accelerator(recipe)
+    check_early(recipe, accelerator)
     folder = run_folder(recipe)
     log = RunLog(folder, recipe, accelerator) if accelerator.is_main_process else None
     say = log.say if log is not None else lambda text: None

@@ -3,6 +3,7 @@
 from rewards.pool import VerifierSpecError, WorkerStartError
 from rlvr.checkpoint import CheckpointError
 from rlvr.config import RecipeError
+from rlvr.learn.backend import LaunchError
 from rlvr.learn.policy import PolicyError
 from rlvr.learn.update import NonFiniteError
 from rlvr.plugins import PlugInError
@@ -12,7 +13,16 @@ from rlvr.run_log import RunLogError
 from rlvr.tasks.rows import ProblemError
 from rlvr.versions import VersionError
 
-DATA_ERRORS = (RecipeError, ProblemError, PolicyError, PlugInError, VerifierSpecError, WorkerStartError, VersionError)
+DATA_ERRORS = (
+    RecipeError,
+    ProblemError,
+    PolicyError,
+    PlugInError,
+    VerifierSpecError,
+    WorkerStartError,
+    VersionError,
+    LaunchError,
+)
 """What was given cannot be run."""
 
 RUN_ERRORS = (EngineError, TooManyUnscored, NonFiniteError, CheckpointError, RunLogError)

@@ -76,24 +76,34 @@ def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.AdamW:
     )
 
 
-def make_backend(accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> Backend:
-    """The backend that accelerate was launched for. Raises `ValueError` for one that cannot train here."""
+class LaunchError(ValueError):
+    """accelerate was launched for something that cannot train the recipe; the message says what to change."""
+
+
+def check_launch(accelerator: Accelerator, config: LearnerConfig) -> None:
+    """Raise `LaunchError` unless there is a backend for what accelerate was launched for; loads nothing."""
     kind = accelerator.distributed_type
     if accelerator.mixed_precision != "no":
-        raise ValueError(
+        raise LaunchError(
             f"accelerate was launched with mixed_precision {accelerator.mixed_precision!r}, which must be 'no': "
             "the recipe's model.dtype and model.autocast decide"
         )
-    if kind == DistributedType.DEEPSPEED:
-        if config.non_finite == "skip":
-            raise ValueError("learner.non_finite must be 'stop' with DeepSpeed: it steps inside its backward pass")
-        return DeepSpeedBackend(accelerator, policy, config)
+    if kind == DistributedType.DEEPSPEED and config.non_finite == "skip":
+        raise LaunchError("learner.non_finite must be 'stop' with DeepSpeed: it steps inside its backward pass")
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise ValueError("accelerate was launched with FSDP version 1; set fsdp_version: 2 in its config")
-    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP):
-        raise ValueError(
+        raise LaunchError("accelerate was launched with FSDP version 1; set fsdp_version: 2 in its config")
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+    if kind not in (*known, DistributedType.DEEPSPEED):
+        raise LaunchError(
             f"accelerate was launched for {kind.value}; supported are one process, DDP, FSDP2 and DeepSpeed"
         )
+
+
+def make_backend(accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> Backend:
+    """The backend that accelerate was launched for. Raises `LaunchError` for one that cannot train here."""
+    check_launch(accelerator, config)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return DeepSpeedBackend(accelerator, policy, config)
     return TorchBackend(accelerator, policy, config)
 
 
