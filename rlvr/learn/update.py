@@ -88,7 +88,8 @@ class Learner:
         self.reference: Policy | None = None
         if self.objective.needs_ref:
             self.reference = Policy.load(model, head_chunk=learner.head_chunk).requires_grad_(False)
-            self.reference = accelerator.prepare_model(self.reference, evaluation_mode=True)
+            # asked for, because under FSDP accelerate would leave it on the CPU
+            self.reference = accelerator.prepare_model(self.reference, device_placement=True, evaluation_mode=True)
         self.backend = make_backend(accelerator, self.policy, learner)
         self.updates = 0
         """Optimiser steps taken or left out so far: the schedule's clock."""
