@@ -232,8 +232,8 @@ def train_learner(model: str, out: str) -> None:
     accelerator.end_training()
 
 
-def check_all(machine: Machine) -> int:
-    """Make every check, whatever became of those before it; the number that failed."""
+def check_all(machine: Machine, only: str) -> int:
+    """Make every check whose name holds `only`, whatever became of those before it; the number that failed."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("run, tied", lambda: check_run(machine, "gpu", tied=True)),
         ("run, untied", lambda: check_run(machine, "gpu", tied=False)),
@@ -245,6 +245,8 @@ def check_all(machine: Machine) -> int:
     ]
     failed = 0
     for name, check in checks:
+        if only not in name:
+            continue
         try:
             result, text = "ok", check()
         except NotChecked as reason:
@@ -259,6 +261,7 @@ def main() -> int:
     """Exit status 0, 1 or 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rehearse", action="store_true", help="on CPUs: tries the checks themselves")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only checks with this in their name, e.g. learner")
     parser.add_argument("--learner", nargs=2, metavar=("MODEL", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.learner:
@@ -274,7 +277,7 @@ def main() -> int:
     where = "CPUs" if arguments.rehearse else f"{gpus} x {torch.cuda.get_device_name()}"
     print(f"gpu-check on {where}; several processes means {ranks}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="rlvr-gpu-check-"))
-    failed = check_all(Machine(folder, ranks, arguments.rehearse))
+    failed = check_all(Machine(folder, ranks, arguments.rehearse), arguments.only)
     print(f"{'everything checked held' if not failed else f'{failed} checks failed'}; output in {folder}")
     return 1 if failed else 0
 
