@@ -82,6 +82,7 @@ class VllmEngine:
         self._log_start = 0
         self._version = NO_VERSION
         self._holds = 0
+        self._is_paused = False
         self._in_flight = 0
         self._admitting = 0
         self._all_admitted = asyncio.Event()
@@ -104,7 +105,7 @@ class VllmEngine:
         if self._core is not None:
             return
         self._manifest = read_manifest(self.model)
-        self._broken = ""
+        self._broken, self._is_paused = "", False
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file.touch()
         self._log_start = self.log_file.stat().st_size
@@ -235,6 +236,7 @@ class VllmEngine:
 
     async def _run(self, name: str, prompt_ids: Sequence[int], parameters: Any) -> Any:
         """Send one request and wait for its final output."""
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -249,6 +251,8 @@ class VllmEngine:
             except asyncio.CancelledError:
                 await core.abort(queue.request_id, internal=True)
                 raise
+        except VLLMClientError as error:
+            raise EngineError(f"vLLM refused request {name!r}: {error}") from error
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._died() from error
         finally:
@@ -283,17 +287,19 @@ class VllmEngine:
     async def _paused(self) -> AsyncIterator[None]:
         """Nothing is scheduled within; requests in flight stay where they are. Blocks may nest and overlap."""
         core = self._running()
-        async with self._pausing:
-            if not self._holds:
-                await self._call(core.pause_generation(mode="keep", clear_cache=False))
-            self._holds += 1
+        self._holds += 1
         try:
+            async with self._pausing:
+                if not self._is_paused:
+                    self._is_paused = True  # before the call: cancelled half-way it may have taken effect
+                    await self._call(core.pause_generation(mode="keep", clear_cache=False))
             yield
         finally:
+            self._holds -= 1
             async with self._pausing:
-                self._holds -= 1
-                if not self._holds and self._core is not None and not core.errored:
+                if not self._holds and self._is_paused and self._core is core and not core.errored:
                     await self._call(core.resume_generation())
+                    self._is_paused = False
 
     async def _clear_cache(self) -> None:
         if not await self._call(self._running().reset_prefix_cache()):
@@ -303,25 +309,27 @@ class VllmEngine:
         """Replace the weights by Hugging Face parameter names; requests in flight wait and go on with the new ones."""
         assert self._manifest is not None
         core = self._running()
-        try:
-            if self._on_cpu:
-                with staged(self._manifest, tensors, self._dtype) as path:
-                    await self._replace(core, {"path": path}, version)
-            else:
-                await self._replace_by_ipc(core, checked(self._manifest, tensors), version)
-        except EngineError:
-            raise
-        except Exception as error:
-            self._broken = f"the update to version {version} failed half-way: {self._reason() or error}"
-            raise EngineError(f"{self._broken}; its log is {self.log_file}") from error
+        if self._on_cpu:
+            with staged(self._manifest, tensors, self._dtype) as path:
+                await self._replace(core, {"path": path}, version)
+        else:
+            await self._replace_by_ipc(core, checked(self._manifest, tensors), version)
 
     async def _replace(self, core: Any, update: dict[str, Any], version: int) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         async with self._paused():
-            await self._call(core.start_weight_update())
-            await self._call(core.update_weights(WeightTransferUpdateRequest(update_info=update)))
-            await self._call(core.finish_weight_update())
+            self._broken = f"its update to version {version} was not completed"
+            try:
+                await self._call(core.start_weight_update())
+                await self._call(core.update_weights(WeightTransferUpdateRequest(update_info=update)))
+                await self._call(core.finish_weight_update())
+            except EngineError:
+                raise
+            except Exception as error:
+                self._broken += f": {self._reason() or error}"
+                raise EngineError(f"vLLM refused weights: {self._broken}; its log is {self.log_file}") from error
+            self._broken = ""
             await self._set_version(version)
             if not self._in_flight:  # what is in flight holds blocks; others cannot meet them, their salt differs
                 await self._clear_cache()

@@ -18,6 +18,7 @@ import pickle
 import select
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,16 +125,25 @@ def _guard(parent: int) -> None:
 
     def wait() -> None:
         try:
-            watched = os.pidfd_open(parent)
+            select.select([os.pidfd_open(parent)], [], [])
         except ProcessLookupError:
             pass
-        else:
-            select.select([watched], [], [])
+        except (AttributeError, OSError):  # no Linux, or a container that forbids it
+            while _exists(parent):
+                time.sleep(1)
         if core not in (parent, 1):
             os.kill(core, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, name="rlvr-guard", daemon=True).start()
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _install(registry: Any = WeightTransferEngineFactory) -> None:

@@ -273,11 +273,30 @@ def test_a_cancelled_request_leaves_the_engine(tied: Pair) -> None:
     assert len(tied.sync.batch(requests(12, FREE))) == 12
 
 
+def test_a_hold_that_is_cancelled_at_its_start_does_not_stop_the_engine(tied: Pair) -> None:
+    async def cancelled(steps: int) -> int:
+        async def hold() -> None:
+            async with tied.engine.hold():
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(hold())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return len((await asyncio.wait_for(tied.engine.generate(request([5], FREE)), timeout=60)).ids)
+
+    for steps in (0, 1, 2, 3, 10):
+        assert tied.sync.background.wait(cancelled(steps)) == 24
+
+
 def test_what_cannot_fit_is_refused_with_its_lengths(tied: Pair) -> None:
     assert tied.engine.model_len == 256
     assert len(tied.sync.one([5] * 56, LONG).ids) == 200
     with pytest.raises(EngineError, match=r"57 tokens, max_new_tokens 200.*256"):
         tied.sync.one([5] * 57, LONG)
+    with pytest.raises(EngineError, match=r"'r0'.*128.*vocabulary"):
+        tied.sync.one([5, 128], FREE)
     with pytest.raises(EngineError, match="prompt of 0 tokens"):
         tied.sync.one([], FREE)
     with pytest.raises(EngineError, match="sequence 1 to score has 257 tokens; must be 1 to 256"):
