@@ -144,7 +144,12 @@ def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Da
     config = prepare_model(recipe, accelerator, print)
     model_len = int(config.max_position_embeddings)
     data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
-    rollouts = make_rollouts(recipe, data, model_len, Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log")
+    try:
+        log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
+        rollouts = make_rollouts(recipe, data, model_len, log_file)
+    except BaseException:
+        data.pool.close()
+        raise
     try:
         rollouts.start()
         yield rollouts, data

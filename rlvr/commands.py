@@ -131,8 +131,11 @@ def _new_file(path: Path | None) -> JsonLines | None:
         return None
     if path.exists():
         raise RecipeError(f"--output: {path} exists already")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return JsonLines(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JsonLines(path)
+    except OSError as error:
+        raise RecipeError(f"--output: {path} cannot be written: {error.strerror}") from error
 
 
 def _write(output: JsonLines | None, groups: Sequence[RolloutGroup], renderer: Renderer) -> None:

@@ -6,6 +6,7 @@ from rlvr.config import RecipeError
 from rlvr.learn.backend import LaunchError
 from rlvr.learn.policy import PolicyError
 from rlvr.learn.update import NonFiniteError
+from rlvr.lines import LineWriteError
 from rlvr.plugins import PlugInError
 from rlvr.rollout.engine import EngineError
 from rlvr.rollouts import TooManyUnscored
@@ -25,7 +26,7 @@ DATA_ERRORS = (
 )
 """What was given cannot be run."""
 
-RUN_ERRORS = (EngineError, TooManyUnscored, NonFiniteError, CheckpointError, RunLogError)
+RUN_ERRORS = (EngineError, TooManyUnscored, NonFiniteError, CheckpointError, RunLogError, LineWriteError)
 """What happened while running."""
 
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "rank 0 could not prepare this update")

@@ -1,0 +1,145 @@
+"""The other commands of `rlvr`: eval, generate, sft, schema, and what all of them refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlvr.__main__ import main
+from rlvr.config import json_schema
+from tests.runs import Workspace, elsewhere, nothing_left_behind
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """A command ends its graders and threads."""
+    with nothing_left_behind():
+        yield
+
+
+@pytest.fixture
+def work(workspace: Workspace) -> Workspace:
+    workspace.write_problems([{"problem": f"Say {i}", "answer": "aeiou 13579"} for i in range(6)], "eval.jsonl")
+    workspace.recipe["problems"]["eval"] = [
+        {"name": "held_out", "source": {"type": "jsonl", "path": "eval.jsonl"}, "samples": 4, "k": [1, 4]}
+    ]
+    return workspace
+
+
+def lines(work: Workspace, name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (work.folder / name).read_text().splitlines()]
+
+
+def test_eval_measures_the_model_and_writes_its_answers(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """pass@k, maj@k and avg@k with intervals in a table; 6 x 4 rollouts in the file, the same in a repetition; the
+    training problems are not even read."""
+    (work.folder / "train.jsonl").unlink()
+    assert work.run("--output", "answers/one.jsonl", command="eval") == 0
+    table = capsys.readouterr().out
+    for key in ("held_out/pass@1", "held_out/pass@4", "held_out/maj@4", "held_out/avg@4"):
+        assert key in table
+    assert work.run("--output", "two.jsonl", command="eval") == 0
+    one, two = lines(work, "answers/one.jsonl"), lines(work, "two.jsonl")
+    assert len(one) == 24
+    assert [{**line, "grade_seconds": 0} for line in one] == [{**line, "grade_seconds": 0} for line in two]
+    rewards = [float(str(line["reward"])) for line in one]
+    assert f"{sum(rewards) / 24:.3f} [" in table
+
+
+def test_generate_samples_and_says_what_can_be_learned(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first five problems, four answers each; every problem is in one row of the table."""
+    assert work.run("--problems", "5", "--output", "out.jsonl", command="generate") == 0
+    said = capsys.readouterr().out
+    assert "the first prompt\nWhat is 10+10?" in said
+    assert "Pass rate of the policy" in said
+    assert len(lines(work, "out.jsonl")) == 20
+    counts = [int(row.split("│")[2]) for row in said.splitlines() if row.startswith("│")]
+    assert sum(counts) == 5
+
+
+def test_sft_imitates_its_rows(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """The negative log-likelihood of the rows falls by half; the result is a Hugging Face folder with its tokenizer
+    that generates, and is what `rlvr eval` measures."""
+    work.write_problems([{"prompt": f"Say {c}", "completion": c * 3} for c in "abcd"], "sft.jsonl")
+    work.recipe["sft"] = {"path": "sft.jsonl", "steps": 30, "batch_size": 4}
+    assert work.run(command="sft") == 0
+    said = capsys.readouterr().out
+    losses = [float(line.split("loss ")[1].split()[0]) for line in said.splitlines() if line.startswith("step ")]
+    assert losses[-1] < losses[0] / 2
+    folder = work.results() / "policy"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer("Say b").input_ids])
+    answer = model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=2, pad_token_id=0)
+    assert tokenizer.decode(answer[0, ids.shape[1] :]) == "bbb<eos>"
+    assert work.run("model.path=runs/run/policy", command="eval") == 0
+
+
+def test_sft_twice_is_the_same_to_the_last_bit(work: Workspace) -> None:
+    work.write_problems([{"prompt": f"Say {c}", "completion": c * 3} for c in "abcdefg"], "sft.jsonl")
+    work.recipe["sft"] = {"path": "sft.jsonl", "steps": 5, "batch_size": 3}
+    assert work.run("name=one", command="sft") == work.run("name=two", command="sft") == 0
+    one, two = (work.results(name) / "policy" / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_schema_is_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json_schema()
+    assert set(printed["required"]) >= {"schema", "name", "run", "model", "rollout", "learner"}
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "part"),
+    [
+        ("eval", ["problems.eval=[]"], "problems.eval: the recipe names no eval set"),
+        ("eval", ["--output", "train.jsonl"], "--output: train.jsonl exists already"),
+        ("generate", ["--output", "train.jsonl"], "--output: train.jsonl exists already"),
+        ("generate", ["--output", "train.jsonl/x"], "--output: train.jsonl/x cannot be written"),
+        ("generate", ["rollout.workflow=grader:nothing"], "has no function or class 'nothing'"),
+        ("sft", [], "sft: the recipe has no such section"),
+        ("sft", ["sft={path: none.jsonl, steps: 1}"], "none.jsonl"),
+        ("sft", ["sft={path: train.jsonl, steps: 1}"], "no column 'prompt'"),
+        ("train", ["run.steps=none"], "run.steps"),
+        ("train", ["run.steps"], "must look like section.key=value"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    work: Workspace, command: str, overrides: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 2 and the reason, no trace."""
+    assert work.run(*overrides, command=command) == 2
+    said = capsys.readouterr().err
+    assert part in said
+    assert "Traceback" not in said
+
+
+def test_a_result_that_exists_is_not_overwritten(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    work.write_problems([{"prompt": "Say a", "completion": "a"}], "sft.jsonl")
+    work.recipe["sft"] = {"path": "sft.jsonl", "steps": 1, "batch_size": 1}
+    assert work.run(command="sft") == 0
+    assert work.run(command="sft") == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_generate_takes_whole_numbers_of_problems(
+    work: Workspace, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        work.run(f"--problems={number}", command="generate")
+    assert stop.value.code == 2
+    assert f"--problems: must be a whole number of 1 or more, got '{number}'" in capsys.readouterr().err
+
+
+def test_a_recipe_that_does_not_exist_is_said_with_the_nearest(
+    work: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work.save_recipe()
+    with elsewhere(work.folder):
+        assert main(["train", "recipee.yaml"]) == 2
+    assert "did you mean 'recipe.yaml'?" in capsys.readouterr().err
