@@ -18,7 +18,8 @@ QUESTION = (
 """After TinyZero's wording (github.com/Jiayi-Pan/TinyZero, examples/data_preprocess/countdown.py)."""
 
 PATIENCE = 2000
-"""Draws in a row without a new game after which the settings are held to be exhausted."""
+"""Draws in a row without a new game, for a split that holds every game, after which the settings are held to be
+exhausted; a split that holds a share of the games has as many more."""
 
 
 def generate_countdown(source: Countdown) -> list[Problem]:
@@ -34,13 +35,14 @@ def generate_countdown(source: Countdown) -> list[Problem]:
         raise ProblemError(f"countdown: high must be at least low = {source.low}, got {source.high}")
     if source.split != "all" and not 0.0 < source.held_out < 1.0:
         raise ProblemError(f"countdown: split {source.split!r} needs held_out between 0 and 1, got {source.held_out}")
+    share = {"all": 1.0, "train": 1.0 - source.held_out, "eval": source.held_out}[source.split]
     draws = random.Random(rank(source.seed, "countdown"))
     games: dict[str, Problem] = {}
     misses = 0
     while len(games) < source.size:
         numbers = [draws.randint(source.low, source.high) for _ in range(draws.randint(fewest, most))]
         target, solution = _combine(numbers, draws)
-        if misses >= PATIENCE:
+        if misses * share >= PATIENCE:
             raise ProblemError(
                 f"countdown: found {len(games)} different games of split {source.split!r}, size asks for "
                 f"{source.size}: widen numbers, low..high or target_high, or lower size"
