@@ -23,11 +23,11 @@ from rlvr.sft import Example, fit, to_samples
 from rlvr.tasks.sources import load_problems
 from rlvr.tasks.templates import Renderer
 
-ERROR_RATE = 0.3
+ERROR_RATE = 0.25
 """Share of digit sums that the worked solutions get wrong: the base model learns to be right by chance."""
 SLOPPY_RATE = 0.15
 """Share of solutions that leave out the thinking tags' end: the base model's format is not reliable either."""
-SFT_STEPS = 400
+SFT_STEPS = 500
 SFT_BATCH = 64
 
 

@@ -113,7 +113,7 @@ def test_countdown_splits_never_meet_whatever_their_sizes() -> None:
 def test_countdown_finds_games_of_a_small_share() -> None:
     """A held-out share of a fiftieth takes fifty times the draws, not an error."""
     source = Countdown(type="countdown", size=200, held_out=0.02, split="eval", seed=1)
-    assert len({one.key for one in generate_countdown(source)}) == 200
+    assert len({one.key for one in load_problems(source)}) == 200
 
 
 def test_countdown_is_the_same_on_every_machine() -> None:
