@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from rlvr.config.algorithm import Algorithm
+from rlvr.config.algorithm import Algorithm, SoftOverlong
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
@@ -135,7 +135,7 @@ class Recipe(Section):
                 f"got {updates}: each update gets an equal share of the groups"
             )
         for shaping in self.algorithm.shaping:
-            if shaping.type == "soft_overlong" and shaping.max_tokens > self.rollout.max_new_tokens:  # type: ignore[union-attr]
+            if isinstance(shaping, SoftOverlong) and shaping.max_tokens > self.rollout.max_new_tokens:
                 raise ValueError(
                     f"soft_overlong.max_tokens must be at most rollout.max_new_tokens = {self.rollout.max_new_tokens}, "
                     "or the punishment never applies"
