@@ -16,6 +16,10 @@ from typing import Any
 
 from rlvr.config import Recipe, RecipeError, json_schema, load_recipe
 
+# torch reads this at its first allocation: activations come and go by the megabyte, and a kernel that hands them out in
+# pages of 4 KiB takes a sixth of an update's time on a CPU
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 ECHO_SECONDS = 5.0
 """A second signal so soon after the first is a launcher's, which passes on what the terminal has sent already."""
 
