@@ -15,7 +15,7 @@ ROOMS = {
     "rewards": (
         "verdict", "extract", "language", "format", "countdown", "gym", "mathematics", "math_answers", "sandbox",
         "checkers", "program_tests", "sandbox_fusion", "programs", "instructions", "spec", "chat", "judge_guards",
-        "judge", "hybrid", "adapters", "rubrics", "combine", "worker", "process", "pool", "__init__", "check",
+        "judge", "hybrid", "adapters", "rubrics", "combine", "worker", "process", "job", "pool", "__init__", "check",
         "__main__",
     ),
     "rlvr": (
