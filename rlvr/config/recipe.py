@@ -27,7 +27,11 @@ class Model(Section):
     """Type of matrix products over `dtype` weights."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time. On a CPU the memory is well
+    spent on larger micro-batches, whose matrix products run so much faster that the update takes less time in all."""
+    compile: bool = False
+    """Compile each layer by torch.compile: norms, activations and rotary embeddings pass through memory once. The first
+    step takes up to a minute longer; on a CPU a C++ compiler must be installed."""
 
 
 class Schedule(Section):
