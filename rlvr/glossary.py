@@ -112,6 +112,13 @@ _ROLLOUTS = (
 _LEARNER = (
     Metric("groups/total", "groups", "P", "Groups sampled."),
     Metric("groups/trained", "groups", "groups left by algorithm.filter", "Groups that the update sees.", (1.0, None)),
+    Metric("groups/extra", "groups", "groups/total - P", "Sampled beyond P by algorithm.filter: refill."),
+    Metric(
+        "groups/missing",
+        "groups",
+        "P - groups/trained",
+        "What the update lacks; under refill the bound max_extra was reached.",
+    ),
     Metric("groups/all_correct", "groups", "groups whose judged answers are all right", "Too easy by now."),
     Metric("groups/none_correct", "groups", "groups whose judged answers are all wrong", "Too hard as yet."),
     Metric(
@@ -124,6 +131,9 @@ _LEARNER = (
         "Not trained.",
         (None, 0.0),
     ),
+    Metric(
+        "greedy/reward", "reward", "mean of r over greedy answers", "What baseline: greedy compares with, unshaped."
+    ),
     Metric("samples/trained", "answers", "answers with at least one trained token", "What the update sees."),
     Metric("samples/unscored", "answers", "rollouts without reward", "Left out of the baseline and of the loss."),
     Metric(
@@ -134,7 +144,9 @@ _LEARNER = (
     ),
     Metric("advantage/abs_mean", "", "mean |A|", "0 means that the step teaches nothing.", (1e-6, None)),
     Metric("advantage/abs_max", "", "max |A|", "A rare answer in a large group has a large one.", (None, 10.0)),
-    Metric("tokens/generated", "tokens", "sum of loss masks over rollouts", "Sampled by the policy."),
+    Metric(
+        "tokens/generated", "tokens", "sum of loss masks over rollouts", "Sampled by the policy, greedy answers too."
+    ),
     Metric(
         "tokens/prompt", "tokens", "sum of prompt lengths over rollouts", "Each prompt counts once for each answer."
     ),
@@ -143,6 +155,13 @@ _LEARNER = (
         "tokens",
         "sum of loss masks over samples",
         "In the loss; far below tokens/generated is waste.",
+    ),
+    Metric(
+        "tokens/generated_per_trained",
+        "",
+        "tokens/generated / tokens/trained",
+        "What a trained token costs: dropped, refilled, masked and greedy answers.",
+        (None, 4.0),
     ),
     Metric(
         "tokens/computed", "tokens", "positions of all micro-batches", "What one forward pass over the batch costs."

@@ -121,7 +121,7 @@ class Rollout:
     visit: int
     """How many times this problem had been drawn before."""
     sample_index: int
-    """Place in the group, 0 .. G-1."""
+    """Place in the group, 0 .. G-1; -1 for the greedy answer beside it."""
     request_seed: int
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
@@ -163,6 +163,8 @@ class RolloutGroup:
     problem: Problem
     visit: int
     rollouts: tuple[Rollout, ...]
+    greedy: Rollout | None = None
+    """The answer at temperature 0, where the baseline asks for it; graded, never trained, no member of the group."""
 
     @property
     def rewards_G(self) -> list[float | None]:

@@ -1,102 +1,28 @@
 """Recipe section ``algorithm``: the objective, one slot for each independent choice.
 
-What each type computes stands in `rlvr.learn.shaping`, `rlvr.learn.advantages` and `rlvr.learn.losses`, beside its
-formula. A slot also takes a plug-in: ``{type: "module:name", args: {...}}``.
+The slots of the loss stand here, those of the groups in `rlvr.config.groups`. What each type computes stands in
+`rlvr.learn.shaping`, `rlvr.learn.advantages` and `rlvr.learn.losses`, beside its formula. A slot also takes a plug-in:
+``{type: "module:name", args: {...}}``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
-from rlvr.config.base import NonNegativeFloat, NonNegativeInt, PlugIn, Section
-
-
-def _tag(value: Any) -> str | None:
-    """The tag of a slot: its ``type``, or ``plugin`` where that is an import path; None if it is no slot at all."""
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "plugin" if isinstance(kind, str) and ":" in kind else kind
-
-
-# ------------------------------------------------------------------------------------------------------------ groups
-
-
-class GroupFilter(Section):
-    """What happens to groups whose rewards are all equal: they teach nothing but cost a forward and backward pass."""
-
-    type: Literal["keep", "drop"] = "drop"
-    """``keep`` trains them (their advantages are 0), ``drop`` leaves them out; either way they are counted."""
-
-
-class KimiLength(Section):
-    """Kimi k1.5's length reward (2501.12599, 2.3.3): in a group shorter is better, a wrong answer never gains."""
-
-    type: Literal["kimi_length"]
-    weight: PositiveFloat = 1.0
-    warmup_steps: NonNegativeInt = 0
-    """Steps without it at the start of the run: a length penalty from the beginning stops answers from growing."""
-
-
-class SoftOverlong(Section):
-    """DAPO's soft overlong punishment (2503.14476, eq. 13): from 0 to -1 over the last `buffer` tokens allowed."""
-
-    type: Literal["soft_overlong"]
-    max_tokens: PositiveInt
-    """Length at which the punishment reaches -1."""
-    buffer: PositiveInt
-    """Tokens before `max_tokens` over which it grows."""
-    weight: PositiveFloat = 1.0
-
-    @model_validator(mode="after")
-    def _inside(self) -> SoftOverlong:
-        if self.buffer >= self.max_tokens:
-            raise ValueError(f"buffer must be below max_tokens = {self.max_tokens}, got {self.buffer}")
-        return self
-
-
-Shaping = Annotated[
-    Annotated[KimiLength, Tag("kimi_length")]
-    | Annotated[SoftOverlong, Tag("soft_overlong")]
-    | Annotated[PlugIn, Tag("plugin")],
-    Discriminator(_tag),
-]
-
-
-class MeanBaseline(Section):
-    """Mean reward of the group (GRPO, 2402.03300)."""
-
-    type: Literal["mean"] = "mean"
-
-
-class LeaveOneOutBaseline(Section):
-    """Mean reward of the group's other rollouts (RLOO, 2402.14740)."""
-
-    type: Literal["leave_one_out"]
-
-
-class NoBaseline(Section):
-    """Nothing is subtracted (REINFORCE)."""
-
-    type: Literal["none"]
-
-
-Baseline = Annotated[
-    Annotated[MeanBaseline, Tag("mean")]
-    | Annotated[LeaveOneOutBaseline, Tag("leave_one_out")]
-    | Annotated[NoBaseline, Tag("none")]
-    | Annotated[PlugIn, Tag("plugin")],
-    Discriminator(_tag),
-]
-
-
-class Scale(Section):
-    """What centred rewards are divided by: nothing (Dr. GRPO), the group's or the batch's standard deviation."""
-
-    type: Literal["none", "group_std", "batch_std"] = "group_std"
-    epsilon: PositiveFloat = 1e-4
-    """Added to the standard deviation (Bessel's, as torch computes it)."""
-
+from rlvr.config.base import NonNegativeFloat, PlugIn, Section, slot_tag
+from rlvr.config.groups import (
+    Baseline,
+    DropGroups,
+    GroupFilter,
+    GroupStd,
+    MeanBaseline,
+    Scale,
+    Shaping,
+    check_slots,
+    smallest_group,
+)
 
 # -------------------------------------------------------------------------------------------------------------- loss
 
@@ -132,7 +58,7 @@ Surrogate = Annotated[
     Annotated[ClipSurrogate, Tag("clip")]
     | Annotated[ReinforceSurrogate, Tag("reinforce")]
     | Annotated[PlugIn, Tag("plugin")],
-    Discriminator(_tag),
+    Discriminator(slot_tag),
 ]
 
 
@@ -215,14 +141,14 @@ KL = Annotated[NoKL | K3, Field(discriminator="type")]
 class Algorithm(Section):
     """The objective: what a scored group does to the policy."""
 
-    filter: GroupFilter = GroupFilter()
+    filter: GroupFilter = DropGroups()
     truncated: Literal["train", "mask"] = "train"
     """``mask`` takes answers that hit the token limit out of the loss (DAPO's overlong filtering); they stay in the
     baseline."""
     shaping: list[Shaping] = []
     """Added to the rewards of a group before the baseline."""
     baseline: Baseline = MeanBaseline()
-    scale: Scale = Scale()
+    scale: Scale = GroupStd()
     ratio: Ratio = Ratio()
     surrogate: Surrogate = ClipSurrogate()
     correction: Correction = NoCorrection()
@@ -240,8 +166,9 @@ class Algorithm(Section):
                 f"correction {self.correction.type!r} weighs pi_recomputed / pi_behaviour, but ratio.against is "
                 "'behaviour', which corrects that mismatch already; use ratio.against: recomputed or correction: none"
             )
+        check_slots(self.baseline, self.scale, self.shaping)
         return self
 
     def smallest_group(self) -> int:
         """Fewest answers a group needs for the baseline and scale to be defined."""
-        return 1 if self.baseline.type == "none" and self.scale.type != "group_std" else 2
+        return smallest_group(self.baseline, self.scale)

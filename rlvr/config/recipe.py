@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from rlvr.config.algorithm import Algorithm, SoftOverlong
+from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
+from rlvr.config.groups import CosineLength, SoftOverlong, check_sizes
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
 
@@ -122,12 +123,8 @@ class Recipe(Section):
         names += [term.name for one in self.problems.eval for term in one.terms or ()]
         if len(set(names)) != len(names):
             raise ValueError(f"terms of rewards and of eval sets need different names, got {names}")
-        group, least = self.rollout.group_size, self.algorithm.smallest_group()
-        if group < least:
-            raise ValueError(
-                f"rollout.group_size must be at least {least}, got {group}: baseline {self.algorithm.baseline.type!r} "
-                f"with scale {self.algorithm.scale.type!r} compares the answers of a group with each other"
-            )
+        algorithm, rollout = self.algorithm, self.rollout
+        check_sizes(algorithm.filter, algorithm.baseline, algorithm.scale, rollout.prompts_per_step, rollout.group_size)
         updates = self.algorithm.updates_per_batch
         if self.rollout.prompts_per_step % updates:
             raise ValueError(
@@ -139,6 +136,12 @@ class Recipe(Section):
                 raise ValueError(
                     f"soft_overlong.max_tokens must be at most rollout.max_new_tokens = {self.rollout.max_new_tokens}, "
                     "or the punishment never applies"
+                )
+            most = shaping.max_tokens if isinstance(shaping, CosineLength) and shaping.exceeded is not None else 0
+            if isinstance(shaping, CosineLength) and most > rollout.max_new_tokens:
+                raise ValueError(
+                    f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
+                    f"{shaping.max_tokens}: no answer could get `exceeded`"
                 )
         if self.algorithm.correction.type != "none" and self.rollout.temperature <= 0:
             raise ValueError("a correction by probability ratios needs rollout.temperature above 0")
