@@ -211,6 +211,12 @@ _LEARNER = (
         "policy/kl", "nats", "mean over trained tokens of k3(pi_theta, pi_ref)", "Distance from the starting policy."
     ),
     Metric(
+        "policy/teacher_kl",
+        "nats",
+        "mean over trained tokens of log pi_old - log pi_teacher",
+        "Estimate of KL(pi || pi_teacher), which algorithm.distillation lowers.",
+    ),
+    Metric(
         "mismatch/abs",
         "nats",
         "mean |log pi_old - log mu|",
@@ -294,6 +300,7 @@ _COST = (
             ("pack", "Advantages and micro-batches.", None),
             ("old_logprobs", "Log-probabilities before the first update.", None),
             ("ref_logprobs", "Log-probabilities of the reference model.", None),
+            ("teacher_logprobs", "Log-probabilities of the teacher.", None),
             ("forward_backward", "Loss and gradients.", None),
             ("optimizer", "Clipping and stepping.", None),
             ("sync", "New weights to the engine, and the proof that it uses them.", None),

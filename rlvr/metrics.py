@@ -26,6 +26,7 @@ PHASES = (
     "pack",
     "old_logprobs",
     "ref_logprobs",
+    "teacher_logprobs",
     "forward_backward",
     "optimizer",
     "sync",

@@ -247,6 +247,8 @@ class MicroBatch:
     """Log-probabilities under the policy before the first of several updates on this batch; None where not needed."""
     ref_logprobs: Float[Tensor, "B L"] | None = None
     """Log-probabilities under the reference model; None without a KL term."""
+    teacher_logprobs: Float[Tensor, "B L"] | None = None
+    """Log-probabilities under the teacher; None without distillation."""
     layout: SharedPrompts | None = None
     """None where every sample has all its positions."""
 

@@ -14,12 +14,15 @@ from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, mode
 from rlvr.config.base import NonNegativeFloat, PlugIn, Section, slot_tag
 from rlvr.config.groups import (
     Baseline,
+    Distillation,
     DropGroups,
     GroupFilter,
     GroupStd,
     MeanBaseline,
+    NoDistillation,
     Scale,
     Shaping,
+    check_distillation,
     check_slots,
     smallest_group,
 )
@@ -149,6 +152,7 @@ class Algorithm(Section):
     """Added to the rewards of a group before the baseline."""
     baseline: Baseline = MeanBaseline()
     scale: Scale = GroupStd()
+    distillation: Distillation = NoDistillation()
     ratio: Ratio = Ratio()
     surrogate: Surrogate = ClipSurrogate()
     correction: Correction = NoCorrection()
@@ -167,6 +171,7 @@ class Algorithm(Section):
                 "'behaviour', which corrects that mismatch already; use ratio.against: recomputed or correction: none"
             )
         check_slots(self.baseline, self.scale, self.shaping)
+        check_distillation(self.distillation, self.filter, surrogate=self.surrogate.type, ratio=self.ratio.type)
         return self
 
     def smallest_group(self) -> int:

@@ -259,6 +259,30 @@ OVER_THE_BATCH = (BatchStd, Whiten)
 """Scales that need two rollouts in the batch."""
 
 
+# ------------------------------------------------------------------------------------------------------- distillation
+
+
+class NoDistillation(Section):
+    """Advantages come from rewards."""
+
+    type: Literal["none"] = "none"
+
+
+class TeacherDistillation(Section):
+    """On-policy distillation: each sampled token's advantage gets coefficient * (log pi_teacher - log pi), the negative
+    of the reverse KL's estimate on that token (GKD, 2306.13649, on the policy's own samples)."""
+
+    type: Literal["teacher"]
+    path: str
+    """The teacher, a Hugging Face folder or a name on the hub, with the policy's vocabulary; frozen, on each rank."""
+    coefficient: PositiveFloat = 1.0
+    rewards: Literal["ignore", "add"] = "ignore"
+    """``ignore``: rewards are measured, the teacher alone teaches; ``add``: to the advantages from rewards."""
+
+
+Distillation = Annotated[NoDistillation | TeacherDistillation, Field(discriminator="type")]
+
+
 def smallest_group(baseline: Baseline, scale: Scale) -> int:
     """Fewest scored answers with which a group can teach under a baseline and a scale."""
     if isinstance(baseline, PassAtKBaseline):  # of k answers there is but one subset, nothing to compare it with
@@ -277,6 +301,22 @@ def check_slots(baseline: Baseline, scale: Scale, shaping: list[Shaping]) -> Non
         raise ValueError(
             f"shaping must be empty with baseline 'gdpo', got {shaping[0].type!r}: gdpo normalises each reward term by "
             "itself, and what shaping adds belongs to none; make it a term of rewards.terms"
+        )
+
+
+def check_distillation(distillation: Distillation, group_filter: GroupFilter, *, surrogate: str, ratio: str) -> None:
+    """Raise `ValueError` where a teacher does not go with the filter, or with a loss of whole answers."""
+    if not isinstance(distillation, TeacherDistillation):
+        return
+    if not isinstance(group_filter, KeepGroups):
+        raise ValueError(
+            f"filter must be keep with distillation 'teacher', got {group_filter.type!r}: the teacher teaches from "
+            "groups of equal rewards as well; use filter: {type: keep}"
+        )
+    if surrogate in ("gmpo", "squared") or ratio == "sequence_product":
+        raise ValueError(
+            f"surrogate {surrogate!r} with ratio {ratio!r} has one loss for the whole answer, and distillation "
+            "'teacher' an advantage for each token; use surrogate clip, cispo or reinforce with ratio: {type: token}"
         )
 
 

@@ -72,6 +72,23 @@ class Sft(Section):
     """Rows an optimiser step."""
 
 
+class Dpo(Section):
+    """Settings of ``rlvr dpo``: rows of prompt, chosen and rejected answer; the reference is the starting policy."""
+
+    path: str
+    """JSON lines; prompts are text or chat messages, answers text or a list of one assistant message."""
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    beta: PositiveFloat = 0.1
+    """How much a log ratio to the reference counts as reward: a larger one keeps the policy nearer."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Chance that a label is the wrong way round."""
+    steps: PositiveInt
+    batch_size: PositiveInt = 32
+    """Pairs an optimiser step."""
+
+
 class Run(Section):
     """The run itself: how long, where to, what is written."""
 
@@ -116,6 +133,7 @@ class Recipe(Section):
     algorithm: Algorithm
     learner: Learner
     sft: Sft | None = None
+    dpo: Dpo | None = None
 
     @model_validator(mode="after")
     def _across(self) -> Recipe:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlvr.config.algorithm import K3, Aggregation, Algorithm, ClipSurrogate, TokenMean
+from rlvr.config.groups import TeacherDistillation
 from rlvr.learn.losses import TokenInputs, correction_weights, is_clipped, k3, reinforce_surrogate, token_loss
 from rlvr.learn.meter import Meter
 from rlvr.records import MicroBatch
@@ -25,6 +26,7 @@ class Objective(Protocol):
     needs_old: bool
     """True where log-probabilities from before the first update must be computed beforehand."""
     needs_ref: bool
+    needs_teacher: bool
 
     def loss(
         self,
@@ -46,8 +48,12 @@ class PolicyGradient:
         self.updates, self.epochs = algorithm.updates_per_batch, algorithm.epochs
         self.kl = algorithm.kl if isinstance(algorithm.kl, K3) else None
         self.needs_ref = self.kl is not None
+        teacher = algorithm.distillation
+        self.teacher = teacher if isinstance(teacher, TeacherDistillation) else None
+        self.needs_teacher = self.teacher is not None
         # With one update a batch the policy before it is the policy under training, at a ratio of exactly 1
-        self.needs_old = algorithm.ratio.against == "recomputed" and self.updates * self.epochs > 1
+        uses_before = algorithm.ratio.against == "recomputed" or self.needs_teacher
+        self.needs_old = uses_before and self.updates * self.epochs > 1
 
     def loss(
         self,
@@ -64,7 +70,7 @@ class PolicyGradient:
             trainer_logprobs=logprobs,
             old_logprobs=old,
             behaviour_logprobs=batch.behaviour_logprobs,
-            advantages=batch.advantages,
+            advantages=self._distilled(batch, before, meter),
             loss_mask=batch.loss_mask,
             sequence=batch.sequence,
             entropy=entropy,
@@ -80,6 +86,17 @@ class PolicyGradient:
         if first:
             measure_mismatch(before, batch, self.algorithm, meter)
         return (batch.token_weight * per_token).sum()
+
+    def _distilled(self, batch: MicroBatch, before: Float[Tensor, "B L"], meter: Meter) -> Float[Tensor, "B L"]:
+        """The advantages, with a teacher's coefficient * (log pi_teacher - log pi_before) added or in their place."""
+        if self.teacher is None:
+            return batch.advantages
+        if batch.teacher_logprobs is None:
+            raise ValueError("algorithm.distillation needs the teacher's log-probabilities, the micro-batch has none")
+        gap = (batch.teacher_logprobs - before) * batch.loss_mask
+        meter.add("teacher_kl", -gap.sum())
+        own = self.teacher.coefficient * gap
+        return own if self.teacher.rewards == "ignore" else batch.advantages + own
 
     @torch.no_grad()
     def _measure(self, tokens: TokenInputs, batch: MicroBatch, meter: Meter) -> None:
@@ -103,7 +120,7 @@ class NegativeLogLikelihood:
     temperature = 1.0
     aggregation: Aggregation = TokenMean()
     updates = epochs = 1
-    needs_old = needs_ref = False
+    needs_old = needs_ref = needs_teacher = False
 
     def loss(
         self,

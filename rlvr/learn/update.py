@@ -2,7 +2,7 @@
 
     samples -> split into optimiser steps -> pack for all ranks -> scatter                    (rank 0 decides)
             -> log-probabilities before the first step, if a ratio needs them                 (all ranks)
-            -> reference log-probabilities, if a KL term needs them
+            -> reference log-probabilities, if a KL term needs them; the teacher's, if there is one
             -> for each optimiser step: forward, loss, backward per micro-batch; clip; step
             -> metrics, reduced over ranks
 
@@ -31,10 +31,12 @@ from rlvr.config.algorithm import Algorithm, TokenMean
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
 from rlvr.learn.backend import make_backend
+from rlvr.learn.distill import load_teacher
 from rlvr.learn.meter import Meter
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
 from rlvr.learn.packing import pack, pack_for_ranks
 from rlvr.learn.policy import Policy
+from rlvr.learn.preference import DirectPreference, pack_pairs_for_ranks
 from rlvr.learn.schedule import learning_rate
 from rlvr.records import MicroBatch, TrainingSample
 
@@ -89,6 +91,10 @@ class Learner:
             self.reference = Policy.load(model, head_chunk=learner.head_chunk).requires_grad_(False)
             # asked for, because under FSDP accelerate would leave it on the CPU
             self.reference = accelerator.prepare_model(self.reference, device_placement=True, evaluation_mode=True)
+        self.teacher: Policy | None = None
+        if self.objective.teacher is not None:
+            self.teacher = load_teacher(model, self.objective.teacher.path, self.policy).requires_grad_(False)
+            self.teacher = accelerator.prepare_model(self.teacher, device_placement=True, evaluation_mode=True)
         self.backend = make_backend(accelerator, self.policy, learner)
         self.updates = 0
         """Optimiser steps taken or left out so far: the schedule's clock."""
@@ -98,7 +104,8 @@ class Learner:
     def update(self, samples: Sequence[TrainingSample] | None, *, clock: Clock | None = None) -> dict[str, float]:
         """Train on one batch of rollouts; rank 0 passes the samples, all ranks get the metrics.
 
-        ``clock`` is told the phases pack, old_logprobs, ref_logprobs, forward_backward and optimizer.
+        ``clock`` is told the phases pack, old_logprobs, ref_logprobs, teacher_logprobs, forward_backward and
+        optimizer.
 
         Raises `NonFiniteError` as ``learner.non_finite`` says, `ValueError` for samples that cannot be trained, and on
         all other ranks `RuntimeError` if rank 0 raised.
@@ -109,6 +116,12 @@ class Learner:
         """One optimiser step of supervised fine-tuning: the mean negative log-likelihood of the trained tokens."""
         return self._run(samples, NegativeLogLikelihood(), _NoClock())
 
+    def preference_update(
+        self, samples: Sequence[TrainingSample] | None, objective: DirectPreference
+    ) -> dict[str, float]:
+        """One optimiser step of direct preference optimisation on pairs, as `rlvr.dpo` makes them."""
+        return self._run(samples, objective, _NoClock())
+
     def _run(self, samples: Sequence[TrainingSample] | None, objective: Objective, clock: Clock) -> dict[str, float]:
         with clock.phase("pack"):
             plan = self._share(samples, objective)
@@ -116,6 +129,7 @@ class Learner:
         for needed, field, module in (
             (objective.needs_old, "old_logprobs", self.backend.module),
             (objective.needs_ref, "ref_logprobs", self.reference),
+            (objective.needs_teacher, "teacher_logprobs", self.teacher),
         ):
             if needed:
                 with self._phase(clock, field):
@@ -218,7 +232,10 @@ class Learner:
         for place in range(objective.updates):
             mine = set(groups[place * share : (place + 1) * share])
             chosen = [sample for sample in samples if sample.group in mine]
-            packed = pack_for_ranks(chosen, objective.aggregation, limit, self.config.packing, ranks=ranks)
+            if isinstance(objective, DirectPreference):
+                packed = pack_pairs_for_ranks(chosen, limit, self.config.packing, ranks=ranks)
+            else:
+                packed = pack_for_ranks(chosen, objective.aggregation, limit, self.config.packing, ranks=ranks)
             per_step.append(packed)
         over = sum(1 for sample in samples if sample.trained_tokens and len(sample.ids) - 1 > limit)
         return [Plan(tuple(tuple(packed[rank]) for packed in per_step), over) for rank in range(ranks)]
@@ -366,7 +383,9 @@ def _metrics(total: dict[str, float], outcomes: list[dict[str, float]], objectiv
         metrics["policy/entropy"] = total["entropy"] / tokens
     if "ratio" in total:
         metrics["policy/ratio_max"] = total["ratio"]
-    for source, name in (("clipped", "policy/clip_fraction"), ("kl", "policy/kl")):
+    for source, name in (
+        ("clipped", "policy/clip_fraction"), ("kl", "policy/kl"), ("teacher_kl", "policy/teacher_kl"),
+    ):  # fmt: skip
         if source in total:
             metrics[name] = total[source] / tokens
     if "mismatch_n" in total:
@@ -378,4 +397,5 @@ def _metrics(total: dict[str, float], outcomes: list[dict[str, float]], objectiv
     for source, name in (("mismatch_truncated", "mismatch/truncated"), ("mismatch_masked", "mismatch/masked")):
         if source in total:
             metrics[name] = total[source] / first
+    metrics |= {name: total[name] / max(1.0, total["pairs"]) for name in total if name.startswith("dpo/")}
     return metrics
