@@ -325,7 +325,7 @@ def check_sizes(group_filter: GroupFilter, baseline: Baseline, scale: Scale, pro
     least = smallest_group(baseline, scale)
     if group_size < least:
         because = (
-            f"of k = {baseline.k} answers there is one subset, use more answers or a smaller k"
+            f"has only one subset of k = {baseline.k} answers to look at; use more answers or a smaller k"
             if isinstance(baseline, PassAtKBaseline)
             else "compares the answers of a group with each other"
         )
