@@ -67,10 +67,14 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
 
 
 def test_logged_keys_are_documented_keys(tmp_path: Path) -> None:
-    """No key of a run is missing from the glossary, and no row of the glossary is never logged: the two runs differ
+    """No key of a run is missing from the glossary, and no row of the glossary is never logged: the runs differ
     in the slots of the objective that have metrics of their own."""
-    keys = logged_by_a_run(tmp_path / "a", kl={"type": "k3"}, correction={"type": "truncate"})
-    keys |= logged_by_a_run(tmp_path / "b", correction={"type": "mask"})
+    in_reward = {"type": "k3", "place": "reward"}
+    keys = logged_by_a_run(tmp_path / "a", kl=in_reward, correction={"type": "truncate"}, positive_nll=0.1)
+    keys |= logged_by_a_run(
+        tmp_path / "b", correction={"type": "mask"}, off_policy_mask=0.1, top_entropy=0.5,
+        entropy={"type": "fixed", "coefficient": 0.01}, surrogate={"type": "clip_cov"},
+    )  # fmt: skip
     assert undocumented(sorted(keys)) == []
     assert unlogged(keys) == ([] if torch.cuda.is_available() else ["memory/gpu_peak"])
 
