@@ -183,6 +183,7 @@ _LEARNER = (
     ),
     Metric("update/count", "steps", "", "Optimiser steps taken.", (1.0, None)),
     Metric("update/empty", "steps", "", "Optimiser steps left out because no token was trained.", (None, 0.0)),
+    Metric("update/reference_moved", "", "1 or 0", "Whether the reference followed the policy after this step."),
     Metric("update/non_finite", "steps", "", "Optimiser steps left out under learner.non_finite: skip.", (None, 0.0)),
     Metric("update/micro_batches", "", "", "Forward and backward passes of an epoch, over all ranks."),
     Metric(
@@ -206,9 +207,38 @@ _LEARNER = (
         "Above the clip bounds only with several updates a batch.",
         (None, 10.0),
     ),
-    Metric("policy/clip_fraction", "share", "clipped tokens / trained tokens", "Tokens without gradient.", (None, 0.2)),
     Metric(
-        "policy/kl", "nats", "mean over trained tokens of k3(pi_theta, pi_ref)", "Distance from the starting policy."
+        "policy/ratio_limited",
+        "share",
+        "tokens with |log ratio| > 20",
+        "Their ratio is taken at 20, without gradient: answers too far off for ratio.type: sequence_product.",
+        (None, 0.0),
+    ),
+    Metric("policy/clip_fraction", "share", "clipped tokens / trained tokens", "Tokens at a bound.", (None, 0.2)),
+    Metric("policy/clip_low", "share", "tokens / trained tokens", "At the surrogate's lower bound.", (None, 0.1)),
+    Metric("policy/clip_high", "share", "", "At the surrogate's upper bound, dual clip included.", (None, 0.1)),
+    Metric(
+        "policy/off_policy_masked",
+        "share",
+        "",
+        "Tokens of answers that algorithm.off_policy_mask takes out of the loss.",
+        (None, 0.2),
+    ),
+    Metric("policy/top_entropy", "share", "", "Tokens that algorithm.top_entropy keeps."),
+    Metric("policy/covariant", "share", "", "Tokens that surrogate clip_cov or kl_cov treats apart."),
+    Metric("policy/entropy_coefficient", "", "", "What multiplied the entropy in the loss (algorithm.entropy)."),
+    Metric(
+        "policy/positive_nll",
+        "nats",
+        "mean of -log pi_theta over tokens with a positive advantage",
+        "The term of algorithm.positive_nll, before its weight.",
+    ),
+    Metric("policy/kl", "nats", "mean over trained tokens of k3(pi_theta, pi_ref)", "Distance from the reference."),
+    Metric(
+        "policy/kl_in_reward",
+        "reward",
+        "mean over trained tokens of coefficient * sum of KL to go",
+        "What kl.place: reward takes from the advantages.",
     ),
     Metric(
         "policy/teacher_kl",
@@ -229,7 +259,9 @@ _LEARNER = (
         "mismatch/ess", "share", "(sum rho)^2 / (n sum rho^2), rho = pi_old / mu", "Effective sample size.", (0.9, None)
     ),
     Metric("mismatch/truncated", "share", "tokens with rho above the cap", "Under correction: truncate.", (None, 0.05)),
-    Metric("mismatch/masked", "share", "tokens with rho out of bounds", "Under correction: mask.", (None, 0.05)),
+    Metric(
+        "mismatch/masked", "share", "tokens with rho out of bounds", "Under correction: mask or reject.", (None, 0.05)
+    ),
     Metric(
         "tokens/per_second", "tokens/s", "tokens/generated / time/step", "Speed of the whole run.", is_measured=True
     ),

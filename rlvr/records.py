@@ -219,6 +219,25 @@ class SharedPrompts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepStatistics:
+    """What a loss needs to know of all tokens of its optimiser step, on all ranks, so that micro-batches cannot change
+    it; under the policy before the first update on the batch (`rlvr.learn.losses.statistics`)."""
+
+    positive_tokens: float
+    """Trained tokens with a positive advantage."""
+    entropy_threshold: float = 0.0
+    """The least entropy of the tokens that ``top_entropy`` keeps."""
+    mean_logprob: float = 0.0
+    mean_advantage: float = 0.0
+    covariance_threshold: float = 0.0
+    """The least covariance of the tokens that ``kl_cov`` penalises."""
+    draw: int = 0
+    """What decides the random choice of ``clip_cov``: the number of the update."""
+    draw_threshold: int = -1
+    """The greatest draw among the tokens that ``clip_cov`` leaves out; -1 if there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """What one forward and backward pass sees: rows of samples, padded on the right or packed one after another,
     or all in one row with their common prompts once.
@@ -249,6 +268,10 @@ class MicroBatch:
     """Log-probabilities under the reference model; None without a KL term."""
     teacher_logprobs: Float[Tensor, "B L"] | None = None
     """Log-probabilities under the teacher; None without distillation."""
+    old_entropy: Float[Tensor, "B L"] | None = None
+    """Entropies of the predictions, from the same pass as ``old_logprobs``."""
+    statistics: StepStatistics | None = None
+    """Numbers over the optimiser step; None where the objective needs none."""
     layout: SharedPrompts | None = None
     """None where every sample has all its positions."""
 

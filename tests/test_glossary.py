@@ -75,10 +75,14 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
 
 
 def test_logged_keys_are_documented_keys(tmp_path: Path) -> None:
-    """No key of a run is missing from the glossary, and no row of the glossary is never logged: the three runs
-    differ in the slots of the objective that have metrics of their own."""
-    keys = logged_by_a_run(tmp_path / "a", kl={"type": "k3"}, correction={"type": "truncate"})
-    keys |= logged_by_a_run(tmp_path / "b", correction={"type": "mask"})
+    """No key of a run is missing from the glossary, and no row of the glossary is never logged: the runs differ
+    in the slots of the objective that have metrics of their own."""
+    in_reward = {"type": "k3", "place": "reward"}
+    keys = logged_by_a_run(tmp_path / "a", kl=in_reward, correction={"type": "truncate"}, positive_nll=0.1)
+    keys |= logged_by_a_run(
+        tmp_path / "b", correction={"type": "mask"}, off_policy_mask=0.1, top_entropy=0.5,
+        entropy={"type": "fixed", "coefficient": 0.01}, surrogate={"type": "clip_cov"},
+    )  # fmt: skip
     teacher = {"type": "teacher", "path": str(tmp_path / "a" / "model")}
     keys |= logged_by_a_run(tmp_path / "c", distillation=teacher, filter={"type": "keep"})
     assert undocumented(sorted(keys)) == []

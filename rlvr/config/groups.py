@@ -304,8 +304,17 @@ def check_slots(baseline: Baseline, scale: Scale, shaping: list[Shaping]) -> Non
         )
 
 
-def check_distillation(distillation: Distillation, group_filter: GroupFilter, *, surrogate: str, ratio: str) -> None:
-    """Raise `ValueError` where a teacher does not go with the filter, or with a loss of whole answers."""
+def check_distillation(
+    distillation: Distillation,
+    group_filter: GroupFilter,
+    *,
+    surrogate: str,
+    ratio: str,
+    positive_nll: float,
+    off_policy_mask: float | None,
+) -> None:
+    """Raise `ValueError` where a teacher does not go with the filter, with a loss of whole answers, or with what looks
+    at the advantages from rewards."""
     if not isinstance(distillation, TeacherDistillation):
         return
     if not isinstance(group_filter, KeepGroups):
@@ -313,11 +322,18 @@ def check_distillation(distillation: Distillation, group_filter: GroupFilter, *,
             f"filter must be keep with distillation 'teacher', got {group_filter.type!r}: the teacher teaches from "
             "groups of equal rewards as well; use filter: {type: keep}"
         )
-    if surrogate in ("gmpo", "squared") or ratio == "sequence_product":
+    if surrogate in ("gmpo", "squared", "clip_cov", "kl_cov") or ratio == "sequence_product":
         raise ValueError(
-            f"surrogate {surrogate!r} with ratio {ratio!r} has one loss for the whole answer, and distillation "
-            "'teacher' an advantage for each token; use surrogate clip, cispo or reinforce with ratio: {type: token}"
+            f"surrogate {surrogate!r} with ratio.type {ratio!r} takes one advantage for the whole answer, and "
+            "distillation 'teacher' gives each token its own; use surrogate clip, cispo or reinforce with ratio: "
+            "{type: token}"
         )
+    for key, value, off in (("positive_nll", positive_nll, 0.0), ("off_policy_mask", off_policy_mask, None)):
+        if value != off:
+            raise ValueError(
+                f"{key} must be {'null' if off is None else off} with distillation 'teacher', got {value}: it goes by "
+                "whether an answer's advantage is positive, and the teacher gives each token its own"
+            )
 
 
 def check_sizes(group_filter: GroupFilter, baseline: Baseline, scale: Scale, prompts: int, group_size: int) -> None:
