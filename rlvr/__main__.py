@@ -1,4 +1,4 @@
-"""The `rlvr` command: train, eval, generate, sft, schema."""
+"""The `rlvr` command: train, eval, generate, sft, dpo, schema."""
 
 from __future__ import annotations
 
@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         ("eval", "measure the recipe's model on its eval sets"),
         ("generate", "sample and grade answers to the recipe's training problems"),
         ("sft", "fine-tune the recipe's model on rows of prompt and answer"),
+        ("dpo", "train the recipe's model on rows of prompt, chosen and rejected answer"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("recipe", help="YAML file")

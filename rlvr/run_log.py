@@ -126,13 +126,17 @@ class RunLog:
         tokens: bool = False,
     ) -> None:
         """Log the rollouts of one step: prompts as the model saw them, and the advantage of each answer (None where it
-        was not trained). All lines are written or none; does nothing under ``run.log_rollouts: false``."""
+        was not trained; a greedy answer comes behind its group, as sample -1). All lines are written or none; does
+        nothing under ``run.log_rollouts: false``."""
         if not self._recipe.run.log_rollouts:
             return
         records = [
             rollout_record(step, index, group, rollout, prompt, advantage, tokens=tokens)
             for index, (group, prompt, advantages_G) in enumerate(zip(groups, prompts_P, advantages_P_G, strict=True))
-            for rollout, advantage in zip(group.rollouts, advantages_G, strict=True)
+            for rollout, advantage in [
+                *zip(group.rollouts, advantages_G, strict=True),
+                *([(group.greedy, None)] if group.greedy is not None else []),
+            ]
         ]
         self._guarded(lambda: self._rollouts.append(records))
 

@@ -113,7 +113,7 @@ class Policy(nn.Module):
         temperature: float,
         layout: SharedPrompts | None = None,
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """Log-probability of each target at ``temperature`` and entropy of its prediction (without gradient), in nats;
+        """Log-probability of each target at ``temperature`` and entropy of its prediction, in nats;
         both 0 where ``loss_mask`` is 0. Rows may hold several samples if positions restart at 0 with each, or share
         prompts as ``layout`` says."""
         head = self.model.get_output_embeddings()
