@@ -36,11 +36,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             logits = _logits(hidden[rows], weight, bias, temperature, wide)
-            torch.logsumexp(logits, dim=-1, out=lse[rows])
-            logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - lse[rows]
-            # entropy = lse - sum p * logits; the logits are centred first, or bfloat16-sized ones would cancel badly
-            logits -= lse[rows, None]
-            entropy[rows] = -torch.bmm(logits.exp()[:, None, :], logits[:, :, None]).flatten()
+            top = logits.amax(-1)
+            logits -= top[:, None]
+            picked = logits.gather(1, targets[rows, None]).squeeze(1)
+            p = logits.exp()
+            total = p.sum(-1)
+            log_total = total.log()
+            lse[rows], logprobs[rows] = top + log_total, picked - log_total
+            # the logits are centred by their largest, or bfloat16-sized ones would cancel badly here
+            entropy[rows] = log_total - p.mul_(logits).sum(-1) / total
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)  # a loss that does not use the entropy does not pay for its gradient
@@ -62,10 +66,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
             logits = _logits(hidden, weight[piece], None if bias is None else bias[piece], ctx.temperature, lse.dtype)
             delta = logits.sub_(lse[:, None])
             wanted = None if entropy_grad is None else delta.exp().mul_(delta + entropy[:, None]).mul_(-entropy_grad)
-            delta = delta.exp_().neg_()
             inside = (targets >= piece.start) & (targets < piece.stop)
-            delta[rows[inside], targets[inside] - piece.start] += 1.0
-            delta = delta.mul_(0.0 if grad is None else grad)
+            if grad is None:
+                delta.zero_()
+            else:
+                delta.exp_().mul_(-grad)
+                delta[rows[inside], targets[inside] - piece.start] += grad[inside, 0]
             if wanted is not None:
                 delta += wanted
             if bias_grad is not None:

@@ -99,7 +99,6 @@ def test_frozen_inputs_get_no_gradient() -> None:
     hidden, weight, _ = inputs()
     assert weight is not None
     logprobs, entropy = chunked_logprobs(hidden, weight.detach(), None, targets(), temperature=1.0, chunk=4)
-    assert not entropy.requires_grad
     logprobs.sum().backward()
     assert weight.grad is None
     assert hidden is not None
