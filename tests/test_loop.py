@@ -35,7 +35,9 @@ PLUG_INS = '''
 import asyncio, os, time
 from pathlib import Path
 
-from rlvr.learn.losses import clip_surrogate
+import torch
+
+from rlvr.learn.losses.surrogates import clip_surrogate
 from rlvr.rollout.collector import answers_to_one_prompt
 
 
@@ -58,7 +60,8 @@ def surrogate(tokens):
     """As the built-in one."""
     if reached("update"):
         time.sleep(3600)
-    return clip_surrogate(tokens.trainer_logprobs, tokens.old_logprobs, tokens.advantages, low=0.2, high=0.2)
+    ratio = torch.exp(tokens.trainer_logprobs - tokens.old_logprobs)
+    return clip_surrogate(ratio, tokens.advantages, low=0.2, high=0.2)
 '''
 
 
