@@ -5,28 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from rlvr.config import Recipe, RecipeError, json_schema, load_recipe
-
-ECHO_SECONDS = 5.0
-"""A second signal so soon after the first is a launcher's, which passes on what the terminal has sent already."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; what the command had begun is closed on the way out."""
+from rlvr.signals import Interrupted, interruptible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when it did what was asked, 1 when the run failed, 2 for a recipe or data
-    that cannot be run, 130 when it was interrupted."""
+    that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on."""
     arguments = _parser().parse_args(argv)
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
     if arguments.command == "schema":
@@ -37,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments, load_recipe(arguments.recipe, arguments.overrides))
     except Interrupted as stop:
         print(f"rlvr: stopped by {stop}; what was written is whole", file=sys.stderr)
-        return 130
+        return stop.status
     except RecipeError as error:
         print(f"rlvr: {error}", file=sys.stderr)
         return 2
@@ -63,29 +52,6 @@ def _run(arguments: argparse.Namespace, recipe: Recipe) -> int:
         print(f"rlvr: rank {rank} ends because another process did; that one's message says why", file=sys.stderr)
         return 1
     return 0
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into one exception, so that both leave by the same door."""
-    first: list[float] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if first and now - first[0] < ECHO_SECONDS:
-            return
-        first[:] = [now]
-        raise Interrupted("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-
-    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except Interrupted:  # the process ends, and a launcher's echo shall not change its status
-        before = dict.fromkeys(before, signal.SIG_IGN)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _count(text: str) -> int:
