@@ -1,4 +1,4 @@
-"""The `rlvr` command: train, eval, generate, sft, schema."""
+"""The `rlvr` command: train, eval, generate, sft, export, replay, schema."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlvr.config import Recipe, RecipeError, json_schema, load_recipe
+from rlvr.config import RecipeError, json_schema, load_recipe
 from rlvr.signals import Interrupted, interruptible
 
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with interruptible():
-            return _run(arguments, load_recipe(arguments.recipe, arguments.overrides))
+            return _run(arguments)
     except Interrupted as stop:
         print(f"rlvr: stopped by {stop}; what was written is whole", file=sys.stderr)
         return stop.status
@@ -32,13 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run(arguments: argparse.Namespace, recipe: Recipe) -> int:
-    """Import what takes time only now that the recipe is known to be sound."""
+def _run(arguments: argparse.Namespace) -> int:
+    """Import what takes time only once the recipe, where a command takes one, is known to be sound."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides) if "recipe" in arguments else None
     from rlvr import commands
     from rlvr.errors import DATA_ERRORS, PEER_GONE, RUN_ERRORS
 
     try:
-        commands.COMMANDS[arguments.command](recipe, arguments)
+        if recipe is not None:
+            commands.COMMANDS[arguments.command](recipe, arguments)
+        else:
+            commands.FOLDER_COMMANDS[arguments.command](arguments)
     except DATA_ERRORS as error:
         print(f"rlvr: {error}", file=sys.stderr)
         return 2
@@ -77,6 +81,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
         if name == "generate":
             command.add_argument("--problems", type=_count, help="only the first so many problems")
+    text = "copy the model of a checkpoint into a plain Hugging Face folder"
+    command = commands.add_parser("export", help=text, description=text)
+    command.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's: its last one")
+    command.add_argument("output", type=Path, help="the folder to write; it must not exist")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as it was trained")
+    text = "look again at a batch whose loss or gradient was not finite"
+    command = commands.add_parser("replay", help=text, description=text)
+    command.add_argument("batch", type=Path, help="what the run's message named: RUN/non_finite/step_NNNNNN")
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
 

@@ -30,6 +30,7 @@ from rlvr.records import RolloutGroup
 from rlvr.resume import check_recipe, find_checkpoint, restored
 from rlvr.rollout.collector import Collector, answers_to_one_prompt
 from rlvr.rollout.engine import Engine
+from rlvr.rollout.restarting import RestartingEngine
 from rlvr.rollouts import Rollouts
 from rlvr.run_log import RunLog, run_folder
 from rlvr.sampling import ProblemSampler
@@ -151,7 +152,7 @@ def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Da
     data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
     try:
         log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
-        rollouts = make_rollouts(recipe, data, model_len, log_file)
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: print(message))
     except BaseException:
         data.pool.close()
         raise
@@ -162,9 +163,11 @@ def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Da
         rollouts.close()
 
 
-def make_rollouts(recipe: Recipe, data: Data, model_len: int, log_file: Path) -> Rollouts:
+def make_rollouts(
+    recipe: Recipe, data: Data, model_len: int, log_file: Path, warn: Callable[[str, str], None]
+) -> Rollouts:
     """The sampling side of a run, not started yet."""
-    engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), log_file)
+    engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), log_file, warn)
     path = recipe.rollout.workflow
     workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
     collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
@@ -231,7 +234,7 @@ def _load(
     zero = None
     if log is not None and data is not None:
         log.say("starting the engine")
-        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log")
+        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn)
         sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
         zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts)
     try:
@@ -294,7 +297,7 @@ def most_new_tokens(recipe: Recipe) -> int:
     return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
 
 
-def make_engine(recipe: Recipe, model_len: int, log_file: Path) -> Engine:
+def make_engine(recipe: Recipe, model_len: int, log_file: Path, warn: Callable[[str, str], None]) -> Engine:
     """The recipe's engine, not started yet."""
     settings = recipe.rollout.engine
     if settings.type == "hf":
@@ -303,6 +306,6 @@ def make_engine(recipe: Recipe, model_len: int, log_file: Path) -> Engine:
         return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
     from rlvr.rollout.vllm_engine import VllmEngine
 
-    return VllmEngine(
-        recipe.model.path, max_model_len=model_len, log_file=log_file, **settings.model_dump(exclude={"type"})
-    )
+    own = settings.model_dump(exclude={"type", "restarts", "timeout"})
+    engine = VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **own)
+    return RestartingEngine(engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn)

@@ -158,7 +158,7 @@ def test_interrupted_in_the_middle_of_a_step_and_resumed_it_is_the_same_run(
     rollouts of a run that was never interrupted, without gaps or doubles."""
     work = make_workspace(tmp_path / "work", tiny_tied)
     work.write(f"stop_at_{place}", "")
-    process = work.start(TORCHELASTIC_RUN_ID="none")
+    process = work.start("run.background_save=false", TORCHELASTIC_RUN_ID="none")
     try:
         wait_for(work.folder / "reached", process)
         processes = family(process)
@@ -188,7 +188,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, tiny_tied: Path) -> None:
     and its graders all the same, and what was written is whole."""
     work = make_workspace(tmp_path / "work", tiny_tied)
     work.write("stop_at_closing", "")
-    process = work.start()
+    process = work.start("run.background_save=false")
     try:
         wait_for(work.folder / "reached", process)
         processes = family(process)
@@ -213,7 +213,7 @@ def test_sigterm_saves_the_steps_done_and_the_same_command_goes_on(
     work = make_workspace(tmp_path / "work", tiny_tied)
     work.write(f"stop_at_{place}", "")
     after = 3 if place == "slow_update" else 2
-    process = work.start()
+    process = work.start("run.background_save=false")
     try:
         wait_for(work.folder / "reached", process)
         processes = family(process)
