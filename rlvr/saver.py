@@ -226,6 +226,8 @@ def _point(root: Path, link: str, name: str) -> None:
         draft.symlink_to(name, target_is_directory=True)
     except OSError:
         draft.write_text(name + "\n")
+    if (root / link).is_dir() and not (root / link).is_symlink():
+        shutil.rmtree(root / link)  # a copy of the run's folder may have made a folder of the link
     draft.replace(root / link)
     _sync(root)
 

@@ -22,9 +22,12 @@ def contents(root: object, skip: Mapping[str, str]) -> dict[str, str]:
 
 def _walk(value: Any, path: str, skip: Mapping[str, str], seen: set[int]) -> Iterator[tuple[str, str]]:
     if path in skip:
+        seen.add(id(value))  # nor is it looked into where it is met again
         return
     if isinstance(value, type(None) | bool | int | float | str | bytes):
         yield path, repr(value)
+    elif id(value) in seen:
+        return
     elif isinstance(value, torch.Tensor):
         whole = value.detach().double()
         yield path, f"{tuple(value.shape)} {float(whole.sum())!r} {float((whole * whole).sum())!r}"
@@ -32,8 +35,6 @@ def _walk(value: Any, path: str, skip: Mapping[str, str], seen: set[int]) -> Ite
         yield path, repr(hash(bytes(value.get_state().tolist())))
     elif isinstance(value, random.Random):
         yield path, repr(hash(value.getstate()))
-    elif id(value) in seen:
-        return
     elif isinstance(value, dict | OrderedDict):
         seen.add(id(value))
         yield f"{path}#", str(len(value))
