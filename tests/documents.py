@@ -68,6 +68,8 @@ def _rlvr_faults(words: list[str]) -> list[str]:
     real = [word for word in words if not PLACEHOLDER.search(word) or ("=" in word and word[0] != "[")]
     if len(real) < 2 and "RECIPE" in words:
         real.append("RECIPE")
+    if words[0] in ("export", "replay"):  # these take folders, whatever their names
+        real = words
     parser = _parser()
     parser.exit_on_error = False
     try:

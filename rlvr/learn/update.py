@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,13 +36,19 @@ from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradien
 from rlvr.learn.packing import pack, pack_for_ranks
 from rlvr.learn.policy import Policy
 from rlvr.learn.preference import DirectPreference, pack_pairs_for_ranks
+from rlvr.learn.random_states import random_states, set_random_states
 from rlvr.learn.reference import ReferencePolicy
 from rlvr.learn.schedule import learning_rate
 from rlvr.records import MicroBatch, TrainingSample
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient is not finite; the message says which, where, and what to do."""
+    """A loss or gradient is not finite; the message says which, where, and what to do. Raised on every rank."""
+
+    def __init__(self, message: str, batches: Sequence[MicroBatch], *, first: bool) -> None:
+        """``batches`` are this rank's of the optimiser step; ``first`` as `Objective.loss` was told."""
+        super().__init__(message)
+        self.batches, self.first = tuple(batches), first
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -184,7 +188,7 @@ class Learner:
             if not bad:
                 self.backend.step()
             elif self.config.non_finite == "stop":
-                raise NonFiniteError(self._explain(bad))
+                raise NonFiniteError(self._explain(bad), batches, first=first)
             else:
                 outcome = {"lr": lr, "non_finite": 1.0}
         return outcome
@@ -307,16 +311,24 @@ class Learner:
                 scores[index][1:] = logprobs[there.sequence == place].tolist()
         return scores
 
-    def save_policy(self, folder: Path) -> None:
-        """Write the policy as a plain Hugging Face folder, with its tokenizer; rank 0 writes, all ranks call."""
+    def copy_policy(self) -> Callable[[Path], None]:
+        """A copy of the policy's weights on the CPU, as what writes it and the tokenizer into an empty folder as a
+        plain Hugging Face model: on rank 0, at any later time. All ranks call this."""
         state: dict[str, Tensor] = {}
         for name, tensor in self.backend.full_parameters(self.policy):
             if self.accelerator.is_main_process:
-                state[name] = tensor.to("cpu")
+                state[name] = tensor.to("cpu", copy=True)
+        if self.accelerator.is_main_process:
+            saved = self.policy.model.state_dict().keys()
+            state |= {n: b.to("cpu", copy=True) for n, b in self.policy.model.named_buffers() if n in saved}
+        return lambda folder: self.policy.save(folder, state)
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy as a plain Hugging Face folder, with its tokenizer; rank 0 writes, all ranks call."""
+        write = self.copy_policy()
         try:
             if self.accelerator.is_main_process:
-                buffers = {n: b for n, b in self.policy.model.named_buffers() if n in self.policy.model.state_dict()}
-                self.policy.save(folder, {**state, **buffers})
+                write(folder)
         finally:  # a disk that is full for rank 0 must not leave the others waiting
             self.accelerator.wait_for_everyone()
 
@@ -330,7 +342,7 @@ class Learner:
 
         All ranks call it, rank 0's answer is the one to save.
         """
-        rng = _random_states(self.accelerator.device)
+        rng = random_states(self.accelerator.device)
         everyone: list[Any] = [rng]
         if self.accelerator.num_processes > 1:
             everyone = [None] * self.accelerator.num_processes
@@ -344,20 +356,17 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned; every rank passes rank 0's."""
+        """Take over what `state_dict` returned; every rank passes rank 0's.
+
+        Random states are those of ranks: another number of ranks than before keeps its own (the learner draws nothing).
+        """
         self.updates = state["updates"]
         self.backend.load_optimizer_state(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
         if len(state["random"]) == self.accelerator.num_processes:
-            _set_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
-        else:
-            warnings.warn(
-                f"the checkpoint was written by {len(state['random'])} processes, this run has "
-                f"{self.accelerator.num_processes}: their random states are not restored (the learner draws nothing)",
-                stacklevel=2,
-            )
+            set_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
 
 
 def _logprobs(module: Any, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -370,20 +379,3 @@ class _NoClock:
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         return nullcontext()
-
-
-def _random_states(device: torch.device) -> dict[str, Any]:
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-    }
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["python"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
