@@ -24,7 +24,7 @@ from rlvr.learn.meter import Meter
 from rlvr.learn.objective import PolicyGradient
 from rlvr.learn.policy import Policy
 from rlvr.learn.update import Learner, NonFiniteError
-from rlvr.records import MicroBatch, SharedPrompts
+from rlvr.records import MicroBatch, SharedPrompts, StepStatistics
 
 _BATCH, _RECIPE = "batch.pt", "recipe.yaml"
 
@@ -113,11 +113,12 @@ def _look_at(
 
 def _to_plain(record: Any) -> Any:
     """A record of tensors as a dictionary, on the CPU."""
-    if isinstance(record, MicroBatch | SharedPrompts):
+    if isinstance(record, MicroBatch | SharedPrompts | StepStatistics):
         return {field.name: _to_plain(getattr(record, field.name)) for field in dataclasses.fields(record)}
     return record.detach().cpu() if isinstance(record, Tensor) else record
 
 
 def _from_plain(values: dict[str, Any]) -> MicroBatch:
-    layout = SharedPrompts(**values["layout"]) if values["layout"] is not None else None
-    return MicroBatch(**values | {"layout": layout})
+    kinds = {"layout": SharedPrompts, "statistics": StepStatistics}
+    inner = {name: kind(**values[name]) for name, kind in kinds.items() if values[name] is not None}
+    return MicroBatch(**values | inner)

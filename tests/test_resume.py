@@ -52,6 +52,9 @@ def test_differences_are_named_by_key_with_both_values(work: Workspace) -> None:
         "rollout.group_size": (2, 8),
         "algorithm.kl.type": ("none", "k3"),
         "algorithm.kl.coefficient": (ABSENT, 0.001),
+        "algorithm.kl.place": (ABSENT, "loss"),
+        "algorithm.kl.corrected": (ABSENT, False),
+        "algorithm.kl.reference.type": (ABSENT, "fixed"),
         "learner.betas.1": (0.95, 0.99),
     }
 
@@ -234,7 +237,7 @@ SURROGATE = '''
 def surrogate(tokens):
     """Infinite for the second sample of a micro-batch."""
     loss = -tokens.trainer_logprobs * tokens.advantages
-    return loss + (tokens.sequence == 1) * loss.detach().exp() * float("inf")
+    return loss + (tokens.answers.sequence == 1) * loss.detach().exp() * float("inf")
 '''
 
 
