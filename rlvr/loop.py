@@ -92,8 +92,11 @@ def update(run: Run, step: int, samples: list[TrainingSample] | None) -> dict[st
     try:
         return run.learner.update(samples, clock=run.clock)
     except NonFiniteError as error:
-        kept = keep_batch(run.folder, step, error, run.learner, run.recipe)
-        error.args = (f"{error}. The batch is kept: rlvr replay {kept}",)
+        try:
+            kept = f"The batch is kept: rlvr replay {keep_batch(run.folder, step, error, run.learner, run.recipe)}"
+        except OSError as why:
+            kept = f"The batch could not be kept: {why}"
+        error.args = (f"{error}. {kept}",)
         raise
 
 
