@@ -63,7 +63,6 @@ bench: setup smollm2  ## measure: grading, sandbox, engine, learner, a whole ste
 	$(BIN)/python benchmarks/sandbox_throughput.py
 	$(BIN)/python benchmarks/engine_throughput.py $(SMOLLM2)
 	PYTHONPATH=. $(BIN)/python benchmarks/learner_step.py
-	PYTHONPATH=. $(BIN)/python benchmarks/checkpoint_cost.py
 	$(BIN)/python benchmarks/step_beside_trl.py
 
 bench-learning: setup  ## does every objective learn? a toy task, each surrogate, three seeds; the table is docs/learning.md
