@@ -1,4 +1,4 @@
-"""The `rlvr` command: train, eval, generate, sft, schema."""
+"""The `rlvr` command: train, eval, generate, sft, view, schema."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from rlvr.config import Recipe, RecipeError, json_schema, load_recipe
+from rlvr.view.arguments import add_view_arguments
 
 ECHO_SECONDS = 5.0
 """A second signal so soon after the first is a launcher's, which passes on what the terminal has sent already."""
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with interruptible():
+            if arguments.command == "view":
+                from rlvr.view.command import view
+
+                return view(arguments)
             return _run(arguments, load_recipe(arguments.recipe, arguments.overrides))
     except Interrupted as stop:
         print(f"rlvr: stopped by {stop}; what was written is whole", file=sys.stderr)
@@ -111,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
         if name == "generate":
             command.add_argument("--problems", type=_count, help="only the first so many problems")
+    text = "show runs in a browser: curves, rollouts, problems, suspects"
+    add_view_arguments(commands.add_parser("view", help=text, description=text))
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from rlvr import checkpoint
 from rlvr.build import Run
-from rlvr.learn.samples import advantages_of, make_samples
+from rlvr.learn.samples import advantages_of, groups_with_tokens, make_samples, places_of
 from rlvr.metrics import memory_metrics, rollout_metrics, sample_metrics, throughput_metrics
 from rlvr.records import RolloutGroup, TrainingSample
 
@@ -35,6 +35,7 @@ def train_step(run: Run, step: int) -> None:
     groups: list[RolloutGroup] = []
     samples: list[TrainingSample] | None = None
     metrics: dict[str, float] = {}
+    shown: set[int] = set()
     if zero is not None:
         with clock.phase("generate"):
             groups = zero.rollouts.collect(
@@ -45,7 +46,9 @@ def train_step(run: Run, step: int) -> None:
             samples, counts = make_samples(groups, run.recipe.algorithm, step)
             metrics |= rollout_metrics(groups) | counts | sample_metrics(samples)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
-    metrics |= run.learner.update(samples, clock=clock)
+        shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
+    keep = [index for index, sample in enumerate(samples or ()) if sample.group in shown]
+    metrics |= run.learner.update(samples, clock=clock, keep=keep)
     with clock.phase("sync"):
         metrics |= run.weights.send(version=step)
     run.done = step
@@ -54,7 +57,9 @@ def train_step(run: Run, step: int) -> None:
             metrics |= evaluate(run)
     if zero is not None:
         with clock.phase("log"):
-            zero.log.rollouts(step, groups, zero.prompts_of(groups), advantages_of(groups, samples or []))
+            kept = [[run.learner.kept.get(place) for place in row] for row in places_of(groups, samples or [])]
+            zero.log.rollouts(step, groups, zero.prompts_of(groups), advantages_of(groups, samples or []),
+                              token_groups=shown, kept_P_G=kept)  # fmt: skip
         metrics |= clock.lap() | memory_metrics()
         zero.log.step(step, metrics | throughput_metrics(metrics))
     if is_due(run.recipe.run.save_every, step, run):
