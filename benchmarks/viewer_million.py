@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -79,16 +83,79 @@ def get(base: str, path: str, **parameters: Any) -> tuple[Any, float, int]:
 
 def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
     """The viewer on a run, and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlvr", "view", str(folder), "--port", "0", "--no-browser"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-u", "-m", "rlvr", "view", str(folder), "--port", "0", "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if "http://" in line:
-            return process, line[line.index("http://") :].split()[0].rstrip("/")
+            return process, line[line.index("http://") :].split()[0] + "api/"
     raise SystemExit("the viewer did not start")
+
+
+@contextmanager
+def viewer(folder: Path) -> Iterator[str]:
+    """The address of a viewer's questions while it runs."""
+    process, base = start(folder)
+    try:
+        yield base
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def index(folder: Path) -> None:
+    """Let the viewer index the run, watching the progress that it shows."""
+    began, cpu = time.perf_counter(), os.times()
+    with viewer(folder) as base:
+        while not (state := get(base, "state")[0]["data"][0])["level"]:
+            print(f"  indexed {state['place'] / max(1, state['size']):.0%} after {time.perf_counter() - began:.0f} s")
+            time.sleep(10)
+    spent = os.times()
+    processor = spent.children_user + spent.children_system - cpu.children_user - cpu.children_system
+    size = sum(one.stat().st_size for one in folder.glob(".rollouts.index.sqlite*"))
+    print(f"first indexing: {time.perf_counter() - began:.0f} s, {processor:.0f} s of processor, {size / 1e9:.2f} GB")
+
+
+QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("a common word", {"search": "the"}),
+    ("a rare word", {"search": "RARE"}),
+    ("two words", {"search": "the RARE"}),
+    ("a phrase", {"search": '"so we"'}),
+    ("a beginning", {"search": "wai*"}),
+    ("no such word", {"search": "nosuchwordatall"}),
+    ("a common word, newest first", {"search": "the", "order": "newest"}),
+    ("a common word, filtered", {"search": "the", "outcome": "WRONG", "finish": "length", "tokens_max": 200}),
+    ("a common word, filter that nothing fits", {"search": "the", "reward_min": 2}),
+    ("filter alone", {"outcome": "CORRECT", "tokens_min": 700}),
+    ("filter that nothing fits", {"reward_min": 2}),
+)
+
+
+def measure(folder: Path) -> None:
+    """Index if need be; then open the viewer anew, ask what pages ask, and print seconds and kilobytes."""
+    index(folder)
+    began = time.perf_counter()
+    with viewer(folder) as base:
+        get(base, "state")
+        step = get(base, "step")[0]["data"]
+        first = step["groups"][0]
+        spot = {"step": step["step"], "group": first["group"], "sample": first["samples"][0]["sample"]}
+        text = get(base, "rollout", **spot)[0]["data"]["text"]
+        print(f"open, from the command to the last step's first answer: {time.perf_counter() - began:.2f} s")
+        rare = max(text.replace(".", " ").split("<")[1].split()[1:], key=len)
+        for name, query in QUESTIONS:
+            asked = {key: str(value).replace("RARE", rare) for key, value in query.items()}
+            seconds = [get(base, "search", **asked) for _ in range(3)]
+            count = f"{seconds[0][0]['data']['count']}{'' if seconds[0][0]['data']['counted'] else ' or more'}"
+            print(f"search, {name}: first {seconds[0][1]:.3f} s, again {min(one[1] for one in seconds):.3f} s, "
+                  f"{seconds[0][2] / 1e3:.0f} kB, found {count}")  # fmt: skip
+        pages: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("overview", {}), ("step", {}), ("rollout", spot), ("problems", {}), ("solved", {}), ("suspects", {}),
+            ("glossary", {}), ("series", {"keys": "reward/mean"}),
+        )  # fmt: skip
+        for name, query in pages:
+            _, seconds_asked, size = get(base, name, **query)
+            print(f"{name}: {seconds_asked:.3f} s, {size / 1e3:.0f} kB")
 
 
 def main() -> None:

@@ -38,8 +38,9 @@ CREATE TABLE rollout (
     combo INTEGER, finish TEXT, tokens INTEGER, before INTEGER, content INTEGER, place INTEGER, length INTEGER
 );
 CREATE INDEX rollout_step ON rollout (step, grp);
-CREATE INDEX rollout_tokens ON rollout (tokens);
-CREATE INDEX rollout_before ON rollout (before);
+CREATE INDEX rollout_tokens ON rollout (tokens, reward);
+CREATE INDEX rollout_before ON rollout (before, reward);
+CREATE INDEX rollout_content ON rollout (content, reward);
 CREATE TABLE step (
     step INTEGER PRIMARY KEY, first INTEGER, place INTEGER, length INTEGER, mark INTEGER
 );
@@ -48,7 +49,7 @@ CREATE TABLE grp (
     judged INTEGER DEFAULT 0, correct INTEGER DEFAULT 0, scored INTEGER DEFAULT 0, reward REAL DEFAULT 0,
     PRIMARY KEY (step, grp)
 ) WITHOUT ROWID;
-CREATE INDEX grp_problem ON grp (problem, step);
+CREATE INDEX grp_problem ON grp (problem, step, n, judged, correct, scored, reward);
 CREATE TABLE combo (id INTEGER PRIMARY KEY, outcomes TEXT UNIQUE, first TEXT);
 CREATE TABLE step_combo (step INTEGER, combo INTEGER, n INTEGER, PRIMARY KEY (step, combo)) WITHOUT ROWID;
 CREATE TABLE problem (id INTEGER PRIMARY KEY, name TEXT UNIQUE, reference INTEGER);

@@ -173,22 +173,25 @@ class Rollouts:
         having, by = {
             "never": ("sum(correct) = 0", "n DESC, name"),
             "always": ("sum(correct) = sum(judged)", "n DESC, name"),
-            "variable": ("1", "spread DESC, abs(1.0 * sum(correct) / sum(judged) - 0.5), n DESC, name"),
+            "variable": ("1", "spread DESC, abs(1.0 * correct / judged - 0.5), n DESC, name"),
             "name": ("1", "name"),
         }[order]
+        # variance of the visits' success rates, E[x^2] - E[x]^2: what changed from visit to visit
+        rate = "1.0 * correct / judged"
         each = (
-            "SELECT problem, problem.name, sum(n) AS n, sum(judged) AS judged, sum(correct) AS correct, "
+            "SELECT problem, sum(n) AS n, sum(judged) AS judged, sum(correct) AS correct, "
             "sum(reward) / sum(scored) AS reward, count(*) AS visits, min(step) AS first, max(step) AS last, "
-            # variance of the visits' success rates, E[x^2] - E[x]^2: what changed from visit to visit
-            "avg(1.0 * correct * correct / (judged * judged)) - avg(1.0 * correct / judged) "
-            "* avg(1.0 * correct / judged) AS spread "
-            "FROM grp JOIN problem ON problem.id = grp.problem WHERE judged > 0 AND name LIKE ? ESCAPE '\\' "
-            f"GROUP BY problem HAVING {having}"
+            f"avg({rate} * {rate}) - avg({rate}) * avg({rate}) AS spread "
+            f"FROM grp WHERE judged > 0 GROUP BY problem HAVING {having}"
         )
         like = "%" + re.sub(r"([\\%_])", r"\\\1", search) + "%"
         with self.index.reading() as database:
-            rows = database.execute(f"{each} ORDER BY {by} LIMIT {PAGE} OFFSET ?", (like, offset)).fetchall()
-            (count,) = database.execute(f"SELECT count(*) FROM ({each})", (like,)).fetchone()
+            rows = database.execute(
+                f"SELECT each.*, name, count(*) OVER () AS every FROM ({each}) AS each "
+                "JOIN problem ON problem.id = each.problem WHERE name LIKE ? ESCAPE '\\' "
+                f"ORDER BY {by} LIMIT {PAGE} OFFSET ?", (like, offset),
+            ).fetchall()  # fmt: skip
+            count = rows[0]["every"] if rows else 0
             numbers = [row["problem"] for row in rows]
             visits: dict[int, list[list[float]]] = {number: [] for number in numbers}
             for row in database.execute(

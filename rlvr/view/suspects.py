@@ -65,7 +65,7 @@ def _short(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> dic
         f"SELECT * FROM rollout WHERE tokens <= ? AND reward >= ? ORDER BY tokens, id LIMIT {PAGE}", (limit, high)
     ).fetchall()
     (count,) = database.execute(
-        "SELECT count(*) FROM rollout WHERE tokens <= ? AND +reward >= ?", (limit, high)
+        "SELECT count(*) FROM rollout WHERE tokens <= ? AND reward >= ?", (limit, high)
     ).fetchone()
     return {
         "rule": "short", "title": "Very short", "count": count, "rows": rollouts.rows(database, found),
