@@ -18,10 +18,13 @@ def view(arguments: argparse.Namespace) -> int:
             print(export(runs, arguments.export, arguments.export_rollouts))
         else:
             serve(runs, arguments.port, open_browser=not arguments.no_browser)
+    except KeyboardInterrupt:
+        print("rlvr view: closed")
     except RunError as error:
         print(f"rlvr: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"rlvr: {error}", file=sys.stderr)
+        where = arguments.export or f"port {arguments.port} (--port 0 takes a free one)"
+        print(f"rlvr: {where}: {error}", file=sys.stderr)
         return 1
     return 0

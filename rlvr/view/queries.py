@@ -268,8 +268,9 @@ class Rollouts:
 
 def excerpt(text: str, search: str) -> str:
     """A piece of a text around the first word that was searched for, its end where nothing was."""
-    words = [re.escape(word.strip('"*')) for word in search.split() if word.strip('"*')]
-    found = re.search("|".join(words), text, re.IGNORECASE) if words else None
+    words = re.findall(r"\w+", search)
+    wanted = (r"\W+".join(words), "|".join(words)) if words else ()
+    found = next(filter(None, (re.search(rf"\b(?:{one})", text, re.IGNORECASE) for one in wanted)), None)
     start = max(0, found.start() - EXCERPT // 3) if found else max(0, len(text) - EXCERPT)
     piece = text[start : start + EXCERPT]
     return ("…" if start else "") + piece + ("…" if start + EXCERPT < len(text) else "")
