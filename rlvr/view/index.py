@@ -15,7 +15,7 @@ import re
 import sqlite3
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ class Index:
                 database.executescript(_TABLES)
 
     @contextmanager
-    def reading(self) -> Iterable[sqlite3.Connection]:  # type: ignore[misc]  # mypy wants Iterator, callers get one
+    def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection that only reads."""
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=60)) as database:
             database.row_factory = sqlite3.Row

@@ -61,7 +61,8 @@ function plot(holder, { series, data, xLabel, range, bands, yRange, healthy, ons
   }
   const watcher = new ResizeObserver(() => made.setSize({ width: Math.max(200, holder.clientWidth), height }));
   watcher.observe(holder);
-  return { plot: made, close: () => (watcher.disconnect(), made.destroy()) };
+  const isZoomed = () => made.scales.x.min > data[0][0] || made.scales.x.max < data[0].at(-1);
+  return { plot: made, isZoomed, close: () => (watcher.disconnect(), made.destroy()) };
 }
 
 // tables: {label: {x: [...], y: [...]}} as lines over one axis; raw values stay faint behind smoothed ones.

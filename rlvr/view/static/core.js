@@ -2,7 +2,10 @@
 // What all pages share: elements, questions to the server, the address of a view, keys. Text of runs is hostile: it
 // only ever becomes a text node or an attribute's value, never markup.
 
-const pages = {}; // name -> {title, perRun, show(parameters, main) -> {refresh(), keys: {key: [words, function]}}}
+// name -> {title, perRun, show(parameters, holder)}; show returns what the page can do:
+// update(parameters) for another view of the same page, refresh() when what it `watches` of the runs' state has
+// changed, placed() once it is in the document, close(), and its keys: {key: [words, function]}
+const pages = {};
 const shared = { state: [], current: null, shown: 0 };
 
 function h(tag, attributes = {}, ...children) {
@@ -111,7 +114,7 @@ function select(name, choices, value, onchange, label) {
 }
 
 function isTyping(target) {
-  return target.closest?.("input:not([type=checkbox]):not([type=range]), select, textarea, [contenteditable]") !== null;
+  return Boolean(target?.closest?.("input:not([type=checkbox]):not([type=range]), select, textarea, [contenteditable]"));
 }
 
 // ------------------------------------------------------------------------------------------------------------- keys

@@ -61,12 +61,14 @@ pages.curves = {
     }
     let known = Object.keys(glossary).length;
     return {
+      watches: "metrics",
       keys: { s: ["smoothing on and off", () => change({ smooth: weight ? "" : "0.6" }, { replace: true })],
               x: ["next x axis", () => change({ x: X_WORDS[(X_WORDS.findIndex(([key]) => key === x) + 1) % 4][0] }, { replace: true })] },
       close: () => { sight.disconnect(); for (const card of charts) card.chart?.close(); },
       async refresh() {
         if (Object.keys(await api("glossary")).length !== known) return show(); // new metrics: a new page
         for (const card of charts) {
+          if (card.chart?.isZoomed()) continue; // what is being looked at stays
           card.isFresh = false;
           if (card.inSight) draw(card);
         }

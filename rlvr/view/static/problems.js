@@ -56,7 +56,7 @@ pages.problems = {
         const colours = { never: OUTCOME_COLOURS.wrong, sometimes: "#d9b13b", always: OUTCOME_COLOURS.correct };
         if (solved.steps.length) drawn = stacked(chart, solved.steps, layers, { xLabel: "step", colours, height: 170, onstep: (at) => go("rollouts", { run, step: solved.steps[at] }) });
       },
-      close: () => drawn?.close(),
+      watches: "place", refresh: show, close: () => drawn?.close(),
       keys: { o: ["next order", () => change({ order: ORDERS[(ORDERS.findIndex(([key]) => key === order) + 1) % 4][0], offset: "" })] },
     };
   },
@@ -105,7 +105,7 @@ pages.problem = {
         const table = { x: judged.map((one) => one.step), y: judged.map((one) => one.correct / one.judged) };
         if (judged.length) drawn = lines(chart, { right: table }, { xLabel: "step", height: 150, yRange: () => [-0.02, 1.02], onpoint: ([, at]) => go("rollouts", { run, step: judged[at].step, group: judged[at].group }) });
       },
-      close: () => drawn?.close(),
+      watches: "place", refresh: show, close: () => drawn?.close(),
       keys: { j: ["next sample", () => other(1)], k: ["sample before", () => other(-1)], l: ["later visits", () => move(1)], h: ["earlier visits", () => move(-1)], u: ["all problems", () => go("problems", { run })] },
     };
   },

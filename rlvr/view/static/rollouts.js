@@ -21,7 +21,7 @@ pages.rollouts = {
       const state = shared.state.find((one) => one.label === run);
       const words = state.size ? "The rollouts are being indexed; the first step appears here in a moment." : "This run has no rollouts yet (or run.log_rollouts is false).";
       holder.append(h("p", { class: "message" }, words));
-      return { refresh: show };
+      return { watches: "place", refresh: show };
     }
     const view = { parameters, overview, side: h("section", { class: "side", "aria-label": "which rollout" }), detail: h("section", { class: "detail", "aria-label": "the rollout", tabindex: -1 }), list: null, rows: [], stepData: null, record: null };
     const filters = h("div");
@@ -32,24 +32,24 @@ pages.rollouts = {
       filters.replaceChildren(filterBar(view));
       await (isList(next) ? fillList(view) : fillStep(view));
       await fillDetail(view);
+      const exact = link("rollouts", view.parameters); // the address names the answer, also where it was not asked for
+      if (view.parameters === next && location.hash !== exact) history.replaceState(null, "", exact);
     };
     await update(parameters);
-    return { update, refresh: () => refreshRollouts(view, filters), keys: rolloutKeys(view) };
+    return { update, watches: "place", refresh: () => refreshRollouts(view), keys: rolloutKeys(view) };
   },
 };
 
 const isList = (parameters) => FILTERS.some((name) => has(parameters[name]));
 const filterOf = (parameters) => Object.fromEntries(FILTERS.filter((name) => has(parameters[name])).map((name) => [name, parameters[name]]));
 
-async function refreshRollouts(view, filters) {
+async function refreshRollouts(view) {
   view.overview = await api("overview", { run: view.parameters.run });
   if (isList(view.parameters)) {
     if (view.rows.length < 50) await fillList(view, { force: true }); // a longer list would jump under the reader's eyes
   } else {
-    const onLast = !has(view.parameters.step);
     view.stepData = null;
     await fillStep(view);
-    if (onLast) await fillDetail(view);
   }
 }
 

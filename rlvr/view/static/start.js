@@ -17,15 +17,20 @@ function status() {
 }
 
 async function poll() {
+  const watched = (state) => JSON.stringify(state.map((run) => run[shared.current?.watches]));
+  const before = shared.state;
   try {
-    const before = JSON.stringify(shared.state);
     shared.state = await api("state");
     status();
-    if (JSON.stringify(shared.state) !== before) await shared.current?.refresh?.();
-  } catch (error) {
+  } catch {
     document.getElementById("status").textContent = "not live: the viewer has ended";
   }
-  setTimeout(poll, POLL);
+  try {
+    // nothing changes under the hands of somebody who types
+    if (watched(shared.state) !== watched(before) && !isTyping(document.activeElement)) await shared.current.refresh();
+  } finally {
+    setTimeout(poll, POLL);
+  }
 }
 
 async function start() {

@@ -22,6 +22,7 @@ pages.suspects = {
     const drawn = [];
     return {
       placed: () => charts.forEach(([place, rule]) => drawn.push(lines(place, { reward: { x: rule.chart.x, y: rule.chart.reward }, agreement: { x: rule.chart.x, y: rule.chart.agreement } }, { xLabel: "step", onpoint: ([, at]) => go("rollouts", { run, step: rule.chart.x[at] }) }))),
+      watches: "place", refresh: () => shared.state.every((one) => one.level) && show(), // it looks at the whole run
       close: () => drawn.forEach((one) => one.close()),
       keys: {
         j: ["next suspect", () => step(1)], k: ["suspect before", () => step(-1)],
