@@ -53,7 +53,7 @@ def test_every_page_works_from_the_file(
     expect(page.locator(".answer")).to_have_text(found[0]["text"])
     assert HOSTILE in found[0]["text"]
     page.get_by_role("link", name="Problems").click()
-    expect(page.locator(".problems tbody tr")).to_have_count(4)
+    expect(page.locator("table.problems tbody tr")).to_have_count(4)
     page.get_by_role("link", name="train:3", exact=True).click()
     expect(page.locator(".side-by-side .answer")).to_have_count(4)
     page.get_by_role("link", name="Suspects").click()

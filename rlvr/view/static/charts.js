@@ -1,7 +1,7 @@
 "use strict";
 // uPlot in the colours of the page: lines with a healthy range behind them, and stacked bands.
 
-const PALETTE = ["#3b7dd8", "#d9822b", "#2f9e6e", "#b05bc4", "#c94f4f", "#7a7f3a", "#3aa6b9", "#8a6d5a"];
+const PALETTE = ["#3b7dd8", "#d9822b", "#2f9e6e", "#b05bc4", "#c94f4f", "#7a7f3a", "#3aa6b9", "#8a6d5a", "#e07ba0", "#5b5bd6", "#a8b545", "#6b7785"];
 const shade = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function smooth(values, weight) {

@@ -140,7 +140,9 @@ function stackedSections(keys, glossary, context) {
 function stackCard(title, tip, keys, label, context, colours, yRange) {
   const card = cardOf(title, [tip], keys, context, {});
   card.draw = (data) => {
-    const mine = data[label];
+    const all = data[label];
+    const there = [...all.x.keys()].filter((at) => keys.some((key) => all[key][at] !== null)); // a file holds all lines
+    const mine = Object.fromEntries(["x", "step", ...keys].map((key) => [key, there.map((at) => all[key][at])]));
     // what never happened has no band
     const shown = keys.filter((key) => mine[key].some((value) => value));
     if (!shown.length) return void card.place.append(h("p", { class: "message" }, "no values"));
