@@ -11,7 +11,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 # For a test, with what importing its rubrics takes; all that it asks for would bring another version of datasets.
 RUBRICS := verifiers==0.3.1 renderers==0.1.12 prime-pydantic-config==0.4.3 tenacity==9.2.1
 
-.PHONY: setup demo test chromium lint format bench verifiers-check gpu-check smollm2 schema clean help
+.PHONY: setup demo test chromium lint format bench bench-learning verifiers-check gpu-check smollm2 schema clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,9 @@ bench: setup smollm2  ## measure: grading, sandbox, engine, learner, a whole ste
 	$(BIN)/python benchmarks/engine_throughput.py $(SMOLLM2)
 	PYTHONPATH=. $(BIN)/python benchmarks/learner_step.py
 	$(BIN)/python benchmarks/step_beside_trl.py
+
+bench-learning: setup  ## does every objective learn? a toy task, each surrogate, three seeds; the table is docs/learning.md
+	PYTHONPATH=. $(BIN)/python benchmarks/learning.py --out docs/learning.md
 
 verifiers-check:  ## tasks of verifiers 0.4 behind the adapter, in an environment of their own
 	$(PYTHON) -m venv $(VENV)-verifiers

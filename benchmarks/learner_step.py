@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
 import statistics
 import tempfile
 import time
 from contextlib import contextmanager
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as rlvr's own command does, before torch allocates
 
 import torch
 from accelerate import Accelerator
@@ -105,12 +108,20 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--torch-attention", action="store_true", help="torch's own backward pass, for comparison")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = args.model or smollm2_135m(folder)
         learner = Learner(
-            Model(path=path, dtype=args.dtype, autocast=args.autocast),
+            Model(
+                path=path,
+                dtype=args.dtype,
+                autocast=args.autocast,
+                gradient_checkpointing=args.gradient_checkpointing,
+                compile=args.compile,
+            ),
             LearnerConfig(
                 lr=5e-6, micro_batch_tokens=args.micro_batch_tokens, head_chunk=args.head_chunk, packing=args.packing
             ),

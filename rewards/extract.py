@@ -272,15 +272,21 @@ ASIDE = re.compile(
 """A remark behind the last number."""
 WITH_UNIT = re.compile(r"\s*(-?[\d.,]+)\s*[mgshlL](?:[²³]|\^?[23])?[\s.]*\Z")
 PLAIN_BRACKETS = re.compile(r"(?<![A-Za-z\d])[(\[]\s*-?[\d.][\d./ ]*(?:,\s*-?[\d.][\d./ ]*)+[)\]]")
+HASH_LINE = re.compile(r"####\s*[-−]?[$£€]?\s?[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)\s?%?(?: [A-Za-z]+){0,4}\.?\Z")
+"""The last line of a GSM8K solution; ``#### Step 2`` is a heading."""
+LONGEST_HASH_LINE = 80
 
 
 def candidates(text: str, choice: bool = False) -> Iterator[str]:
     r"""Readings of a whole response, best first, as math-verify ranks them; the first that can be read is taken.
 
-    "final answer is ..." and ``\boxed`` (whichever stands last), then "answer: ...", then the last formula, then the
-    last number. With ``choice`` (the reference is a letter) the letter is looked for instead.
+    A last line ``#### 18``, "final answer is ..." and ``\boxed`` (whichever stands last), then "answer: ...", then the
+    last formula, then the last number. With ``choice`` (the reference is a letter) the letter is looked for instead.
     """
     said = text.rpartition("</think>")[2].strip() or text
+    last = SPECIAL_TOKEN.sub("", said.rstrip()).rpartition("\n")[2].strip()
+    if len(last) <= LONGEST_HASH_LINE and HASH_LINE.match(last):
+        yield _hash(last).text or ""
     boxes = [box for box in find_boxed(said) if box.content]
     finals = list(FINAL.finditer(said))
     if boxes and not (finals and finals[-1].start() > boxes[-1].start and not find_boxed(finals[-1].group())):

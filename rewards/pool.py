@@ -4,23 +4,25 @@ A model's answer can hang sympy, eat the memory, or bring the interpreter down, 
 stops all of that (a C extension does not poll signals, `signal.alarm` needs the main thread). So verifiers run in
 processes of their own; the parent keeps the clock and kills.
 
-Threads: one per worker takes jobs from the common queue, sends a few at a time and waits for each answer until its
-limit; one more starts processes and keeps a spare ready. None of them polls: they sleep in the kernel.
+Threads: one per worker takes jobs from the common queue, sends a batch and sleeps until the worker rings that it is
+done; while it hands the answers out the worker has its next batch. Where the bell is late it waits for each answer
+until its limit. One more thread starts processes and keeps a spare ready. None of them polls: they sleep in the kernel.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
+from rewards.job import Graded, Job, PoolStats, fail, graded, why_not
 from rewards.process import WorkerDied, WorkerLate, WorkerProcess, WorkerStartError
 from rewards.spec import VerifierSpec, VerifierSpecError
 from rewards.verdict import Outcome, Verdict
@@ -33,51 +35,14 @@ START_TIMEOUT = 120.0
 START_ATTEMPTS = 3
 """How often starting is tried when a worker dies or is late; a verifier that cannot be built fails at once."""
 CLOSED = "the grading pool was closed before this answer was graded"
-BATCH = 32
+BATCH = 64
 """The most jobs a worker holds at once: the pipe then costs little beside an answer of 50 microseconds."""
 BATCH_SECONDS = 0.02
 """The work, by what the verifier's last answers took, that a worker is given at once."""
 PATIENCE = 0.1
 """Seconds after which jobs that wait behind a slow one in the same worker are offered to the others."""
-
-
-@dataclass(slots=True)
-class PoolStats:
-    """What happened in a pool since its start."""
-
-    graded: int = 0
-    """Verdicts given."""
-    timeouts: int = 0
-    """Workers killed because a grading did not finish in time."""
-    crashes: int = 0
-    """Gradings that ended their worker (memory, stack, signal), counted once the verdict was CRASHED."""
-    retries: int = 0
-    """Gradings begun again because their worker died for a reason that may not have been theirs."""
-    errors: int = 0
-    """Verdicts of outcome ERROR: the verifier raised."""
-    respawns: int = 0
-    """Workers replaced."""
-    busy_seconds: float = 0.0
-    """Seconds that workers spent inside verifiers, summed."""
-
-
-class Graded(NamedTuple):
-    """A verdict and the seconds that the verifier took for it."""
-
-    verdict: Verdict
-    seconds: float
-
-
-@dataclass(slots=True)
-class _Job:
-    kind: str  # one of rewards.worker.KINDS
-    verifier: str
-    completion: str
-    reference: Any
-    future: Future[Graded]
-    is_running: bool = False
-    deaths: int = 0
-    """Workers that died while they had this job."""
+SPARE_DELAY = 4.0
+"""Seconds that the first spare waits for, unless trouble comes first: a short run does not pay for it."""
 
 
 class GradingPool:
@@ -106,7 +71,7 @@ class GradingPool:
         self._specs, self._memory_mb, self._workers = dict(specs), memory_mb, workers
         self._timeout, self._timeouts = timeout, dict[str, float]()
         self._lock = threading.Condition()
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._closed = False
         self._broken: WorkerStartError | None = None
         self._stats = PoolStats()
@@ -114,7 +79,9 @@ class GradingPool:
         self._lowest: dict[str, float] = {}
         self._active: set[WorkerProcess] = set()
         self._spares: queue.Queue[WorkerProcess | WorkerStartError] = queue.Queue()
-        self._wanted = threading.Semaphore(workers + 1)  # the workers and one spare
+        self._wanted = threading.Semaphore(workers)
+        self._trouble = threading.Event()
+        """Set when a worker was lost or may soon be, or the pool ends: time for the spare."""
         self._spawner = threading.Thread(target=self._spawn, name="grading-spawner", daemon=True)
         self._spawner.start()
         first = self._spares.get()
@@ -147,16 +114,16 @@ class GradingPool:
         self._enqueue(jobs)
         return [job.future.result().verdict for job in jobs]
 
-    def _job(self, kind: str, verifier: str, completion: str, reference: Any) -> _Job:
+    def _job(self, kind: str, verifier: str, completion: str, reference: Any) -> Job:
         if kind not in KINDS:
             raise ValueError(f"kind: {kind!r} is none of {', '.join(KINDS)}")
         if verifier not in self._specs:
             raise ValueError(f"verifier: {verifier!r} is not in this pool; it holds: {', '.join(self._specs)}")
         if not isinstance(completion, str):
             raise TypeError(f"completion: {completion!r:.200} is a {type(completion).__name__}, it must be a str")
-        return _Job(kind, verifier, completion, reference, Future())
+        return Job(kind, verifier, completion, reference, Future())
 
-    def _enqueue(self, jobs: list[_Job]) -> None:
+    def _enqueue(self, jobs: list[Job]) -> None:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the grading pool is closed")
@@ -168,7 +135,7 @@ class GradingPool:
     def check_references(self, items: Iterable[tuple[str, Any]]) -> list[str | None]:
         """For each (verifier, reference): None where it can be graded against, else the reason why not, in order."""
         futures = [self.submit(verifier, "", reference, kind="check") for verifier, reference in items]
-        return [_why_not(future.result().verdict) for future in futures]
+        return [why_not(future.result().verdict) for future in futures]
 
     def lowest_score(self, verifier: str) -> float:
         """What the verifier declares as its lowest score: the score of TIMEOUT and CRASHED."""
@@ -189,9 +156,10 @@ class GradingPool:
             active = list(self._active)
             self._lock.notify_all()
         for job in waiting:
-            _fail(job, RuntimeError(CLOSED))
+            fail(job, RuntimeError(CLOSED))
         for worker in active:
             worker.interrupt()  # the thread that waits for it sees it die, and ends
+        self._trouble.set()
         self._wanted.release()
         self._spawner.join()
         self._spares.put(WorkerStartError(CLOSED))
@@ -220,19 +188,22 @@ class GradingPool:
             if worker is None:
                 self._give_back(jobs)
                 return
-            if not self._grade_batch(worker, jobs):
+            if not self._grade(worker, jobs):
                 self._lose(worker)
                 worker = None
         if worker is not None:
             self._lose(worker)
 
-    def _take(self) -> list[_Job] | None:
+    def _take(self, wait: bool = True) -> list[Job] | None:
         """The next jobs for one worker, an even share of the queue; None when the pool has ended."""
         with self._lock:
-            self._lock.wait_for(lambda: self._jobs or self._closed or self._broken)
+            while not (self._jobs or self._closed or self._broken):
+                if not wait:
+                    return []
+                self._lock.wait()
             if self._closed or self._broken is not None:
                 return None
-            share, room, jobs = len(self._jobs) // self._workers, BATCH_SECONDS, list[_Job]()
+            share, room, jobs = len(self._jobs) // self._workers, BATCH_SECONDS, list[Job]()
             while self._jobs and (not jobs or (room > 0 and len(jobs) < min(BATCH, share))):
                 jobs.append(self._jobs.popleft())
                 room -= self._pace[jobs[-1].verifier]
@@ -240,7 +211,7 @@ class GradingPool:
             job.is_running = job.is_running or job.future.set_running_or_notify_cancel()
         return [job for job in jobs if job.is_running]
 
-    def _give_back(self, jobs: Collection[_Job]) -> None:
+    def _give_back(self, jobs: Collection[Job]) -> None:
         """Jobs that a worker did not begin go to the front again, for whoever is free."""
         with self._lock:
             if not self._closed and self._broken is None:
@@ -248,18 +219,42 @@ class GradingPool:
                 self._lock.notify(len(jobs))
                 return
         for job in jobs:
-            _fail(job, self._broken or RuntimeError(CLOSED))
+            fail(job, self._broken or RuntimeError(CLOSED))
 
-    def _grade_batch(self, worker: WorkerProcess, jobs: list[_Job]) -> bool:
-        """Grade jobs in order; False when the worker is lost (what it had not begun is given back)."""
-        left, owed = deque(jobs), 0
+    def _grade(self, worker: WorkerProcess, jobs: list[Job]) -> bool:
+        """Grade batches for as long as work waits; False when the worker is lost (what it had not begun is given back).
+
+        The next batch is sent before the answers to the last are handed out, so that the worker need not wait.
+        """
+        is_alive = self._send(worker, jobs)
+        while is_alive and jobs:
+            answers = worker.receive_batch(BATCH_SECONDS) if len(jobs) > 1 else []
+            if len(answers) < len(jobs):
+                self._finish([(job, *graded(answer)) for job, answer in zip(jobs, answers, strict=False)])
+                left = jobs[len(answers) :]
+                if answers and answers[-1]["outcome"] == Outcome.CRASHED:
+                    self._give_back(left)
+                    return False
+                return self._grade_one_by_one(worker, deque(left))
+            answered, is_alive = jobs, answers[-1]["outcome"] != Outcome.CRASHED
+            jobs = (self._take(wait=False) or []) if is_alive else []
+            if jobs:
+                is_alive = self._send(worker, jobs)
+            self._finish([(job, *graded(answer)) for job, answer in zip(answered, answers, strict=True)])
+        worker.empty_stderr()
+        return is_alive
+
+    def _send(self, worker: WorkerProcess, jobs: list[Job]) -> bool:
         try:
-            worker.send([(job.kind, job.verifier, job.completion, job.reference) for job in jobs], START_TIMEOUT)
+            worker.send_batch([(job.kind, job.verifier, job.completion, job.reference) for job in jobs], START_TIMEOUT)
         except (WorkerDied, WorkerLate):  # it died idle: nobody's answer did that
-            self._give_back(left)
+            self._give_back(jobs)
             return False
-        if len(jobs) > 1:  # most answers are then there at once, and this thread wakes up once for all of them
-            time.sleep(min(BATCH_SECONDS, sum(self._pace[job.verifier] for job in jobs)))
+        return True
+
+    def _grade_one_by_one(self, worker: WorkerProcess, left: deque[Job]) -> bool:
+        """Wait for each answer until its limit; False when the worker is lost."""
+        owed = 0
         while left:
             job = left.popleft()
             limit = self._timeouts[job.verifier]
@@ -267,23 +262,23 @@ class GradingPool:
                 try:
                     answer = worker.receive(min(limit, PATIENCE))
                 except WorkerLate:
+                    self._trouble.set()
                     if self._workers > 1:  # do not let the others wait for a slow one
                         owed += len(left)
                         self._give_back(left)
                         left = deque()
                     answer = worker.receive(limit - min(limit, PATIENCE))
             except WorkerLate:
-                detail = {"limit_seconds": limit}
-                self._finish(job, Verdict(self._lowest[job.verifier], Outcome.TIMEOUT, detail), limit)
+                verdict = Verdict(self._lowest[job.verifier], Outcome.TIMEOUT, {"limit_seconds": limit})
+                self._finish([(job, verdict, limit)])
                 self._give_back(left)
                 return False
             except WorkerDied:
                 self._died(worker, job)
                 self._give_back(left)
                 return False
-            outcome = Outcome(answer["outcome"])
-            self._finish(job, Verdict(answer["score"], outcome, answer["detail"]), answer["seconds"])
-            if outcome is Outcome.CRASHED:
+            self._finish([(job, *graded(answer))])
+            if answer["outcome"] == Outcome.CRASHED:
                 self._give_back(left)
                 return False
         worker.empty_stderr()
@@ -298,49 +293,58 @@ class GradingPool:
             return False
         return True
 
-    def _died(self, worker: WorkerProcess, job: _Job) -> None:
+    def _died(self, worker: WorkerProcess, job: Job) -> None:
         """The first death may be a bystander's (the kernel's out-of-memory killer chooses freely): ask once more."""
         reason = worker.obituary()
         job.deaths += 1
         if job.deaths > 1:
-            self._finish(job, Verdict(self._lowest[job.verifier], Outcome.CRASHED, {"reason": reason}), 0.0)
+            verdict = Verdict(self._lowest[job.verifier], Outcome.CRASHED, {"reason": reason})
+            self._finish([(job, verdict, 0.0)])
             return
         with self._lock:
             self._stats.retries += not self._closed
         self._give_back([job])
 
-    def _finish(self, job: _Job, verdict: Verdict, seconds: float) -> None:
+    def _finish(self, graded: list[tuple[Job, Verdict, float]]) -> None:
         with self._lock:
-            self._stats.graded += 1
-            self._stats.busy_seconds += seconds
-            self._stats.timeouts += verdict.outcome is Outcome.TIMEOUT
-            self._stats.crashes += verdict.outcome is Outcome.CRASHED
-            self._stats.errors += verdict.outcome is Outcome.ERROR
-            if self._timeouts[job.verifier] <= self._timeout:  # else slow by its own word: one job at a time
-                self._pace[job.verifier] += 0.2 * (min(seconds, PATIENCE) - self._pace[job.verifier])
-        job.future.set_result(Graded(verdict, seconds))
+            self._stats.graded += len(graded)
+            for job, verdict, seconds in graded:
+                self._stats.busy_seconds += seconds
+                self._stats.timeouts += verdict.outcome is Outcome.TIMEOUT
+                self._stats.crashes += verdict.outcome is Outcome.CRASHED
+                self._stats.errors += verdict.outcome is Outcome.ERROR
+                if self._timeouts[job.verifier] <= self._timeout:  # else slow by its own word: one job at a time
+                    self._pace[job.verifier] += 0.2 * (min(seconds, PATIENCE) - self._pace[job.verifier])
+        for job, verdict, seconds in graded:
+            job.future.set_result(Graded(verdict, seconds))
 
     # -- starting processes --------------------------------------------------------------------------------------
 
     def _spawn(self) -> None:
         """Start processes whenever one is wanted; all in this thread, because a worker dies with its thread."""
-        while True:
-            self._wanted.acquire()
+        for count in itertools.count():
+            if count == self._workers:
+                self._trouble.wait(SPARE_DELAY)
+            else:
+                self._wanted.acquire()
             if self._closed:
                 return
             self._spares.put(self._start())
 
     def _start(self) -> WorkerProcess | WorkerStartError:
         for attempt in range(START_ATTEMPTS):
-            worker = WorkerProcess(self._specs, self._memory_mb)
             try:
+                worker = WorkerProcess(self._specs, self._memory_mb)
                 self._lowest, needs = worker.wait_ready(START_TIMEOUT)
                 for name, spec in self._specs.items():
                     self._timeouts[name] = spec.timeout or max(self._timeout, needs[name])
                 return worker
-            except WorkerStartError as failure:
-                if attempt == START_ATTEMPTS - 1 or failure.is_final or self._closed:
-                    return failure
+            except OSError as error:
+                failure = WorkerStartError(f"no process can be started for a grading worker: {error}")
+            except WorkerStartError as error:
+                failure = error
+            if attempt == START_ATTEMPTS - 1 or failure.is_final or self._closed:
+                return failure
         raise AssertionError("unreachable: the last attempt returns")
 
     def _next_worker(self) -> WorkerProcess | None:
@@ -357,29 +361,13 @@ class GradingPool:
             spare.kill()
         self._spares.put(failure)  # the other threads learn it the same way
         for job in waiting:
-            _fail(job, failure)
+            fail(job, failure)
         return None
 
     def _lose(self, worker: WorkerProcess) -> None:
         with self._lock:
             self._active.discard(worker)
             self._stats.respawns += not self._closed
+        self._trouble.set()
         worker.kill()
         self._wanted.release()
-
-
-def _fail(job: _Job, error: Exception) -> None:
-    if job.is_running or job.future.set_running_or_notify_cancel():
-        job.future.set_exception(error)
-
-
-def _why_not(verdict: Verdict) -> str | None:
-    match verdict.outcome:
-        case Outcome.CORRECT:
-            return None
-        case Outcome.TIMEOUT:
-            return f"checking it did not finish within {verdict.detail['limit_seconds']} s"
-        case Outcome.ERROR:
-            return f"check_reference raised {verdict.detail['reason']}\n{verdict.detail['traceback']}"
-        case _:
-            return str(verdict.detail["reason"])

@@ -51,8 +51,10 @@ class WorkerProcess:
 
     def __init__(self, specs: Mapping[str, VerifierSpec], memory_mb: int) -> None:
         self._stderr = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115  # lives as long as the worker
+        self._bell, ringer = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _ENTRY, str(Path(__file__).resolve().parent.parent)],
+            [sys.executable, "-c", _ENTRY, str(Path(__file__).resolve().parent.parent), str(ringer)],
+            pass_fds=[ringer],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -60,14 +62,16 @@ class WorkerProcess:
             env=_environment(),
             start_new_session=True,  # Ctrl-C reaches the trainer, not the graders; kill() reaches their children too
         )
+        os.close(ringer)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._to, False)
-        self._readable, self._writable = select.poll(), select.poll()
+        self._readable, self._writable, self._rung = select.poll(), select.poll(), select.poll()
         self._readable.register(self._from, select.POLLIN)
+        self._rung.register(self._bell, select.POLLIN)
         self._writable.register(self._to, select.POLLOUT)
-        self._buffer = bytearray()
+        self._buffer, self._batch = bytearray(), 0
         self._ending = threading.Lock()
         self._hello = {
             "parent": os.getpid(),
@@ -107,23 +111,58 @@ class WorkerProcess:
             except BrokenPipeError:
                 raise WorkerDied from None
 
+    def send_batch(self, jobs: list[tuple[str, str, str, Any]], timeout: float) -> None:
+        """Send jobs as one frame with a number, by which the worker rings; raises as `send` does."""
+        self._batch = (self._batch + 1) % 256
+        self.send((self._batch, jobs), timeout)
+
     def receive(self, timeout: float) -> dict[str, Any]:
         """The next frame of the worker; raises `WorkerLate` after timeout seconds, `WorkerDied` when it ended."""
         deadline = time.monotonic() + timeout
-        while True:
-            if len(self._buffer) >= HEADER.size:
-                end = HEADER.size + HEADER.unpack_from(self._buffer)[0]
-                if len(self._buffer) >= end:
-                    body = bytes(self._buffer[HEADER.size : end])
-                    del self._buffer[:end]
-                    answer: dict[str, Any] = json.loads(body)
-                    return answer
-            if not self._readable.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise WorkerLate
-            chunk = os.read(self._from, 65536)
-            if not chunk:
-                raise WorkerDied
-            self._buffer += chunk
+        while (answer := self._next_frame()) is None:
+            self._read(max(0.0, deadline - time.monotonic()))
+        return answer
+
+    def receive_batch(self, timeout: float) -> list[dict[str, Any]]:
+        """What the worker has answered when it rings for the last batch sent, or after timeout seconds.
+
+        The answers stand in the pipe as soon as they are known, so that none is lost with a worker that is killed;
+        but whoever waits for them is woken once a batch.
+        """
+        deadline, answers = time.monotonic() + timeout, list[dict[str, Any]]()
+        while self._rung.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            rung = os.read(self._bell, 4096)
+            if not rung or self._batch in rung:
+                break
+        try:
+            while True:
+                while (answer := self._next_frame()) is not None:
+                    answers.append(answer)
+                self._read(0.0)
+        except (WorkerLate, WorkerDied):  # nothing more now; whoever waits for the next answer learns which
+            return answers
+
+    def _next_frame(self) -> dict[str, Any] | None:
+        if len(self._buffer) < HEADER.size:
+            return None
+        end = HEADER.size + HEADER.unpack_from(self._buffer)[0]
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[HEADER.size : end])
+        del self._buffer[:end]
+        try:
+            answer: dict[str, Any] = json.loads(body)
+        except ValueError:  # foreign code wrote into the pipe: nothing that follows can be trusted
+            raise WorkerDied from None
+        return answer
+
+    def _read(self, timeout: float) -> None:
+        if not self._readable.poll(timeout * 1000):
+            raise WorkerLate
+        chunk = os.read(self._from, 65536)
+        if not chunk:
+            raise WorkerDied
+        self._buffer += chunk
 
     def obituary(self) -> str:
         """How the process ended and the last of what it said."""
@@ -146,13 +185,16 @@ class WorkerProcess:
                 os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """`interrupt`, wait for the end, close the pipes. Safe to call twice."""
+        """`interrupt`, wait for the end, close the pipes. Safe to call twice, from the thread that talks to it."""
         self.interrupt()
         with self._ending:
             self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             stream.close()
+        if self._bell >= 0:
+            os.close(self._bell)
+            self._bell = -1
 
     def empty_stderr(self) -> None:
         """Keep a talkative verifier from filling the disk."""

@@ -28,7 +28,7 @@ KINDS = ("grade", "answer", "check")
 """What a job may ask: grade(completion, reference), grade_answer(answer, reference), check_reference(reference)."""
 _JSON = json.JSONEncoder(default=repr, separators=(",", ":"))
 DETAIL_LIMIT = 20_000
-"""Characters of JSON that `Verdict.detail` may take before it is cut."""
+"""Characters of JSON that a reply may take before its `Verdict.detail` is cut."""
 
 
 def encode_frame(message: Any) -> bytes:
@@ -40,6 +40,8 @@ def encode_frame(message: Any) -> bytes:
 def main() -> int:
     """Serve jobs until the parent closes the pipe; the exit status is 1 when the verifiers could not be built."""
     requests, replies = _take_private_pipes()
+    bell = int(sys.argv[2])
+    os.set_inheritable(bell, False)
     hello = _read_frame(requests)
     if hello is None:
         return 0
@@ -55,20 +57,23 @@ def main() -> int:
         lowest = {name: float(getattr(verifier, "lowest_score", 0.0)) for name, verifier in verifiers.items()}
         needs = {name: float(getattr(verifier, "needs_seconds", 0.0)) for name, verifier in verifiers.items()}
     except VerifierSpecError as error:
-        _send(replies, {"failed": str(error)})
+        _send(replies, encode_frame({"failed": str(error)}))
         return 1
     except Exception as error:
         reason = f"a verifier could not be built: {type(error).__name__}: {error}"
-        _send(replies, {"failed": f"{reason}\n\nThe worker's traceback:\n{traceback.format_exc()}"})
+        _send(replies, encode_frame({"failed": f"{reason}\n\nThe worker's traceback:\n{traceback.format_exc()}"}))
         return 1
     _limit_memory(hello["memory_mb"])
-    _send(replies, {"ready": lowest, "needs_seconds": needs})
-    while (jobs := _read_frame(requests)) is not None:
+    _send(replies, encode_frame({"ready": lowest, "needs_seconds": needs}))
+    while (batch := _read_frame(requests)) is not None:
+        number, jobs = batch
         for kind, name, completion, reference in jobs:
             reply = _run(verifiers[name], lowest[name], kind, completion, reference)
-            _send(replies, reply)
+            _send(replies, _encode_reply(reply))
             if reply["outcome"] == Outcome.CRASHED:
                 return 0  # memory or stack ran out inside foreign code: what is left of this process is not trusted
+        if len(jobs) > 1:
+            os.write(bell, bytes([number]))
     return 0
 
 
@@ -93,7 +98,7 @@ def _run(verifier: Verifier, lowest: float, kind: str, completion: str, referenc
     return {
         "score": verdict.score,
         "outcome": verdict.outcome,
-        "detail": _bounded(verdict.detail),
+        "detail": dict(verdict.detail),
         "seconds": round(seconds, 6),
     }
 
@@ -108,13 +113,14 @@ def _grader(verifier: Verifier, kind: str) -> Callable[[str, Any], Verdict]:
     return answer
 
 
-def _bounded(detail: Any) -> dict[str, Any]:
-    text = _JSON.encode(dict(detail))
-    if len(text) <= DETAIL_LIMIT:
-        return dict(detail)
-    plain: dict[str, Any] = json.loads(text)
+def _encode_reply(reply: dict[str, Any]) -> bytes:
+    frame = encode_frame(reply)
+    if len(frame) <= DETAIL_LIMIT:
+        return frame
+    plain: dict[str, Any] = json.loads(frame[HEADER.size :])["detail"]
     share = DETAIL_LIMIT // max(1, len(plain))
-    return {key: value if len(text := json.dumps(value)) <= share else text[:share] for key, value in plain.items()}
+    kept = {key: value if len(text := json.dumps(value)) <= share else text[:share] for key, value in plain.items()}
+    return encode_frame({**reply, "detail": kept})
 
 
 def _take_private_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -136,8 +142,7 @@ def _read_frame(stream: BinaryIO) -> Any:
     return json.loads(body)
 
 
-def _send(stream: BinaryIO, message: Any) -> None:
-    frame = memoryview(encode_frame(message))
+def _send(stream: BinaryIO, frame: bytes) -> None:
     while frame:
         frame = frame[stream.write(frame) :]
 

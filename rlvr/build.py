@@ -20,8 +20,10 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
+from rlvr.config.groups import EmaBaseline
 from rlvr.data import Data, load_data
 from rlvr.first_screen import first_screen
+from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
@@ -44,6 +46,8 @@ class RankZero:
     rollouts: Rollouts
     sampler: ProblemSampler
     log: RunLog
+    average: MovingAverage | None
+    """State of ``baseline: ema``; None with any other."""
 
     def prompts_of(self, groups: Sequence[RolloutGroup]) -> list[str]:
         """The prompt of each group as the model saw it."""
@@ -227,7 +231,9 @@ def _load(
         log.say("starting the engine")
         rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log")
         sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
-        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts)
+        baseline = recipe.algorithm.baseline
+        average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
+        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, average=average)
     try:
         if zero is not None:
             zero.rollouts.start()
@@ -251,6 +257,8 @@ def _load(
         register.add("weights", weights)
         if zero is not None:
             register.add("sampler", zero.sampler)
+            if zero.average is not None:
+                register.add("baseline", zero.average)
             register.add("log", zero.log)
         if found is not None:
             learner.load_policy(found.path)

@@ -6,14 +6,17 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from accelerate import Accelerator
 from rich.table import Table
 
 from rlvr import loop
 from rlvr.build import Run, build, make_accelerator, prepare_model, quiet_libraries, sampling_only
-from rlvr.config import Recipe, RecipeError
+from rlvr.config import Algorithm, Recipe, RecipeError
 from rlvr.console import make_console
-from rlvr.data import load_examples
+from rlvr.data import load_examples, load_pairs
+from rlvr.dpo import prefer
 from rlvr.evaluate import comparison, problem_result
+from rlvr.learn.preference import DirectPreference
 from rlvr.learn.update import Learner
 from rlvr.lines import JsonLines
 from rlvr.plots import console_curve, draw_curve
@@ -93,37 +96,71 @@ def _pass_rates(groups: Sequence[RolloutGroup]) -> Table:
 
 def sft(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Fine-tune the recipe's model on its `sft` section's rows; the result is a Hugging Face folder."""
-    check_versions("hf")
     if recipe.sft is None:
         raise RecipeError("sft: the recipe has no such section; it needs path and steps")
+    folder, accelerator = _start_on_texts(recipe)
+    samples = load_examples(recipe)
+    fit(
+        _learner_of_texts(recipe, recipe.sft.steps, accelerator),
+        samples,
+        steps=recipe.sft.steps,
+        batch_size=recipe.sft.batch_size,
+        seed=recipe.run.seed,
+        report=_reporter(accelerator, recipe.sft.steps, ("update/loss",)),
+        save_to=folder,
+    )
+    if accelerator.is_main_process:
+        print(f"policy: {folder}")
+
+
+def dpo(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Train the recipe's model to prefer its `dpo` section's chosen answers; the result is a Hugging Face folder."""
+    settings = recipe.dpo
+    if settings is None:
+        raise RecipeError("dpo: the recipe has no such section; it needs path and steps")
+    folder, accelerator = _start_on_texts(recipe)
+    pairs = load_pairs(recipe)
+    prefer(
+        _learner_of_texts(recipe, settings.steps, accelerator),
+        DirectPreference(settings.beta, settings.label_smoothing),
+        pairs,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=recipe.run.seed,
+        report=_reporter(accelerator, settings.steps, ("update/loss", "dpo/margin", "dpo/accuracy")),
+        save_to=folder,
+    )
+    if accelerator.is_main_process:
+        print(f"policy: {folder}")
+
+
+def _start_on_texts(recipe: Recipe) -> tuple[Path, Accelerator]:
+    """What commands that learn from given texts do first: the folder that they will write, and the processes."""
+    check_versions("hf")
     folder = Path(recipe.run.output) / recipe.name / "policy"
     if folder.exists():
         raise RecipeError(f"run.output: {folder} exists already; choose another name or run.output")
     quiet_libraries()
     accelerator = make_accelerator(recipe)
     prepare_model(recipe, accelerator, print)
-    samples = load_examples(recipe)
-    learner = Learner(
-        recipe.model, recipe.learner, recipe.algorithm, total_updates=recipe.sft.steps, temperature=1.0,
-        accelerator=accelerator,
-    )  # fmt: skip
-    steps = recipe.sft.steps
+    return folder, accelerator
+
+
+def _learner_of_texts(recipe: Recipe, steps: int, accelerator: Accelerator) -> Learner:
+    return Learner(
+        recipe.model, recipe.learner, Algorithm(), total_updates=steps, temperature=1.0, accelerator=accelerator
+    )
+
+
+def _reporter(accelerator: Accelerator, steps: int, keys: Sequence[str]) -> Callable[[int, dict[str, float]], None]:
+    """Prints about twenty lines of a step's metrics, by the last parts of their names."""
 
     def report(step: int, metrics: dict[str, float]) -> None:
         if accelerator.is_main_process and (step == steps or step % max(1, steps // 20) == 0):
-            print(f"step {step}/{steps}  loss {metrics['update/loss']:.4f}  lr {metrics['update/lr']:.2e}", flush=True)
+            numbers = "  ".join(f"{key.partition('/')[2]} {metrics[key]:.4f}" for key in keys if key in metrics)
+            print(f"step {step}/{steps}  {numbers}  lr {metrics['update/lr']:.2e}", flush=True)
 
-    fit(
-        learner,
-        samples,
-        steps=steps,
-        batch_size=recipe.sft.batch_size,
-        seed=recipe.run.seed,
-        report=report,
-        save_to=folder,
-    )
-    if accelerator.is_main_process:
-        print(f"policy: {folder}")
+    return report
 
 
 def _new_file(path: Path | None) -> JsonLines | None:
@@ -152,4 +189,5 @@ COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], None]] = {
     "eval": evaluate,
     "generate": generate,
     "sft": sft,
+    "dpo": dpo,
 }

@@ -12,6 +12,7 @@ from rewards.combine import Term
 from rewards.pool import GradingPool, VerifierSpec
 from rlvr.config import EvalSet, Recipe, RewardTerm
 from rlvr.config.problems import JsonLines
+from rlvr.dpo import Pair, to_pairs
 from rlvr.records import Problem, TrainingSample
 from rlvr.sft import Example, to_samples
 from rlvr.tasks.overlap import apply_overlap, find_overlap
@@ -105,10 +106,28 @@ def load_examples(recipe: Recipe) -> list[TrainingSample]:
     if wrong:
         raise ProblemError(f"{wrong[0].source}: sft.completion names a text to imitate, got {wrong[0].reference!r}")
     samples = to_samples([Example(one, one.reference) for one in rows], Renderer(recipe.template, tokenizer), tokenizer)
+    _check_room(recipe, rows, samples)
+    return samples
+
+
+def load_pairs(recipe: Recipe) -> list[Pair]:
+    """The rows of the `dpo` section as pairs of samples, chosen and rejected. Raises `ProblemError` naming the row."""
+    assert recipe.dpo is not None
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    rows = load_problems(
+        JsonLines(type="jsonl", path=recipe.dpo.path, prompt=recipe.dpo.prompt, reference=recipe.dpo.chosen)
+    )
+    pairs = to_pairs(rows, recipe.dpo.rejected, Renderer(recipe.template, tokenizer), tokenizer)
+    for side in zip(*pairs, strict=True):
+        _check_room(recipe, rows, side)
+    return pairs
+
+
+def _check_room(recipe: Recipe, rows: Sequence[Problem], samples: Sequence[TrainingSample]) -> None:
+    """Raise `ProblemError` for the longest row unless the model takes it."""
     longest = max(range(len(samples)), key=lambda index: len(samples[index].ids))
     room = int(AutoConfig.from_pretrained(recipe.model.path).max_position_embeddings)
     if len(samples[longest].ids) > room:
         raise ProblemError(
             f"{rows[longest].source}: prompt and answer have {len(samples[longest].ids)} tokens, the model takes {room}"
         )
-    return samples

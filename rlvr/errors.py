@@ -3,6 +3,7 @@
 from rewards.pool import VerifierSpecError, WorkerStartError
 from rlvr.checkpoint import CheckpointError
 from rlvr.config import RecipeError
+from rlvr.learn.advantages import RewardError
 from rlvr.learn.backend import LaunchError
 from rlvr.learn.policy import PolicyError
 from rlvr.learn.update import NonFiniteError
@@ -26,7 +27,9 @@ DATA_ERRORS = (
 )
 """What was given cannot be run."""
 
-RUN_ERRORS = (EngineError, TooManyUnscored, NonFiniteError, CheckpointError, RunLogError, LineWriteError)
+RUN_ERRORS = (
+    EngineError, TooManyUnscored, RewardError, NonFiniteError, CheckpointError, RunLogError, LineWriteError,
+)  # fmt: skip
 """What happened while running."""
 
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "rank 0 could not prepare this update")

@@ -112,6 +112,13 @@ _ROLLOUTS = (
 _LEARNER = (
     Metric("groups/total", "groups", "P", "Groups sampled."),
     Metric("groups/trained", "groups", "groups left by algorithm.filter", "Groups that the update sees.", (1.0, None)),
+    Metric("groups/extra", "groups", "groups/total - P", "Sampled beyond P by algorithm.filter: refill."),
+    Metric(
+        "groups/missing",
+        "groups",
+        "P - groups/trained",
+        "What the update lacks; under refill the bound max_extra was reached.",
+    ),
     Metric("groups/all_correct", "groups", "groups whose judged answers are all right", "Too easy by now."),
     Metric("groups/none_correct", "groups", "groups whose judged answers are all wrong", "Too hard as yet."),
     Metric(
@@ -124,6 +131,9 @@ _LEARNER = (
         "Not trained.",
         (None, 0.0),
     ),
+    Metric(
+        "greedy/reward", "reward", "mean of r over greedy answers", "What baseline: greedy compares with, unshaped."
+    ),
     Metric("samples/trained", "answers", "answers with at least one trained token", "What the update sees."),
     Metric("samples/unscored", "answers", "rollouts without reward", "Left out of the baseline and of the loss."),
     Metric(
@@ -134,7 +144,9 @@ _LEARNER = (
     ),
     Metric("advantage/abs_mean", "", "mean |A|", "0 means that the step teaches nothing.", (1e-6, None)),
     Metric("advantage/abs_max", "", "max |A|", "A rare answer in a large group has a large one.", (None, 10.0)),
-    Metric("tokens/generated", "tokens", "sum of loss masks over rollouts", "Sampled by the policy."),
+    Metric(
+        "tokens/generated", "tokens", "sum of loss masks over rollouts", "Sampled by the policy, greedy answers too."
+    ),
     Metric(
         "tokens/prompt", "tokens", "sum of prompt lengths over rollouts", "Each prompt counts once for each answer."
     ),
@@ -143,6 +155,13 @@ _LEARNER = (
         "tokens",
         "sum of loss masks over samples",
         "In the loss; far below tokens/generated is waste.",
+    ),
+    Metric(
+        "tokens/generated_per_trained",
+        "",
+        "tokens/generated / tokens/trained",
+        "What a trained token costs: dropped, refilled, masked and greedy answers.",
+        (None, 4.0),
     ),
     Metric(
         "tokens/computed", "tokens", "positions of all micro-batches", "What one forward pass over the batch costs."
@@ -164,6 +183,7 @@ _LEARNER = (
     ),
     Metric("update/count", "steps", "", "Optimiser steps taken.", (1.0, None)),
     Metric("update/empty", "steps", "", "Optimiser steps left out because no token was trained.", (None, 0.0)),
+    Metric("update/reference_moved", "", "1 or 0", "Whether the reference followed the policy after this step."),
     Metric("update/non_finite", "steps", "", "Optimiser steps left out under learner.non_finite: skip.", (None, 0.0)),
     Metric("update/micro_batches", "", "", "Forward and backward passes of an epoch, over all ranks."),
     Metric(
@@ -187,9 +207,44 @@ _LEARNER = (
         "Above the clip bounds only with several updates a batch.",
         (None, 10.0),
     ),
-    Metric("policy/clip_fraction", "share", "clipped tokens / trained tokens", "Tokens without gradient.", (None, 0.2)),
     Metric(
-        "policy/kl", "nats", "mean over trained tokens of k3(pi_theta, pi_ref)", "Distance from the starting policy."
+        "policy/ratio_limited",
+        "share",
+        "tokens with |log ratio| > 20",
+        "Their ratio is taken at 20, without gradient: answers too far off for ratio.type: sequence_product.",
+        (None, 0.0),
+    ),
+    Metric("policy/clip_fraction", "share", "clipped tokens / trained tokens", "Tokens at a bound.", (None, 0.2)),
+    Metric("policy/clip_low", "share", "tokens / trained tokens", "At the surrogate's lower bound.", (None, 0.1)),
+    Metric("policy/clip_high", "share", "", "At the surrogate's upper bound, dual clip included.", (None, 0.1)),
+    Metric(
+        "policy/off_policy_masked",
+        "share",
+        "",
+        "Tokens of answers that algorithm.off_policy_mask takes out of the loss.",
+        (None, 0.2),
+    ),
+    Metric("policy/top_entropy", "share", "", "Tokens that algorithm.top_entropy keeps."),
+    Metric("policy/covariant", "share", "", "Tokens that surrogate clip_cov or kl_cov treats apart."),
+    Metric("policy/entropy_coefficient", "", "", "What multiplied the entropy in the loss (algorithm.entropy)."),
+    Metric(
+        "policy/positive_nll",
+        "nats",
+        "mean of -log pi_theta over tokens with a positive advantage",
+        "The term of algorithm.positive_nll, before its weight.",
+    ),
+    Metric("policy/kl", "nats", "mean over trained tokens of k3(pi_theta, pi_ref)", "Distance from the reference."),
+    Metric(
+        "policy/kl_in_reward",
+        "reward",
+        "mean over trained tokens of coefficient * sum of KL to go",
+        "What kl.place: reward takes from the advantages.",
+    ),
+    Metric(
+        "policy/teacher_kl",
+        "nats",
+        "mean over trained tokens of log pi_old - log pi_teacher",
+        "Estimate of KL(pi || pi_teacher), which algorithm.distillation lowers.",
     ),
     Metric(
         "mismatch/abs",
@@ -204,7 +259,9 @@ _LEARNER = (
         "mismatch/ess", "share", "(sum rho)^2 / (n sum rho^2), rho = pi_old / mu", "Effective sample size.", (0.9, None)
     ),
     Metric("mismatch/truncated", "share", "tokens with rho above the cap", "Under correction: truncate.", (None, 0.05)),
-    Metric("mismatch/masked", "share", "tokens with rho out of bounds", "Under correction: mask.", (None, 0.05)),
+    Metric(
+        "mismatch/masked", "share", "tokens with rho out of bounds", "Under correction: mask or reject.", (None, 0.05)
+    ),
     Metric(
         "tokens/per_second", "tokens/s", "tokens/generated / time/step", "Speed of the whole run.", is_measured=True
     ),
@@ -275,6 +332,7 @@ _COST = (
             ("pack", "Advantages and micro-batches.", None),
             ("old_logprobs", "Log-probabilities before the first update.", None),
             ("ref_logprobs", "Log-probabilities of the reference model.", None),
+            ("teacher_logprobs", "Log-probabilities of the teacher.", None),
             ("forward_backward", "Loss and gradients.", None),
             ("optimizer", "Clipping and stepping.", None),
             ("sync", "New weights to the engine, and the proof that it uses them.", None),

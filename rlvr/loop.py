@@ -3,7 +3,7 @@
 | call               | consumes                | produces                  | on ranks                        |
 |--------------------|-------------------------|---------------------------|---------------------------------|
 | `sampler.next`     | its own state           | P problems                | 0                               |
-| `rollouts.collect` | problems, the engine    | P graded groups of G      | 0, the others wait in `update`  |
+| `rollouts.fill`    | problems, the engine    | P graded groups of G      | 0, the others wait in `update`  |
 | `make_samples`     | groups                  | samples with advantages   | 0                               |
 | `learner.update`   | samples                 | the next policy           | all: rank 0 packs and scatters  |
 | `weights.send`     | the policy's weights    | an engine that has them   | all gather, rank 0 sends        |
@@ -16,7 +16,7 @@ from __future__ import annotations
 from rlvr import checkpoint
 from rlvr.build import Run
 from rlvr.learn.samples import advantages_of, groups_with_tokens, make_samples, places_of
-from rlvr.metrics import memory_metrics, rollout_metrics, sample_metrics, throughput_metrics
+from rlvr.metrics import memory_metrics, refill_metrics, rollout_metrics, sample_metrics, throughput_metrics
 from rlvr.records import RolloutGroup, TrainingSample
 
 
@@ -38,13 +38,14 @@ def train_step(run: Run, step: int) -> None:
     shown: set[int] = set()
     if zero is not None:
         with clock.phase("generate"):
-            groups = zero.rollouts.collect(
-                zero.sampler.next(run.recipe.rollout.prompts_per_step), zero.progress("generate")
-            )
+            groups = zero.rollouts.fill(zero.sampler.next, zero.progress("generate"))
         clock.move("generate", "grade_wait", zero.rollouts.grade_wait)
         with clock.phase("pack"):
-            samples, counts = make_samples(groups, run.recipe.algorithm, step)
+            samples, counts = make_samples(
+                groups, run.recipe.algorithm, step, terms=zero.data.terms, average=zero.average
+            )
             metrics |= rollout_metrics(groups) | counts | sample_metrics(samples)
+            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
         shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
     keep = [index for index, sample in enumerate(samples or ()) if sample.group in shown]

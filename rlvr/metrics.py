@@ -26,6 +26,7 @@ PHASES = (
     "pack",
     "old_logprobs",
     "ref_logprobs",
+    "teacher_logprobs",
     "forward_backward",
     "optimizer",
     "sync",
@@ -60,7 +61,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         **_outcome_metrics(rollouts),
         **_group_metrics(groups),
         **_length_metrics(rollouts),
-        "tokens/generated": float(sum(sum(rollout.loss_mask) for rollout in rollouts)),
+        **_greedy_metrics(groups),
+        "tokens/generated": float(sum(sum(rollout.loss_mask) for rollout in [*rollouts, *_greedy(groups)])),
         "tokens/prompt": float(sum(len(rollout.prompt_ids) for rollout in rollouts)),
         "time/grade_max": max(rollout.grade_seconds for rollout in rollouts),
     }
@@ -120,6 +122,23 @@ def _group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     }
 
 
+def _greedy(groups: Sequence[RolloutGroup]) -> list[Rollout]:
+    return [group.greedy for group in groups if group.greedy is not None]
+
+
+def _greedy_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    rewards = [rollout.reward for rollout in _greedy(groups) if rollout.reward is not None]
+    return {"greedy/reward": statistics.fmean(rewards)} if rewards else {}
+
+
+def refill_metrics(counts: Mapping[str, float], wanted: int) -> dict[str, float]:
+    """How a step's groups compare with the ``prompts_per_step`` that were wanted, from the counts of `make_samples`."""
+    return {
+        "groups/extra": counts["groups/total"] - wanted,
+        "groups/missing": wanted - counts["groups/trained"],
+    }
+
+
 def _length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     lengths = [len(rollout.ids) for rollout in rollouts]
     ends = Counter(rollout.finish_reason for rollout in rollouts)
@@ -154,12 +173,14 @@ def memory_metrics() -> dict[str, float]:
 
 
 def throughput_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Rates, from the tokens and times of the same step."""
+    """Rates, from the tokens and times of the same step, and what a trained token cost."""
     result = {}
     if metrics["time/step"] > 0:
         result["tokens/per_second"] = metrics["tokens/generated"] / metrics["time/step"]
     if metrics["time/generate"] > 0:
         result["tokens/generated_per_second"] = metrics["tokens/generated"] / metrics["time/generate"]
+    if metrics.get("tokens/trained", 0) > 0:
+        result["tokens/generated_per_trained"] = metrics["tokens/generated"] / metrics["tokens/trained"]
     return result
 
 

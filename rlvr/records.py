@@ -121,7 +121,7 @@ class Rollout:
     visit: int
     """How many times this problem had been drawn before."""
     sample_index: int
-    """Place in the group, 0 .. G-1."""
+    """Place in the group, 0 .. G-1; -1 for the greedy answer beside it."""
     request_seed: int
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
@@ -163,6 +163,8 @@ class RolloutGroup:
     problem: Problem
     visit: int
     rollouts: tuple[Rollout, ...]
+    greedy: Rollout | None = None
+    """The answer at temperature 0, where the baseline asks for it; graded, never trained, no member of the group."""
 
     @property
     def rewards_G(self) -> list[float | None]:
@@ -217,6 +219,25 @@ class SharedPrompts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepStatistics:
+    """What a loss needs to know of all tokens of its optimiser step, on all ranks, so that micro-batches cannot change
+    it; under the policy before the first update on the batch (`rlvr.learn.losses.statistics`)."""
+
+    positive_tokens: float
+    """Trained tokens with a positive advantage."""
+    entropy_threshold: float = 0.0
+    """The least entropy of the tokens that ``top_entropy`` keeps."""
+    mean_logprob: float = 0.0
+    mean_advantage: float = 0.0
+    covariance_threshold: float = 0.0
+    """The least covariance of the tokens that ``kl_cov`` penalises."""
+    draw: int = 0
+    """What decides the random choice of ``clip_cov``: the number of the update."""
+    draw_threshold: int = -1
+    """The greatest draw among the tokens that ``clip_cov`` leaves out; -1 if there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """What one forward and backward pass sees: rows of samples, padded on the right or packed one after another,
     or all in one row with their common prompts once.
@@ -245,6 +266,12 @@ class MicroBatch:
     """Log-probabilities under the policy before the first of several updates on this batch; None where not needed."""
     ref_logprobs: Float[Tensor, "B L"] | None = None
     """Log-probabilities under the reference model; None without a KL term."""
+    teacher_logprobs: Float[Tensor, "B L"] | None = None
+    """Log-probabilities under the teacher; None without distillation."""
+    old_entropy: Float[Tensor, "B L"] | None = None
+    """Entropies of the predictions, from the same pass as ``old_logprobs``."""
+    statistics: StepStatistics | None = None
+    """Numbers over the optimiser step; None where the objective needs none."""
     layout: SharedPrompts | None = None
     """None where every sample has all its positions."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from torch import Tensor
 
 from rewards.pool import GradingPool, PoolStats
 from rlvr.config import EvalSet, Recipe
+from rlvr.config.groups import GreedyBaseline, RefillGroups
 from rlvr.evaluate import summarise
+from rlvr.learn.samples import has_enough, has_variance
 from rlvr.records import Problem, RolloutGroup, Sampling
 from rlvr.rollout.background import Background
 from rlvr.rollout.collector import Collector
@@ -37,11 +40,46 @@ class Rollouts:
             stop_token_ids=renderer.stop_token_ids,
         )
         self.grade_wait = 0.0
-        """Seconds from the last token of the last `collect` to its last verdict: grading not hidden by generation."""
+        """Seconds from the last token of the last `fill` or `collect` to its last verdict, over its rounds: grading not
+        hidden by generation."""
 
     def start(self) -> None:
         """Bring the engine up."""
         self._background.wait(self.engine.start())
+
+    def fill(
+        self,
+        draw: Callable[[int], Sequence[tuple[Problem, int]]],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> list[RolloutGroup]:
+        """The groups of a step: one for each of ``prompts_per_step`` problems; under ``filter: refill`` also one for
+        each problem drawn because a group cannot be trained, within the filter's bound.
+
+        How many are drawn follows from rewards alone, each time as many as groups are missing: no group is sampled for
+        nothing. Raises `TooManyUnscored` when more than ``rewards.max_unscored`` of all rollouts have no reward.
+        """
+        recipe = self._recipe
+        groups: list[RolloutGroup] = []
+        waits = 0.0
+        missing = wanted = recipe.rollout.prompts_per_step
+        most = wanted
+        if isinstance(recipe.algorithm.filter, RefillGroups):
+            most += recipe.algorithm.filter.most_extra(wanted)
+
+        def report(done: int, of: int, before: int) -> None:
+            progress(before + done, before + of)
+
+        while missing > 0:
+            groups += self._round(draw(missing), partial(report, before=len(groups)))
+            waits += self.grade_wait
+            self._check_scored(groups)
+            missing = min(wanted - sum(self._can_be_trained(group) for group in groups), most - len(groups))
+        self.grade_wait = waits
+        return groups
+
+    def _can_be_trained(self, group: RolloutGroup) -> bool:
+        algorithm = self._recipe.algorithm
+        return has_enough(group, algorithm) and has_variance(group, algorithm, self._collector.terms)
 
     def collect(
         self, visits: Sequence[tuple[Problem, int]], progress: Callable[[int, int], None] = lambda done, of: None
@@ -50,9 +88,14 @@ class Rollouts:
 
         Raises `TooManyUnscored` when more than ``rewards.max_unscored`` of them have no reward.
         """
-        groups = self.sample(visits, self._recipe.rollout.group_size, self.sampling, progress)
-        self.grade_wait = time.perf_counter() - self._collector.last_sampled
+        groups = self._round(visits, progress)
         self._check_scored(groups)
+        return groups
+
+    def _round(self, visits: Sequence[tuple[Problem, int]], progress: Callable[[int, int], None]) -> list[RolloutGroup]:
+        greedy = isinstance(self._recipe.algorithm.baseline, GreedyBaseline)
+        groups = self.sample(visits, self._recipe.rollout.group_size, self.sampling, progress, greedy=greedy)
+        self.grade_wait = time.perf_counter() - self._collector.last_sampled
         return groups
 
     def sample(
@@ -61,9 +104,12 @@ class Rollouts:
         group_size: int,
         sampling: Sampling,
         progress: Callable[[int, int], None] = lambda done, of: None,
+        *,
+        greedy: bool = False,
     ) -> list[RolloutGroup]:
-        """As `collect`, with another group size and sampling; how many may be unscored is the caller's business."""
-        return self._background.wait(self._drain(visits, group_size, sampling, progress))
+        """As `collect`, with another group size and sampling; how many may be unscored is the caller's business. With
+        `greedy` each group has an answer at temperature 0 beside it."""
+        return self._background.wait(self._drain(visits, group_size, sampling, progress, greedy))
 
     def evaluate(self, one: EvalSet, problems: Sequence[Problem]) -> tuple[dict[str, float], list[RolloutGroup]]:
         """``eval/NAME/...`` and the rollouts behind it. Requests have the same seeds each time, so that two
@@ -106,10 +152,12 @@ class Rollouts:
         group_size: int,
         sampling: Sampling,
         progress: Callable[[int, int], None],
+        greedy: bool,
     ) -> list[RolloutGroup]:
         place = {(problem.id, visit): index for index, (problem, visit) in enumerate(visits)}
         groups: list[RolloutGroup] = []
-        async for group in self._collector.collect(visits, group_size=group_size, sampling=sampling):
+        stream = self._collector.collect(visits, group_size=group_size, sampling=sampling, greedy=greedy)
+        async for group in stream:
             groups.append(group)
             progress(len(groups), len(visits))
         return sorted(groups, key=lambda group: place[group.problem.id, group.visit])

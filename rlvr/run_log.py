@@ -127,18 +127,22 @@ class RunLog:
         kept_P_G: Sequence[Sequence[Sequence[float] | None]] | None = None,
     ) -> None:
         """Log the rollouts of one step: prompts as the model saw them, and the advantage of each answer (None where it
-        was not trained). All lines are written or none; does nothing under ``run.log_rollouts: false``.
+        was not trained; a greedy answer comes behind its group, as sample -1). All lines are written or none; does
+        nothing under ``run.log_rollouts: false``.
 
         For the groups in `token_groups` tokens are written too, with what the learner has kept of their trained tokens
         (`rlvr.learn.kept`; None where it has nothing)."""
         if not self._recipe.run.log_rollouts:
             return
-        records = [
-            rollout_record(step, index, group, rollout, prompt, advantage)
-            | (token_record(rollout, kept_P_G[index][place] if kept_P_G else None) if index in token_groups else {})
-            for index, (group, prompt, advantages_G) in enumerate(zip(groups, prompts_P, advantages_P_G, strict=True))
-            for place, (rollout, advantage) in enumerate(zip(group.rollouts, advantages_G, strict=True))
-        ]
+        records = []
+        for index, (group, prompt, advantages_G) in enumerate(zip(groups, prompts_P, advantages_P_G, strict=True)):
+            kept_G = kept_P_G[index] if kept_P_G else [None] * len(group.rollouts)
+            answers = list(zip(group.rollouts, advantages_G, kept_G, strict=True))
+            if group.greedy is not None:
+                answers.append((group.greedy, None, None))
+            for rollout, advantage, kept in answers:
+                record = rollout_record(step, index, group, rollout, prompt, advantage)
+                records.append(record | (token_record(rollout, kept) if index in token_groups else {}))
         self._guarded(lambda: self._rollouts.append(records))
 
     def warn(self, name: str, message: str) -> None:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rlvr.records import Problem, TrainingSample
 from rlvr.tasks.templates import Renderer
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rlvr.learn.update import Learner
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,9 @@ def to_samples(
     return samples
 
 
-def batches(samples: Sequence[TrainingSample], batch_size: int, steps: int, seed: int) -> list[list[TrainingSample]]:
+def batches(samples: Sequence[T], batch_size: int, steps: int, seed: int) -> list[list[T]]:
     """`steps` batches without replacement within an epoch, each epoch in an order of its own."""
-    chosen: list[TrainingSample] = []
+    chosen: list[T] = []
     epoch = 0
     while len(chosen) < steps * batch_size:
         order = list(samples)

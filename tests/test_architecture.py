@@ -15,13 +15,13 @@ ROOMS = {
     "rewards": (
         "verdict", "extract", "language", "format", "countdown", "gym", "mathematics", "math_answers", "sandbox",
         "checkers", "program_tests", "sandbox_fusion", "programs", "instructions", "spec", "chat", "judge_guards",
-        "judge", "hybrid", "adapters", "rubrics", "combine", "worker", "process", "pool", "__init__", "check",
+        "judge", "hybrid", "adapters", "rubrics", "combine", "worker", "process", "job", "pool", "__init__", "check",
         "__main__",
     ),
     "rlvr": (
-        "__init__", "records", "state", "config", "plugins", "tasks", "sampling", "rollout", "learn", "sft", "metrics",
-        "glossary", "evaluate", "lines", "console", "run_log", "checkpoint", "plots", "versions", "data", "rollouts",
-        "first_screen", "weight_sync", "build", "errors", "loop", "view", "commands", "__main__",
+        "__init__", "records", "state", "config", "plugins", "tasks", "sampling", "rollout", "learn", "sft", "dpo",
+        "metrics", "glossary", "evaluate", "lines", "console", "run_log", "checkpoint", "plots", "versions", "data",
+        "rollouts", "first_screen", "weight_sync", "build", "errors", "loop", "view", "commands", "__main__",
     ),
 }  # fmt: skip
 """Modules and folders of each package; each imports only from those before it, and from itself."""

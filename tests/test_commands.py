@@ -1,4 +1,4 @@
-"""The other commands of `rlvr`: eval, generate, sft, schema, and what all of them refuse."""
+"""The other commands of `rlvr`: eval, generate, sft, dpo, schema, and what all of them refuse."""
 
 from __future__ import annotations
 
@@ -81,6 +81,72 @@ def test_sft_twice_is_the_same_to_the_last_bit(work: Workspace) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
+def preferences(work: Workspace, **dpo: object) -> None:
+    """Pairs as text and as messages: letters are to be doubled, not reversed."""
+    rows = [{"prompt": f"Say {c}", "chosen": c * 2, "rejected": "x" + c} for c in "abc"]
+    rows += [{"prompt": [{"role": "user", "content": f"Say {c}"}],
+              "chosen": [{"role": "assistant", "content": c * 2}],
+              "rejected": [{"role": "assistant", "content": "x" + c}]} for c in "de"]  # fmt: skip
+    work.write_problems(rows, "pairs.jsonl")
+    work.recipe["dpo"] = {"path": "pairs.jsonl", "steps": 20, "batch_size": 5, "beta": 0.5, **dpo}
+
+
+def test_dpo_prefers_the_chosen_answers(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """From log 2 down, margins of all pairs above 0; the policy finds each chosen answer likelier than before, relative
+    to the rejected one, and is a Hugging Face folder; the same again is the same to the last bit."""
+    preferences(work)
+    assert work.run("name=one", command="dpo") == work.run("name=two", command="dpo") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    first, last = (
+        dict(zip(line.split()[2::2], map(float, line.split()[3::2]), strict=True)) for line in (said[0], said[19])
+    )
+    assert (first["loss"], first["margin"]) == (pytest.approx(0.6931, abs=1e-3), pytest.approx(0.0, abs=1e-3))
+    assert last["loss"] < first["loss"] / 2
+    assert last["accuracy"] == 1.0
+    folders = [work.results(name) / "policy" for name in ("one", "two")]
+    one, two = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert one == two
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    gains = []
+    for folder in (work.folder / "model", folders[0]):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        values = []
+        for answer in ("aa", "xa"):
+            ids = torch.tensor([tokenizer("Say a" + answer).input_ids])
+            logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+            values.append(float(logprobs[-2:].sum()))
+        gains.append(values[0] - values[1])
+    assert gains[1] > gains[0] + 1.0
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        (
+            {"rejected": None},
+            "dpo.rejected names an answer: text, or a list of one assistant message with text; got None",
+        ),
+        ({"rejected": "  "}, "dpo.rejected names an answer"),
+        ({"rejected": "aa"}, "the chosen and the rejected answer are the same: 'aa'"),
+        ({"chosen": [{"role": "user", "content": "aa"}]}, "dpo.chosen names an answer"),
+        ({"chosen": [{"role": "assistant", "content": "a"}] * 2}, "dpo.chosen names an answer"),
+        ({"chosen": [{"role": "assistant"}]}, "dpo.chosen names an answer"),
+        ({"chosen": "a" * 5000}, "the model takes"),
+        ({"rejected": "a" * 5000}, "the model takes"),
+    ],
+)
+def test_a_pair_that_is_none_is_refused_with_its_row(
+    work: Workspace, row: dict[str, object], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"prompt": "Say a", "chosen": "aa", "rejected": "xa"}
+    work.write_problems([good, good | row], "pairs.jsonl")
+    work.recipe["dpo"] = {"path": "pairs.jsonl", "steps": 1}
+    assert work.run(command="dpo") == 2
+    said = capsys.readouterr().err
+    assert part in said
+    assert "pairs.jsonl:2" in said
+
+
 def test_schema_is_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -99,6 +165,10 @@ def test_schema_is_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         ("sft", [], "sft: the recipe has no such section"),
         ("sft", ["sft={path: none.jsonl, steps: 1}"], "none.jsonl"),
         ("sft", ["sft={path: train.jsonl, steps: 1}"], "no column 'prompt'"),
+        ("dpo", [], "dpo: the recipe has no such section"),
+        ("dpo", ["dpo={path: none.jsonl, steps: 1}"], "none.jsonl"),
+        ("dpo", ["dpo={path: train.jsonl, steps: 1, prompt: problem, chosen: answer}"], "no column 'rejected'"),
+        ("dpo", ["dpo={path: x, steps: 1, label_smoothing: 0.5}"], "dpo.label_smoothing"),
         ("train", ["run.steps=none"], "run.steps"),
         ("train", ["run.steps"], "must look like section.key=value"),
     ],

@@ -52,7 +52,7 @@ def test_the_smallest_recipe(tmp_path: Path) -> None:
     [
         (
             {"rollot": {}},
-            "rollot: unknown key (did you mean 'rollout'?); known here: algorithm, learner, model, name, ",
+            "rollot: unknown key (did you mean 'rollout'?); known here: algorithm, dpo, learner, model, name, ",
         ),
         (
             {"learner__lrr": 1},
@@ -140,23 +140,25 @@ def test_a_wrong_value_is_refused_with_key_value_and_rule(
         ({"rollout__engine": "hf"}, "rollout.engine: must be {type: vllm | hf, ...}, got 'hf'"),
         (
             {"algorithm": {"surrogate": {"type": "clipp"}}},
-            "algorithm.surrogate: type is 'clipp', must be one of clip, reinforce, module:name (did you mean 'clip'?)",
+            "algorithm.surrogate: type is 'clipp', must be one of clip, reinforce, cispo, sapo, gmpo, vespo, dppo, "
+            "clip_cov, kl_cov, squared, module:name (did you mean 'clip'?)",
         ),
         (
             {"algorithm": {"surrogate": "clip"}},
-            "algorithm.surrogate: must be {type: clip | reinforce | module:name, ...}, got 'clip'",
+            "algorithm.surrogate: must be {type: clip | reinforce | cispo | sapo | gmpo | vespo | dppo | clip_cov | "
+            "kl_cov | squared | module:name, ...}, got 'clip'",
         ),
         (
             {"algorithm": {"surrogate": None}},
-            "algorithm.surrogate: must be {type: clip | reinforce | module:name, ...}",
+            "algorithm.surrogate: must be {type: clip | reinforce | cispo | ",
         ),
         (
             {"algorithm": {"surrogate": {"type": "a:b c"}}},
             "algorithm.surrogate.type: must be an import path, module:name, got 'a:b c'",
         ),
         (
-            {"algorithm": {"kl": {"type": "k2"}}},
-            "algorithm.kl: type is 'k2', must be one of none, k3",
+            {"algorithm": {"kl": {"type": "k4"}}},
+            "algorithm.kl: type is 'k4', must be one of none, k1, k2, k3",
         ),
         (
             {"algorithm": {"surrogate": {"type": "clip", "low": "x"}}},

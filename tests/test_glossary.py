@@ -14,7 +14,14 @@ from rlvr.evaluate import summarise
 from rlvr.glossary import SECTIONS, find, markdown, reproducible, undocumented, unlogged
 from rlvr.learn.samples import make_samples
 from rlvr.learn.update import Learner
-from rlvr.metrics import StepClock, memory_metrics, rollout_metrics, sample_metrics, throughput_metrics
+from rlvr.metrics import (
+    StepClock,
+    memory_metrics,
+    refill_metrics,
+    rollout_metrics,
+    sample_metrics,
+    throughput_metrics,
+)
 from rlvr.records import RolloutGroup
 from rlvr.run_log import RunLog
 from rlvr.weight_sync import WeightSync
@@ -23,12 +30,13 @@ from tests.helpers import make_tiny_model
 
 
 def groups() -> list[RolloutGroup]:
-    """Two groups in which everything is defined: right, wrong, cut, unscored."""
+    """Two groups in which everything is defined: right, wrong, cut, unscored, and a greedy answer."""
     outcomes = (Outcome.CORRECT, Outcome.WRONG, Outcome.CORRECT, Outcome.ERROR)
-    return [
+    found = [
         make_group(*(make_rollout(outcome, tokens=3 + i, sample=i) for i, outcome in enumerate(outcomes)), problem=name)
         for name in ("a", "b")
     ]
+    return [dataclasses.replace(group, greedy=make_rollout(sample=-1)) for group in found]
 
 
 class SameWeights:
@@ -55,7 +63,7 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     weights = WeightSync(learner, accelerator, SameWeights(learner), [(3, 4, 5, 6, 7, 8)])  # type: ignore[arg-type]  # two verbs
     weights.send(version=0)
     samples, counts = make_samples(groups(), recipe.algorithm, 1)
-    metrics = rollout_metrics(groups()) | counts | sample_metrics(samples)
+    metrics = rollout_metrics(groups()) | counts | sample_metrics(samples) | refill_metrics(counts, wanted=2)
     metrics |= learner.update(samples, clock=clock) | weights.send(version=1)
     metrics |= summarise("held_out", groups(), [1, 2]) | clock.lap() | memory_metrics()
     with RunLog(folder / "test", make_recipe(folder), accelerator) as log:
@@ -67,10 +75,16 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
 
 
 def test_logged_keys_are_documented_keys(tmp_path: Path) -> None:
-    """No key of a run is missing from the glossary, and no row of the glossary is never logged: the two runs differ
+    """No key of a run is missing from the glossary, and no row of the glossary is never logged: the runs differ
     in the slots of the objective that have metrics of their own."""
-    keys = logged_by_a_run(tmp_path / "a", kl={"type": "k3"}, correction={"type": "truncate"})
-    keys |= logged_by_a_run(tmp_path / "b", correction={"type": "mask"})
+    in_reward = {"type": "k3", "place": "reward"}
+    keys = logged_by_a_run(tmp_path / "a", kl=in_reward, correction={"type": "truncate"}, positive_nll=0.1)
+    keys |= logged_by_a_run(
+        tmp_path / "b", correction={"type": "mask"}, off_policy_mask=0.1, top_entropy=0.5,
+        entropy={"type": "fixed", "coefficient": 0.01}, surrogate={"type": "clip_cov"},
+    )  # fmt: skip
+    teacher = {"type": "teacher", "path": str(tmp_path / "a" / "model")}
+    keys |= logged_by_a_run(tmp_path / "c", distillation=teacher, filter={"type": "keep"})
     assert undocumented(sorted(keys)) == []
     assert unlogged(keys) == ([] if torch.cuda.is_available() else ["memory/gpu_peak"])
 

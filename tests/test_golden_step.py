@@ -1,11 +1,13 @@
 """The golden step: a recipe and recorded rollouts in, a policy out, against a computation by hand.
 
-Theorem. For each aggregation, `rlvr train` for one step on recorded rollouts (rewards from real verifiers, one answer
-unscored, one group without variance, one answer with foreign tokens, ratios on both sides of both clip bounds, a
-temperature, a gradient that is clipped, weight decay) leaves the gradient and the weights that follow from the papers:
+Theorem. For each aggregation and each level of the ratio, `rlvr train` for one step on recorded rollouts (rewards from
+real verifiers, one answer unscored, one group without variance, one answer with foreign tokens, ratios on both sides of
+both clip bounds, a temperature, a gradient that is clipped, weight decay) leaves the gradient and the weights that
+follow from the papers:
 
     A = (r - mean) / (std + 1e-4)          over the scored answers of a group, std with Bessel's correction
-    L = sum over trained tokens of -min(w A, clip(w, 0.8, 1.28) A) / denominator,      w = pi_theta / mu
+    L = sum over trained tokens of -min(w A, clip(w, 0.8, 1.28) A) / denominator,      w = pi_theta / mu of the token,
+        its geometric mean over the answer's trained tokens (GSPO; bounds 0.98, 1.03), or its product over them
     g = dL/d theta * min(1, max_norm / |dL/d theta|)
     theta' = theta (1 - lr decay) - lr g / (|g| + epsilon)      AdamW's first step, bias-corrected; vectors do not decay
 
@@ -165,6 +167,16 @@ def test_the_recording_reaches_every_branch(golden: Golden) -> None:
         chosen = ratio[rows][golden.mask[rows] == 1]
         assert min((chosen < LOW).sum(), (chosen > HIGH).sum(), ((chosen > LOW) & (chosen < HIGH)).sum()) > 0
     assert min(abs(ratio - LOW).min(), abs(ratio - HIGH).min()) > 1e-3
+    for name, (low, high) in BOUNDS.items():
+        values = [float(np.exp(log_ratio(golden, row, 0, name))) for row in range(7)]
+        kinds = set()
+        for row, value in enumerate(values):
+            a = answer_of(TRAINED[row]).advantage or 0.0
+            assert min(abs(value - low), abs(value - high)) > 1e-4, "float32 could fall on the other side"
+            kinds.add(
+                "none" if a == 0 else "clipped" if (a > 0 and value > high) or (a < 0 and value < low) else "free"
+            )
+        assert kinds == {"none", "clipped", "free"}, (name, values)
     assert golden.mask.sum(1).tolist() == [answer_of(place).tokens for place in TRAINED]
 
 
@@ -177,30 +189,55 @@ DENOMINATORS = {
     "sequence_mean": [7 * 10, 7 * 10, 7 * 16, 7 * 11, 7 * 11, np.inf, 7 * 9],
     # seven answers times the constant 20; Dr. GRPO does not scale
     "sequence_sum": [7 * 20] * 7,
+    # one loss for each of the seven answers, on each of its n tokens with weight 1 / (7 n)
+    "ratio_sequence_mean": [7 * 10, 7 * 10, 7 * 16, 7 * 11, 7 * 11, 7 * 15, 7 * 9],
+    "ratio_sequence_product": [7 * 10, 7 * 10, 7 * 16, 7 * 11, 7 * 11, 7 * 15, 7 * 9],
 }
+BOUNDS = {"ratio_sequence_mean": (0.98, 1.03), "ratio_sequence_product": (LOW, HIGH)}
+"""Of the ratios of whole answers, which for a mean lie nearer to 1."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "token_mean": {"aggregation": {"type": "token_mean"}},
     "prompt_mean": {"aggregation": {"type": "prompt_mean"}},
     "sequence_mean": {"aggregation": {"type": "sequence_mean"}, "truncated": "mask"},
     "sequence_sum": {"aggregation": {"type": "sequence_sum", "length": 20}, "scale": {"type": "none"}},
-}
+    "ratio_sequence_mean": {
+        "aggregation": {"type": "sequence_mean"}, "ratio": {"type": "sequence_mean", "against": "behaviour"},
+        "surrogate": {"type": "clip", "low": 0.02, "high": 0.03},
+    },
+    "ratio_sequence_product": {
+        "aggregation": {"type": "sequence_mean"}, "ratio": {"type": "sequence_product", "against": "behaviour"},
+    },
+}  # fmt: skip
+
+
+def log_ratio(golden: Golden, row: int, t: int, name: str) -> float:
+    """log w of token t of an answer."""
+    each = golden.logprobs - golden.behaviour
+    if name not in BOUNDS:
+        return float(each[row, t])
+    total = float((each[row] * golden.mask[row]).sum())
+    return total / float(golden.mask[row].sum()) if name == "ratio_sequence_mean" else total
 
 
 def by_hand(golden: Golden, name: str) -> tuple[float, dict[str, Array], float]:
-    """Loss, gradient and share of clipped tokens for an aggregation."""
+    """Loss, gradient and share of clipped tokens for an aggregation or a level of the ratio."""
+    low, high = BOUNDS.get(name, (LOW, HIGH))
     scaled = [answer_of(p).centred if name == "sequence_sum" else answer_of(p).advantage for p in TRAINED]
     loss, slope, clipped, tokens = 0.0, np.zeros_like(golden.logprobs), 0, 0
     for row, t in zip(*np.nonzero(golden.mask), strict=True):
         if np.isinf(DENOMINATORS[name][row]):
             continue
-        a, w = float(scaled[row] or 0.0), float(np.exp(golden.logprobs[row, t] - golden.behaviour[row, t]))
+        a, w = float(scaled[row] or 0.0), float(np.exp(log_ratio(golden, row, t, name)))
         tokens += 1
-        if (a > 0 and w > HIGH) or (a < 0 and w < LOW):
+        if (a > 0 and w > high) or (a < 0 and w < low):
             clipped += 1
-            loss -= (HIGH if a > 0 else LOW) * a / DENOMINATORS[name][row]
-        else:  # dw / d log pi = w
+            loss -= (high if a > 0 else low) * a / DENOMINATORS[name][row]
+        else:
             loss -= w * a / DENOMINATORS[name][row]
-            slope[row, t] = -w * a / DENOMINATORS[name][row]
+            # d w / d log pi_t is w for the token's own ratio and for the product, w / n for the geometric mean; the
+            # n terms of an answer all hold its ratio, whose derivatives they add up to n times
+            times = golden.mask[row].sum() if name == "ratio_sequence_product" else 1.0
+            slope[row, t] = -w * a / DENOMINATORS[name][row] * times
     return loss, {one: (d * slope).sum((-2, -1)) for one, d in golden.slopes.items()}, clipped / tokens
 
 

@@ -1,6 +1,6 @@
-"""The value of an expression: exactly as a fraction where that is cheap, else in many digits at sample points.
+"""The value of an expression in many digits, at sample points, for what `rewards.mathematics.exact` cannot decide.
 
-Two expressions are held to be equal when they agree to 30 digits at several points. The points depend on the
+Two such expressions are held to be equal when they agree to 30 digits at several points. The points depend on the
 symbols' names alone, so the same symbol has the same value on both sides; what cannot be computed (an unevaluated
 integral, an unknown function) gets a value that depends on its written form, so it equals only itself.
 """
@@ -8,16 +8,14 @@ integral, an unknown function) gets a value that depends on its written form, so
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from rewards.mathematics.exact import exact, exactly_equal
 from rewards.mathematics.nodes import Node, TooLarge, Unreadable
 
-EXACT_BITS = 20_000
-"""The largest power or factorial that is computed exactly."""
 FLOAT_BITS = 2**34
 """The largest binary exponent of a number in floating point: towers of powers end here."""
 MAX_SUM_TERMS = 2_000
@@ -53,95 +51,16 @@ def contains(node: Node, op: str, value: Any = None) -> bool:
     return any(contains(arg, op, value) for arg in node.args)
 
 
-@lru_cache(maxsize=4096)
-def exact(node: Node) -> Fraction | None:
-    """The value as a fraction, or None where it is not seen to be one. Raises `TooLarge`, `Unreadable` (1/0)."""
-    match node.op:
-        case "num":
-            return node.value
-        case "dec":
-            return node.value[0]
-        case "add" | "mul" | "pow" | "fn" | "percent" | "unit" | "deg":
-            values = [exact(arg) for arg in node.args]
-            known = [value for value in values if value is not None]
-            if len(known) < len(values):
-                return None
-            return _exact_of(node, known)
-    return None
-
-
-def _exact_of(node: Node, values: list[Fraction]) -> Fraction | None:
-    match node.op:
-        case "add":
-            return sum(values, Fraction(0))
-        case "mul":
-            return math.prod(values, start=Fraction(1))
-        case "pow":
-            return _exact_power(*values)
-        case "percent":
-            return values[0] / 100
-        case "unit" | "deg":
-            return values[0]
-    return _exact_function(node.value, values)
-
-
-def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    if exponent.denominator == 1:
-        if base == 0 and exponent < 0:
-            raise Unreadable("a division by zero")
-        if abs(base) == 1 or base == 0:
-            return Fraction(base) ** (exponent.numerator % 2 if base == -1 else min(1, abs(exponent.numerator)))
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent.numerator)
-        if bits > EXACT_BITS:
-            return None
-        return base ** int(exponent)
-    if exponent.denominator == 2 and base >= 0 and abs(exponent.numerator) == 1:
-        top, bottom = math.isqrt(base.numerator), math.isqrt(base.denominator)
-        if top * top == base.numerator and bottom * bottom == base.denominator and (top or exponent > 0):
-            return Fraction(top, bottom) ** exponent.numerator
-    return None
-
-
-def _exact_function(name: str, values: list[Fraction]) -> Fraction | None:
-    if name == "abs":
-        return abs(values[0])
-    if name == "floor":
-        return Fraction(math.floor(values[0]))
-    if name == "ceil":
-        return Fraction(math.ceil(values[0]))
-    if name in ("max", "min"):
-        return (max if name == "max" else min)(values)
-    if any(value.denominator != 1 for value in values):
-        return None
-    integers = [value.numerator for value in values]
-    if name in ("gcd", "lcm"):
-        return Fraction((math.gcd if name == "gcd" else math.lcm)(*integers))
-    if name == "gamma" and 0 < integers[0] <= 1000:
-        return Fraction(math.factorial(integers[0] - 1))
-    if name == "factorial" and 0 <= integers[0] <= 1000:
-        return Fraction(math.factorial(integers[0]))
-    if name == "binom" and len(integers) == 2 and 0 <= integers[1] <= integers[0] <= 1000:
-        return Fraction(math.comb(*integers))
-    return None
-
-
 def equal(left: Node, right: Node) -> bool:
     """Whether two expressions have the same value everywhere we look. Raises `Unreadable` for what has no value."""
     if left == right:
         return True
-    exact_left, exact_right = _exact_or_none(left), _exact_or_none(right)
-    if exact_left is not None and exact_right is not None:
-        return exact_left == exact_right
+    verdict = exactly_equal(left, right)
+    if verdict is not None:
+        return verdict
     if not symbols(left) and not symbols(right):
         return _same_number(left, right)
     return _same_function(left, right)
-
-
-def _exact_or_none(node: Node) -> Fraction | None:
-    try:
-        return exact(node)
-    except TooLarge:
-        return None
 
 
 def _same_number(left: Node, right: Node) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import product as cartesian
 
-from rewards.mathematics.evaluate import equal, exact, sample, symbols
+from rewards.mathematics.evaluate import equal, sample, symbols
+from rewards.mathematics.exact import exact
 from rewards.mathematics.matrices import matrix_arithmetic
 from rewards.mathematics.nodes import MINUS_ONE, Node, Unreadable, neg
 

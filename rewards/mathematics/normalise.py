@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
@@ -226,6 +227,7 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 EDGES = " \t\r\n.,;:"
 
 
+@lru_cache(maxsize=256)  # one grading asks several times for each of its two texts
 def normalise(text: str) -> str:
     r"""The text with one spelling for fractions, spaces, relations, degrees, percents, and without delimiters.
 

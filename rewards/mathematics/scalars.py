@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.mathematics.evaluate import based_value, contains, equal, exact, sample, symbols
+from rewards.mathematics.evaluate import based_value, contains, equal, sample, symbols
+from rewards.mathematics.exact import exact
 from rewards.mathematics.nodes import PI, Node, Unreadable, divide, mul, num
 from rewards.mathematics.tokens import UNITS
 

@@ -8,11 +8,12 @@ from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import PlugIn, Section
 from rlvr.config.load import RecipeError, json_schema, load_recipe, nearest
 from rlvr.config.problems import EvalSet, Problems, RewardTerm, Template
-from rlvr.config.recipe import Learner, Model, Recipe, Run, Schedule, Sft
+from rlvr.config.recipe import Dpo, Learner, Model, Recipe, Run, Schedule, Sft
 from rlvr.config.rollout import HfEngine, Rewards, Rollout, VllmEngine
 
 __all__ = [
     "Algorithm",
+    "Dpo",
     "EvalSet",
     "HfEngine",
     "Learner",

@@ -27,3 +27,9 @@ class PlugIn(Section):
     """Where the function or class lives."""
     args: dict[str, Any] = {}
     """Its arguments."""
+
+
+def slot_tag(value: Any) -> str | None:
+    """The tag of a slot: its ``type``, or ``plugin`` where that is an import path; None if it is no slot at all."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "plugin" if isinstance(kind, str) and ":" in kind else kind

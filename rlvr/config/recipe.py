@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from rlvr.config.algorithm import Algorithm, SoftOverlong
+from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
+from rlvr.config.groups import CosineLength, SoftOverlong, check_sizes
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
 
@@ -27,7 +28,11 @@ class Model(Section):
     """Type of matrix products over `dtype` weights."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time. On a CPU the memory is well
+    spent on larger micro-batches, whose matrix products run so much faster that the update takes less time in all."""
+    compile: bool = False
+    """Compile each layer by torch.compile: norms, activations and rotary embeddings pass through memory once. The first
+    step takes up to a minute longer; on a CPU a C++ compiler must be installed."""
 
 
 class Schedule(Section):
@@ -69,6 +74,23 @@ class Sft(Section):
     steps: PositiveInt
     batch_size: PositiveInt = 32
     """Rows an optimiser step."""
+
+
+class Dpo(Section):
+    """Settings of ``rlvr dpo``: rows of prompt, chosen and rejected answer; the reference is the starting policy."""
+
+    path: str
+    """JSON lines; prompts are text or chat messages, answers text or a list of one assistant message."""
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    beta: PositiveFloat = 0.1
+    """How much a log ratio to the reference counts as reward: a larger one keeps the policy nearer."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Chance that a label is the wrong way round."""
+    steps: PositiveInt
+    batch_size: PositiveInt = 32
+    """Pairs an optimiser step."""
 
 
 class Run(Section):
@@ -118,6 +140,7 @@ class Recipe(Section):
     algorithm: Algorithm
     learner: Learner
     sft: Sft | None = None
+    dpo: Dpo | None = None
 
     @model_validator(mode="after")
     def _across(self) -> Recipe:
@@ -125,12 +148,8 @@ class Recipe(Section):
         names += [term.name for one in self.problems.eval for term in one.terms or ()]
         if len(set(names)) != len(names):
             raise ValueError(f"terms of rewards and of eval sets need different names, got {names}")
-        group, least = self.rollout.group_size, self.algorithm.smallest_group()
-        if group < least:
-            raise ValueError(
-                f"rollout.group_size must be at least {least}, got {group}: baseline {self.algorithm.baseline.type!r} "
-                f"with scale {self.algorithm.scale.type!r} compares the answers of a group with each other"
-            )
+        algorithm, rollout = self.algorithm, self.rollout
+        check_sizes(algorithm.filter, algorithm.baseline, algorithm.scale, rollout.prompts_per_step, rollout.group_size)
         updates = self.algorithm.updates_per_batch
         if self.rollout.prompts_per_step % updates:
             raise ValueError(
@@ -142,6 +161,12 @@ class Recipe(Section):
                 raise ValueError(
                     f"soft_overlong.max_tokens must be at most rollout.max_new_tokens = {self.rollout.max_new_tokens}, "
                     "or the punishment never applies"
+                )
+            most = shaping.max_tokens if isinstance(shaping, CosineLength) and shaping.exceeded is not None else 0
+            if isinstance(shaping, CosineLength) and most > rollout.max_new_tokens:
+                raise ValueError(
+                    f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
+                    f"{shaping.max_tokens}: no answer could get `exceeded`"
                 )
         if self.algorithm.correction.type != "none" and self.rollout.temperature <= 0:
             raise ValueError("a correction by probability ratios needs rollout.temperature above 0")

@@ -124,5 +124,10 @@ def _attention(
     return output.transpose(1, 2).contiguous(), None
 
 
+def keep_from_compiler() -> None:
+    """Leave attention as it is when the layers around it are compiled: shared prompts are no tensors."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(_attention))
+
+
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

@@ -6,6 +6,10 @@ of the same size in numbers: with log sum exp known, each block's softmax is com
 
     d logits[n, v] = g[n] / temperature * (1[v = target n] - exp(logits[n, v] - lse[n])),
 
+for the log-probabilities, and with log p = logits - lse for the entropies H, where a loss uses them,
+
+    d logits[n, v] = -h[n] / temperature * p[n, v] * (log p[n, v] + H[n]),
+
 so that the gradient of each block of head rows is one matrix product, summed in float32 by it and written once, and
 only the small gradient of the hidden states [N H] is summed over blocks, in float32.
 """
@@ -32,20 +36,24 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             logits = _logits(hidden[rows], weight, bias, temperature, wide)
-            torch.logsumexp(logits, dim=-1, out=lse[rows])
-            logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - lse[rows]
-            # entropy = lse - sum p * logits; the logits are centred first, or bfloat16-sized ones would cancel badly
-            logits -= lse[rows, None]
-            entropy[rows] = -torch.bmm(logits.exp()[:, None, :], logits[:, :, None]).flatten()
-        ctx.save_for_backward(hidden, weight, bias, targets, lse)
+            top = logits.amax(-1)
+            logits -= top[:, None]
+            picked = logits.gather(1, targets[rows, None]).squeeze(1)
+            p = logits.exp()
+            total = p.sum(-1)
+            log_total = total.log()
+            lse[rows], logprobs[rows] = top + log_total, picked - log_total
+            # the logits are centred by their largest, or bfloat16-sized ones would cancel badly here
+            entropy[rows] = log_total - p.mul_(logits).sum(-1) / total
+        ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)  # a loss that does not use the entropy does not pay for its gradient
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, lse = ctx.saved_tensors
-        grad = (grads[0] / ctx.temperature)[:, None]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
+        grad, entropy_grad = (None if g is None else (g / ctx.temperature)[:, None] for g in grads)
         vocabulary, rows = weight.shape[0], torch.arange(hidden.shape[0], device=hidden.device)
         # As many numbers a block as a chunk of the forward pass has
         block = max(1, min(vocabulary, ctx.chunk * vocabulary // max(1, hidden.shape[0])))
@@ -56,10 +64,16 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for start in range(0, vocabulary, block):
             piece = slice(start, min(start + block, vocabulary))
             logits = _logits(hidden, weight[piece], None if bias is None else bias[piece], ctx.temperature, lse.dtype)
-            delta = logits.sub_(lse[:, None]).exp_().neg_()
+            delta = logits.sub_(lse[:, None])
+            wanted = None if entropy_grad is None else delta.exp().mul_(delta + entropy[:, None]).mul_(-entropy_grad)
             inside = (targets >= piece.start) & (targets < piece.stop)
-            delta[rows[inside], targets[inside] - piece.start] += 1.0
-            delta *= grad
+            if grad is None:
+                delta.zero_()
+            else:
+                delta.exp_().mul_(-grad)
+                delta[rows[inside], targets[inside] - piece.start] += grad[inside, 0]
+            if wanted is not None:
+                delta += wanted
             if bias_grad is not None:
                 bias_grad[piece] = delta.sum(0)
             delta = delta.to(hidden.dtype)
@@ -87,7 +101,7 @@ def chunked_logprobs(
     temperature: float,
     chunk: int,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Log-probability of each target, and the entropy of each prediction (without gradient), both in nats.
+    """Log-probability of each target, and the entropy of each prediction, both in nats and differentiable.
 
     They are those of softmax((hidden weight^T + bias) / temperature), in float32 or wider; ``chunk`` tokens have
     logits at the same time. Under autocast the matrix products run in its type, as a linear layer's would. The

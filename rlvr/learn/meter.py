@@ -40,3 +40,48 @@ class Meter:
                 dist.all_reduce(stacked, op=how)
             result.update(zip(names, stacked.tolist(), strict=True))
         return result
+
+
+_PER_TOKEN = (
+    "clip_low", "clip_high", "ratio_limited", "off_policy_masked", "top_entropy", "covariant", "kl", "kl_in_reward",
+    "teacher_kl",
+)  # fmt: skip
+"""Sums that are logged as means over trained tokens."""
+
+
+def update_metrics(total: dict[str, float], outcomes: list[dict[str, float]]) -> dict[str, float]:
+    """An update's metrics from its sums: means are over trained tokens, the loss and norm over optimiser steps."""
+    done = [outcome for outcome in outcomes if "loss" in outcome]
+    tokens, first = max(1.0, total.get("n", 0.0)), max(1.0, total.get("mismatch_n", 0.0))
+    metrics = {
+        "update/lr": outcomes[-1]["lr"],
+        "update/count": float(len(done)),
+        "update/empty": sum(outcome.get("empty", 0.0) for outcome in outcomes),
+        "update/non_finite": sum(outcome.get("non_finite", 0.0) for outcome in outcomes),
+    }
+    if done:
+        metrics["update/loss"] = sum(outcome["loss"] for outcome in done) / len(done)
+        metrics["update/grad_norm"] = sum(outcome["grad_norm"] for outcome in done) / len(done)
+        metrics["update/grad_norm_max"] = max(outcome["grad_norm"] for outcome in done)
+    if "entropy" in total:
+        metrics["policy/entropy"] = total["entropy"] / tokens
+    if "ratio" in total:
+        metrics["policy/ratio_max"] = total["ratio"]
+    if "clip_low" in total:
+        metrics["policy/clip_fraction"] = (total["clip_low"] + total["clip_high"]) / tokens
+    for name in _PER_TOKEN:
+        if name in total:
+            metrics[f"policy/{name}"] = total[name] / tokens
+    if "positive" in total:
+        metrics["policy/positive_nll"] = total["positive_nll"] / max(1.0, total["positive"])
+    if "mismatch_n" in total:
+        metrics["mismatch/abs"] = total["mismatch_abs"] / first
+        metrics["mismatch/kl"] = total["mismatch_k3"] / first
+        metrics["mismatch/ratio_max"] = total["mismatch_rho"]
+        squares = total["mismatch_squares"]
+        metrics["mismatch/ess"] = total["mismatch_sum"] ** 2 / (first * squares) if squares else 1.0
+    for source, name in (("mismatch_truncated", "mismatch/truncated"), ("mismatch_masked", "mismatch/masked")):
+        if source in total:
+            metrics[name] = total[source] / first
+    metrics |= {name: total[name] / max(1.0, total["pairs"]) for name in total if name.startswith("dpo/")}
+    return metrics

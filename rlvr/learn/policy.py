@@ -84,6 +84,8 @@ class Policy(nn.Module):
             )
             if config.attention == "sdpa":
                 model.set_attn_implementation(attention.NAME)
+            if config.compile:
+                compile_layers(model)
             tokenizer = AutoTokenizer.from_pretrained(path) if _has_tokenizer(path) else None
         except (OSError, ImportError, ValueError) as error:
             raise PolicyError(f"model.path: {path!r} cannot be loaded as a causal language model: {error}") from error
@@ -111,7 +113,7 @@ class Policy(nn.Module):
         temperature: float,
         layout: SharedPrompts | None = None,
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """Log-probability of each target at ``temperature`` and entropy of its prediction (without gradient), in nats;
+        """Log-probability of each target at ``temperature`` and entropy of its prediction, in nats;
         both 0 where ``loss_mask`` is 0. Rows may hold several samples if positions restart at 0 with each, or share
         prompts as ``layout`` says."""
         head = self.model.get_output_embeddings()
@@ -205,6 +207,18 @@ class Policy(nn.Module):
 
     def _name(self) -> str:
         return f"{type(self.model).__name__} ({self.model.config._name_or_path or 'unnamed'})"
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Have torch compile each decoder layer but for its attention; layers of one kind share what was compiled."""
+    attention.keep_from_compiler()
+    kinds = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    if not layers:
+        raise PolicyError(f"model.compile: {type(model).__name__} does not say what its layers are; set it to false")
+    torch._dynamo.config.disable = False  # an engine's settings for its own process are seen here if it started first
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 def _sample(ids: list[int], prompt: int) -> TrainingSample:

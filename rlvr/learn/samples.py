@@ -9,44 +9,47 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
+from rewards.combine import Term, combine
 from rlvr.config.algorithm import Algorithm
-from rlvr.learn.advantages import baseline, scale
+from rlvr.config.groups import OVER_THE_BATCH, GdpoBaseline, GreedyBaseline, KeepGroups
+from rlvr.learn.advantages import MovingAverage, ScoredGroup, centre, scale
 from rlvr.learn.shaping import shape
 from rlvr.records import Rollout, RolloutGroup, TrainingSample
 
-Kept = tuple[int, tuple[Rollout, ...]]
-"""A group that is trained: its index within the step, and its scored rollouts."""
-
 
 def make_samples(
-    groups: Sequence[RolloutGroup], algorithm: Algorithm, step: int
+    groups: Sequence[RolloutGroup],
+    algorithm: Algorithm,
+    step: int,
+    *,
+    terms: Sequence[Term] = (),
+    average: MovingAverage | None = None,
 ) -> tuple[list[TrainingSample], dict[str, float]]:
     """Training samples of a step's groups, and counts of everything that was left out, for the metrics.
 
     A rollout that was not scored leaves the baseline and is not trained. A truncated one that ``truncated: mask``
     takes out of the loss stays in the baseline, and in the list with an all-zero mask, so that answers are counted
-    the same with and without the mask.
+    the same with and without the mask. ``terms`` are the recipe's reward terms, for ``baseline: gdpo``; ``average`` is
+    the state of ``baseline: ema``, which the step's rewards then move.
     """
-    kept, counts = _filter(groups, algorithm)
-    rewards_P_G = [shape(rollouts_G, algorithm.shaping, step) for _, rollouts_G in kept]
-    centred_P_G = [
-        [reward - b for reward, b in zip(rewards_G, baseline(rewards_G, rollouts_G, algorithm.baseline), strict=True)]
-        for rewards_G, (_, rollouts_G) in zip(rewards_P_G, kept, strict=True)
-    ]
-    if algorithm.scale.type == "batch_std" and sum(len(rewards_G) for rewards_G in rewards_P_G) < 2:
+    kept, counts = _filter(groups, algorithm, step, terms)
+    if isinstance(algorithm.scale, OVER_THE_BATCH) and sum(len(group.rollouts_G) for group in kept) < 2:
         counts["groups/too_few_scored"] += len(kept)
         counts["groups/trained"] -= len(kept)
-        kept, rewards_P_G, centred_P_G = [], [], []
-    advantages_P_G = scale(centred_P_G, rewards_P_G, algorithm.scale)
+        kept = []
+    centred_P_G = [centre(group, algorithm.baseline, average) for group in kept]
+    advantages_P_G = scale(centred_P_G, [group.rewards_G for group in kept], algorithm.scale)
+    if average is not None:
+        average.move(kept)
 
     samples: list[TrainingSample] = []
-    for (index, rollouts_G), advantages_G in zip(kept, advantages_P_G, strict=True):
-        for rollout, advantage in zip(rollouts_G, advantages_G, strict=True):
+    for group, advantages_G in zip(kept, advantages_P_G, strict=True):
+        for rollout, advantage in zip(group.rollouts_G, advantages_G, strict=True):
             masked = algorithm.truncated == "mask" and rollout.is_truncated
             counts["samples/truncated_masked"] += masked
-            samples.append(_sample(rollout, advantage, index, masked))
-    shaped = [reward for rewards_G in rewards_P_G for reward in rewards_G]
-    graded = [rollout.reward for _, rollouts_G in kept for rollout in rollouts_G if rollout.reward is not None]
+            samples.append(_sample(rollout, advantage, group.index, masked))
+    shaped = [reward for group in kept for reward in group.rewards_G]
+    graded = [rollout.reward for group in kept for rollout in group.rollouts_G if rollout.reward is not None]
     counts["samples/trained"] = sum(1 for sample in samples if sample.trained_tokens)
     counts["reward/shaping"] = statistics.fmean(shaped) - statistics.fmean(graded) if shaped else 0.0
     counts["advantage/abs_mean"] = statistics.fmean(abs(sample.advantage) for sample in samples) if samples else 0.0
@@ -79,26 +82,76 @@ def groups_with_tokens(groups: Sequence[RolloutGroup], samples: Sequence[Trainin
     return set(sorted(range(len(groups)), key=lambda index: index not in trained)[:count])
 
 
-def _filter(groups: Sequence[RolloutGroup], algorithm: Algorithm) -> tuple[list[Kept], dict[str, float]]:
-    """The groups that are trained, without their unscored rollouts, and how many were not, by cause."""
+def has_enough(group: RolloutGroup, algorithm: Algorithm) -> bool:
+    """True where a group has all the scores that the baseline and the scale need."""
+    if isinstance(algorithm.baseline, GreedyBaseline) and (group.greedy is None or group.greedy.reward is None):
+        return False
+    return len(_scored(group)) >= algorithm.smallest_group()
+
+
+def has_variance(group: RolloutGroup, algorithm: Algorithm, terms: Sequence[Term] = ()) -> bool:
+    """False where the scored answers, two or more, have equal rewards; for ``gdpo``, equal scores in each term.
+
+    A group of one answer has no variance to speak of, and without a baseline it does teach.
+    """
+    scored = _scored(group)
+    if len(scored) < 2:
+        return True
+    if isinstance(algorithm.baseline, GdpoBaseline):
+        return any(len(set(scores_G)) > 1 for _, scores_G in _scores(group, scored, terms))
+    return len({rollout.reward for rollout in scored}) > 1
+
+
+def _scored(group: RolloutGroup) -> tuple[Rollout, ...]:
+    return tuple(rollout for rollout in group.rollouts if rollout.reward is not None)
+
+
+def _scores(
+    group: RolloutGroup, scored: Sequence[Rollout], terms: Sequence[Term]
+) -> tuple[tuple[float, list[float]], ...]:
+    """(weight, scores_G) of each reward term of a problem; behind a closed gate a score is 0, as in the reward."""
+    own = [term for term in terms if group.problem.verifiers is None or term.name in group.problem.verifiers]
+    if not own:
+        raise ValueError(f"baseline 'gdpo' needs the reward terms of problem {group.problem.id!r}, and got none")
+    found = [
+        (term.weight, [combine(one.verdicts, [Term(term.name, 1.0, term.gate)]) for one in scored]) for term in own
+    ]
+    return tuple((weight, [score for score in scores_G if score is not None]) for weight, scores_G in found)
+
+
+def _filter(
+    groups: Sequence[RolloutGroup], algorithm: Algorithm, step: int, terms: Sequence[Term]
+) -> tuple[list[ScoredGroup], dict[str, float]]:
+    """The groups that are trained, shaped and without their unscored rollouts, and how many were not, by cause."""
     counts = dict.fromkeys(
         ("groups/total", "groups/trained", "groups/zero_variance", "groups/too_few_scored",
          "samples/unscored", "samples/truncated_masked"), 0.0,
     )  # fmt: skip
-    kept: list[Kept] = []
+    kept: list[ScoredGroup] = []
     for index, group in enumerate(groups):
-        scored = tuple(rollout for rollout in group.rollouts if rollout.reward is not None)
+        scored = _scored(group)
         counts["groups/total"] += 1
         counts["samples/unscored"] += len(group.rollouts) - len(scored)
-        if len(scored) < algorithm.smallest_group():
+        if not has_enough(group, algorithm):
             counts["groups/too_few_scored"] += 1
             continue
-        # A group of one answer has no variance to speak of, and without a baseline it does teach.
-        if len(scored) > 1 and len({rollout.reward for rollout in scored}) == 1:
+        if not has_variance(group, algorithm, terms):
             counts["groups/zero_variance"] += 1
-            if algorithm.filter.type == "drop":
+            if not isinstance(algorithm.filter, KeepGroups):
                 continue
-        kept.append((index, scored))
+        greedy = group.greedy
+        kept.append(
+            ScoredGroup(
+                index=index,
+                problem_id=group.problem.id,
+                rollouts_G=scored,
+                rewards_G=shape(scored, algorithm.shaping, step),
+                greedy_reward=shape([greedy], algorithm.shaping, step)[0]
+                if greedy and greedy.reward is not None
+                else None,
+                terms=_scores(group, scored, terms) if isinstance(algorithm.baseline, GdpoBaseline) else (),
+            )
+        )
     counts["groups/trained"] = float(len(kept))
     return kept, counts
 

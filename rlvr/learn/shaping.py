@@ -8,12 +8,13 @@ A plug-in is ``f(rewards_G, rollouts_G, step, **args) -> list[float]``: what to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import assert_never
 
 from rewards import Outcome
-from rlvr.config.algorithm import KimiLength, Shaping, SoftOverlong
 from rlvr.config.base import PlugIn
+from rlvr.config.groups import CosineLength, KimiLength, Repetition, Shaping, SoftOverlong
 from rlvr.plugins import load_plugin
 from rlvr.records import Rollout
 
@@ -36,6 +37,22 @@ def soft_overlong(length: int, max_tokens: int, buffer: int) -> float:
     if length <= max_tokens:
         return ((max_tokens - buffer) - length) / buffer
     return -1.0
+
+
+def cosine_length(length: int, max_tokens: int, ends: tuple[float, float]) -> float:
+    """Cosine length reward (2502.03373): from ``ends[0]`` for an empty answer to ``ends[1]`` at ``max_tokens`` and
+    beyond, ends[1] + (ends[0] - ends[1]) (1 + cos(pi length / max_tokens)) / 2."""
+    short, long = ends
+    return long + (short - long) * (1.0 + math.cos(math.pi * min(length, max_tokens) / max_tokens)) / 2.0
+
+
+def repetition(ids: Sequence[int], loss_mask: Sequence[int], ngram: int) -> float:
+    """Repetition penalty (2502.03373 by way of open-r1): -(1 - different n-grams / n-grams) over the n-grams of token
+    ids that the policy wrote in a row; 0 where there is none."""
+    windows = zip(*(ids[start:] for start in range(ngram)), strict=False)
+    whole = zip(*(loss_mask[start:] for start in range(ngram)), strict=False)
+    written = [window for window, mask in zip(windows, whole, strict=True) if all(mask)]
+    return len(set(written)) / len(written) - 1.0 if written else 0.0
 
 
 def is_correct(rollout: Rollout) -> bool:
@@ -76,8 +93,19 @@ def _terms(shaping: Shaping, rewards_G: list[float], rollouts_G: Sequence[Rollou
             return [shaping.weight * term for term in terms_G]
         case SoftOverlong():
             return [shaping.weight * soft_overlong(n, shaping.max_tokens, shaping.buffer) for n in lengths_G]
+        case CosineLength():
+            return [_cosine_term(one, shaping) for one in rollouts_G]
+        case Repetition():
+            return [shaping.weight * repetition(one.ids, one.loss_mask, shaping.ngram) for one in rollouts_G]
         case PlugIn():
             plugged = load_plugin(shaping.type, shaping.args, positional=3)
             return [float(term) for term in plugged(rewards_G, rollouts_G, step)]
         case _:
             assert_never(shaping)
+
+
+def _cosine_term(rollout: Rollout, config: CosineLength) -> float:
+    length = len(rollout.ids)
+    if config.exceeded is not None and length >= config.max_tokens:
+        return config.exceeded
+    return cosine_length(length, config.max_tokens, config.correct if is_correct(rollout) else config.wrong)

@@ -2,7 +2,8 @@
 
     samples -> split into optimiser steps -> pack for all ranks -> scatter                    (rank 0 decides)
             -> log-probabilities before the first step, if a ratio needs them                 (all ranks)
-            -> reference log-probabilities, if a KL term needs them
+            -> reference log-probabilities, if a KL term needs them; the teacher's, if there is one
+            -> numbers over all tokens of a step, if the loss needs them
             -> for each optimiser step: forward, loss, backward per micro-batch; clip; step
             -> metrics, reduced over ranks
 
@@ -31,11 +32,14 @@ from rlvr.config.algorithm import Algorithm, TokenMean
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
 from rlvr.learn.backend import make_backend
+from rlvr.learn.distill import load_teacher
 from rlvr.learn.kept import Kept, gather_kept, kept_of
-from rlvr.learn.meter import Meter
+from rlvr.learn.meter import Meter, update_metrics
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
 from rlvr.learn.packing import pack, pack_for_ranks
 from rlvr.learn.policy import Policy
+from rlvr.learn.preference import DirectPreference, pack_pairs_for_ranks
+from rlvr.learn.reference import ReferencePolicy
 from rlvr.learn.schedule import learning_rate
 from rlvr.records import MicroBatch, TrainingSample
 
@@ -87,11 +91,15 @@ class Learner:
         self.objective = PolicyGradient(algorithm, temperature)
         self.policy = Policy.load(model, head_chunk=learner.head_chunk)
         self.policy.check_packing(learner.packing)
-        self.reference: Policy | None = None
-        if self.objective.needs_ref:
-            self.reference = Policy.load(model, head_chunk=learner.head_chunk).requires_grad_(False)
-            # asked for, because under FSDP accelerate would leave it on the CPU
-            self.reference = accelerator.prepare_model(self.reference, device_placement=True, evaluation_mode=True)
+        self.reference: ReferencePolicy | None = None
+        if self.objective.kl is not None:
+            self.reference = ReferencePolicy(
+                model, self.objective.kl, head_chunk=learner.head_chunk, accelerator=accelerator
+            )
+        self.teacher: Policy | None = None
+        if self.objective.teacher is not None:
+            self.teacher = load_teacher(model, self.objective.teacher.path, self.policy).requires_grad_(False)
+            self.teacher = accelerator.prepare_model(self.teacher, device_placement=True, evaluation_mode=True)
         self.backend = make_backend(accelerator, self.policy, learner)
         self.updates = 0
         """Optimiser steps taken or left out so far: the schedule's clock."""
@@ -108,16 +116,31 @@ class Learner:
         For the samples whose indices rank 0 passes in ``keep``, `kept` then holds the log-probabilities of their
         trained tokens before the first optimiser step on this batch, wherever those were computed.
 
-        ``clock`` is told the phases pack, old_logprobs, ref_logprobs, forward_backward and optimizer.
+        ``clock`` is told the phases pack, old_logprobs, ref_logprobs, teacher_logprobs, forward_backward and
+        optimizer.
 
         Raises `NonFiniteError` as ``learner.non_finite`` says, `ValueError` for samples that cannot be trained, and on
         all other ranks `RuntimeError` if rank 0 raised.
         """
-        return self._run(samples, self.objective, clock or _NoClock(), keep)
+        before = self.updates
+        if self.objective.algorithm.reset_optimizer:
+            self.backend.load_optimizer_state({})
+        metrics = self._run(samples, self.objective, clock or _NoClock(), keep)
+        metrics |= self.objective.observe(metrics)
+        if self.reference is not None:
+            followed = self.reference.follow(self.policy, before=before, after=self.updates)
+            metrics["update/reference_moved"] = float(followed)
+        return metrics
 
     def sft_update(self, samples: Sequence[TrainingSample] | None) -> dict[str, float]:
         """One optimiser step of supervised fine-tuning: the mean negative log-likelihood of the trained tokens."""
         return self._run(samples, NegativeLogLikelihood(), _NoClock())
+
+    def preference_update(
+        self, samples: Sequence[TrainingSample] | None, objective: DirectPreference
+    ) -> dict[str, float]:
+        """One optimiser step of direct preference optimisation on pairs, as `rlvr.dpo` makes them."""
+        return self._run(samples, objective, _NoClock())
 
     def _run(
         self,
@@ -131,11 +154,16 @@ class Learner:
             steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
         for needed, field, module in (
             (objective.needs_old, "old_logprobs", self.backend.module),
-            (objective.needs_ref, "ref_logprobs", self.reference),
+            (objective.needs_ref, "ref_logprobs", self.reference.module if self.reference is not None else None),
+            (objective.needs_teacher, "teacher_logprobs", self.teacher),
         ):
             if needed:
                 with self._phase(clock, field):
                     steps = [[self._with(batch, field, module, objective) for batch in step] for step in steps]
+        for place, step in enumerate(steps):
+            numbers = objective.statistics(step, self.updates + place) if step else None
+            if numbers is not None:
+                steps[place] = [dataclasses.replace(batch, statistics=numbers) for batch in step]
         meter, kept = Meter(self.accelerator.device), Kept()
         outcomes = []
         for epoch in range(objective.epochs):
@@ -144,7 +172,7 @@ class Learner:
                 outcomes.append(self._step(step, objective, meter, clock, kept, first=first, keep=plan.keep[place]))
         self.kept = gather_kept(kept) if any(plan.keep) else {}
         return {
-            **_metrics(meter.totals(), outcomes, objective),
+            **update_metrics(meter.totals(), outcomes),
             **self._sizes(steps, plan.over_limit),
         }
 
@@ -241,9 +269,11 @@ class Learner:
             mine = set(groups[place * share : (place + 1) * share])
             chosen = [index for index, sample in enumerate(samples) if sample.group in mine]
             kept.append({place: index for place, index in enumerate(chosen) if index in keep})
-            packed = pack_for_ranks(
-                [samples[index] for index in chosen], objective.aggregation, limit, self.config.packing, ranks=ranks
-            )
+            mine_samples = [samples[index] for index in chosen]
+            if isinstance(objective, DirectPreference):
+                packed = pack_pairs_for_ranks(mine_samples, limit, self.config.packing, ranks=ranks)
+            else:
+                packed = pack_for_ranks(mine_samples, objective.aggregation, limit, self.config.packing, ranks=ranks)
             per_step.append(packed)
         over = sum(1 for sample in samples if sample.trained_tokens and len(sample.ids) - 1 > limit)
         return [Plan(tuple(tuple(packed[rank]) for packed in per_step), over, tuple(kept)) for rank in range(ranks)]
@@ -251,7 +281,8 @@ class Learner:
     @torch.no_grad()
     def _with(self, batch: MicroBatch, field: str, module: Any, objective: Objective) -> MicroBatch:
         """The micro-batch with another model's log-probabilities filled in."""
-        found: dict[str, Any] = {field: _logprobs(module, batch, objective.temperature)[0]}
+        logprobs, entropy = _logprobs(module, batch, objective.temperature)
+        found: dict[str, Any] = {field: logprobs} | ({"old_entropy": entropy} if field == "old_logprobs" else {})
         return dataclasses.replace(batch, **found)
 
     def _sizes(self, steps: Sequence[Sequence[MicroBatch]], over_limit: int) -> dict[str, float]:
@@ -328,12 +359,21 @@ class Learner:
         if self.accelerator.num_processes > 1:
             everyone = [None] * self.accelerator.num_processes
             dist.all_gather_object(everyone, rng)
-        return {"updates": self.updates, "optimizer": self.backend.optimizer_state(), "random": everyone}
+        return {
+            "updates": self.updates,
+            "optimizer": self.backend.optimizer_state(),
+            "random": everyone,
+            "objective": self.objective.state_dict(),
+            "reference": self.reference.state_dict() if self.reference is not None else {},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; every rank passes rank 0's."""
         self.updates = state["updates"]
         self.backend.load_optimizer_state(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
         if len(state["random"]) == self.accelerator.num_processes:
             _set_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
         else:
@@ -371,36 +411,3 @@ def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
     random.setstate(states["python"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def _metrics(total: dict[str, float], outcomes: list[dict[str, float]], objective: Objective) -> dict[str, float]:
-    """An update's metrics from its sums: means are over trained tokens, the loss and norm over optimiser steps."""
-    done = [outcome for outcome in outcomes if "loss" in outcome]
-    tokens, first = max(1.0, total.get("n", 0.0)), max(1.0, total.get("mismatch_n", 0.0))
-    metrics = {
-        "update/lr": outcomes[-1]["lr"],
-        "update/count": float(len(done)),
-        "update/empty": sum(outcome.get("empty", 0.0) for outcome in outcomes),
-        "update/non_finite": sum(outcome.get("non_finite", 0.0) for outcome in outcomes),
-    }
-    if done:
-        metrics["update/loss"] = sum(outcome["loss"] for outcome in done) / len(done)
-        metrics["update/grad_norm"] = sum(outcome["grad_norm"] for outcome in done) / len(done)
-        metrics["update/grad_norm_max"] = max(outcome["grad_norm"] for outcome in done)
-    if "entropy" in total:
-        metrics["policy/entropy"] = total["entropy"] / tokens
-    if "ratio" in total:
-        metrics["policy/ratio_max"] = total["ratio"]
-    for source, name in (("clipped", "policy/clip_fraction"), ("kl", "policy/kl")):
-        if source in total:
-            metrics[name] = total[source] / tokens
-    if "mismatch_n" in total:
-        metrics["mismatch/abs"] = total["mismatch_abs"] / first
-        metrics["mismatch/kl"] = total["mismatch_k3"] / first
-        metrics["mismatch/ratio_max"] = total["mismatch_rho"]
-        squares = total["mismatch_squares"]
-        metrics["mismatch/ess"] = total["mismatch_sum"] ** 2 / (first * squares) if squares else 1.0
-    for source, name in (("mismatch_truncated", "mismatch/truncated"), ("mismatch_masked", "mismatch/masked")):
-        if source in total:
-            metrics[name] = total[source] / first
-    return metrics

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rewards import Verdict
 from rewards.combine import Term, combine
@@ -55,6 +55,8 @@ class Session:
     run_seed: int
     engine: Engine
     grade: Callable[[Problem, str], Awaitable[tuple[dict[str, Verdict], float | None, float]]]
+    greedy: bool = False
+    """True for the session of a group's greedy answer, whose requests need names of their own."""
     requests: int = field(default=0)
     """Sampling requests made so far."""
     last_sampled: float = 0.0
@@ -63,7 +65,7 @@ class Session:
     async def sample(self, ids: tuple[int, ...], sample_index: int, segment: int = 0) -> Completion:
         """Let the policy continue `ids`; each (sample_index, segment) has noise of its own."""
         seed = request_seed(self.run_seed, self.problem.id, self.visit, sample_index, segment)
-        name = f"{self.problem.id}/{self.visit}/{sample_index}/{segment}"
+        name = f"{self.problem.id}/{self.visit}/{'greedy' if self.greedy else sample_index}/{segment}"
         self.requests += 1
         completion = await self.engine.generate(Request(id=name, prompt_ids=ids, sampling=self.sampling, seed=seed))
         self.last_sampled = time.perf_counter()
@@ -130,15 +132,22 @@ class Collector:
         run_seed: int,
         workflow: Workflow = answers_to_one_prompt,
     ) -> None:
-        self._engine, self._pool, self._terms, self._renderer = engine, pool, tuple(terms), renderer
+        self._engine, self._pool, self.terms, self._renderer = engine, pool, tuple(terms), renderer
         self._run_seed, self._workflow = run_seed, workflow
         self.last_sampled = 0.0
         """When the last token of the last finished `collect` was sampled (`time.perf_counter`)."""
 
     async def collect(
-        self, visits: Sequence[tuple[Problem, int]], *, group_size: int, sampling: Sampling, seed_offset: int = 0
+        self,
+        visits: Sequence[tuple[Problem, int]],
+        *,
+        group_size: int,
+        sampling: Sampling,
+        seed_offset: int = 0,
+        greedy: bool = False,
     ) -> AsyncIterator[RolloutGroup]:
-        """Groups of `group_size` rollouts, in the order in which they finish.
+        """Groups of `group_size` rollouts, in the order in which they finish; with `greedy` each has one more answer
+        beside it, which the same workflow makes at temperature 0.
 
         Leaving the stream early cancels what is still being sampled. An error of the engine or of the machinery is
         raised here; an answer that cannot be judged is a rollout whose reward is None.
@@ -150,35 +159,48 @@ class Collector:
             )
             for problem, visit in visits
         ]  # fmt: skip
+        cold = replace(sampling, temperature=0.0)
+        beside = [replace(one, group_size=1, sampling=cold, greedy=True) if greedy else None for one in sessions]
+        everyone = [*sessions, *(one for one in beside if one is not None)]
         tasks: set[asyncio.Task[RolloutGroup]] = set()
         try:
             async with self._engine.hold():
-                tasks = {asyncio.create_task(self._group(session)) for session in sessions}
+                tasks = {asyncio.create_task(self._group(*pair)) for pair in zip(sessions, beside, strict=True)}
                 deadline = time.monotonic() + ADMISSION_SECONDS
-                while not all(one.requests for one in sessions) and time.monotonic() < deadline:
+                while not all(one.requests for one in everyone) and time.monotonic() < deadline:
                     await asyncio.sleep(0)
                     if any(task.done() for task in tasks):
                         break
             for finished in asyncio.as_completed(tasks):
                 yield await finished
-            self.last_sampled = max((one.last_sampled for one in sessions), default=0.0)
+            self.last_sampled = max((one.last_sampled for one in everyone), default=0.0)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _group(self, session: Session) -> RolloutGroup:
-        rollouts = await self._workflow(session)
+    async def _group(self, session: Session, beside: Session | None) -> RolloutGroup:
+        extra = asyncio.create_task(self._rollouts(beside)) if beside is not None else None
+        try:
+            rollouts = await self._rollouts(session)
+            greedy = replace((await extra)[0], sample_index=-1) if extra is not None else None
+        finally:
+            if extra is not None:
+                extra.cancel()
+        return RolloutGroup(problem=session.problem, visit=session.visit, rollouts=rollouts, greedy=greedy)
+
+    async def _rollouts(self, session: Session) -> tuple[Rollout, ...]:
+        rollouts = tuple(await self._workflow(session))
         if not rollouts:
             raise ValueError(
                 f"the workflow returned no rollout for problem {session.problem.id!r}: it needs at least one"
             )
-        return RolloutGroup(problem=session.problem, visit=session.visit, rollouts=tuple(rollouts))
+        return rollouts
 
     async def _grade(self, problem: Problem, text: str) -> tuple[dict[str, Verdict], float | None, float]:
         """Verdicts by term, the reward they add up to (None if not scored), and the seconds that took."""
         started = time.perf_counter()
-        terms = [term for term in self._terms if problem.verifiers is None or term.name in problem.verifiers]
+        terms = [term for term in self.terms if problem.verifiers is None or term.name in problem.verifiers]
         names = list(dict.fromkeys([term.name for term in terms] + [term.gate for term in terms if term.gate]))
         found = await asyncio.gather(*(self._pool.grade(name, text, problem.reference) for name in names))
         verdicts = dict(zip(names, found, strict=True))

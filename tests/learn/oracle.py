@@ -5,6 +5,8 @@ Derivatives are by hand, with respect to the trainer's log-probability of one to
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,3 +69,57 @@ def token_weights(lengths: list[int], groups: list[int], kind: str, constant: in
         }[kind]
         for length, g in zip(lengths, groups, strict=True)
     ]
+
+
+# ------------------------------------------------------------------------------------------ whole answers, as in papers
+
+LEVELS = ("token", "sequence_mean", "sequence_product")
+
+
+def ratios(new: Array, old: Array, level: str) -> Array:
+    """w of each token of one answer."""
+    if level == "token":
+        return np.exp(new - old)
+    total = (new - old).sum()
+    return np.full_like(new, np.exp(total / len(new) if level == "sequence_mean" else total))
+
+
+def answer_loss(new: Array, old: Array, advantage: float, level: str, **settings: Any) -> tuple[float, Array]:
+    """The loss of one answer and its derivatives by the n log-probabilities, differentiated numerically; what a paper
+    stops the gradient of is computed from a copy that does not move."""
+    step, slope = 1e-6, np.empty_like(new)
+    for t in range(len(new)):
+        up, down = new.copy(), new.copy()
+        up[t] += step
+        down[t] -= step
+        slope[t] = (_answer(up, new, old, advantage, level, **settings)
+                    - _answer(down, new, old, advantage, level, **settings)) / (2 * step)  # fmt: skip
+    return _answer(new, new, old, advantage, level, **settings), slope
+
+
+def _answer(new: Array, still: Array, old: Array, a: float, level: str, *, type: str, **s: Any) -> float:
+    """Formulas of shared notation: mean over the answer's tokens where the paper has 1/|o|."""
+    w = ratios(new, old, level)
+    if type == "clip":
+        objective = np.minimum(w * a, np.clip(w, 1 - s["low"], 1 + s["high"]) * a)
+        return float(-(np.maximum(objective, s["dual"] * a) if a < 0 else objective).mean())
+    if type == "sapo":
+        tau = 1.0 if a > 0 else 1.05
+        return float((-a * 4 / tau / (1 + np.exp(-tau * (w - 1)))).mean())
+    if type == "cispo":
+        return float((-np.clip(ratios(still, old, level), 1 - s["low"], 1 + s["high"]) * a * new).mean())
+    if type == "gmpo":
+        log = new - old
+        m = np.minimum(log, np.clip(log, -s["low"], s["high"])) if a > 0 else np.maximum(
+            log, np.clip(log, -s["low"], s["high"]))  # fmt: skip
+        return float(-a * np.exp(m.mean()))
+    if type == "vespo":
+        weight = float(np.exp((still - old).sum()))
+        k, lam = (2.0, 3.0) if a >= 0 else (3.0, 2.0)
+        return float((-(weight**k) * np.exp(lam * (1 - weight)) * a * new).mean())
+    if type == "dppo":
+        moved = np.exp(still) - np.exp(old)
+        inside = moved <= s["high"] if a > 0 else moved >= -s["low"]
+        return float((-1.0 * inside * a * w).mean())
+    assert type == "squared"
+    return float((s["tau"] * (new - old).sum() - a) ** 2 / (2 * s["tau"]))

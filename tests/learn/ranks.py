@@ -26,9 +26,13 @@ from tests.learn.conftest import samples_of_groups
 ALGORITHM = Algorithm.model_validate(
     {
         "updates_per_batch": 2,
-        "kl": {"type": "k3", "coefficient": 0.05},
+        "kl": {"type": "k3", "coefficient": 0.05, "reference": {"type": "average", "every": 3, "alpha": 0.5}},
         "correction": {"type": "truncate"},
         "aggregation": {"type": "prompt_mean"},
+        "surrogate": {"type": "clip_cov", "share": 0.1, "cov_low": -9.0, "cov_high": 9.0},
+        "top_entropy": 0.7,
+        "positive_nll": 0.1,
+        "entropy": {"type": "fixed", "coefficient": 0.01},
     }
 )
 STEPS = 5

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from rlvr.config.algorithm import Algorithm, Scale
+from rlvr.config.algorithm import Algorithm
+from rlvr.config.groups import NoScale
 from rlvr.learn.advantages import leave_one_out_baseline, mean_baseline, scale, standard_deviation
 from rlvr.learn.samples import advantages_of, make_samples
 from rlvr.records import Rollout, RolloutGroup
@@ -68,7 +69,7 @@ def test_batch_std_is_over_all_rewards_that_are_trained() -> None:
 def test_scale_functions_refuse_what_has_no_deviation() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         standard_deviation([1.0])
-    assert scale([[1.0]], [[1.0]], Scale(type="none")) == [[1.0]]
+    assert scale([[1.0]], [[1.0]], NoScale(type="none")) == [[1.0]]
 
 
 def test_an_unscored_rollout_leaves_the_baseline_and_is_not_trained() -> None:
@@ -113,13 +114,13 @@ def test_a_masked_truncated_answer_stays_in_the_baseline_and_in_the_count_of_ans
     assert [sample.trained_tokens for sample in samples] == [3, 0]
     assert samples[1].behaviour_logprobs == (0.0,) * 5
     assert (counts["samples/truncated_masked"], counts["samples/trained"]) == (1, 1)
-    samples, counts = make_samples([cut], Algorithm(scale=Scale(type="none")), step=1)
+    samples, counts = make_samples([cut], Algorithm(scale=NoScale(type="none")), step=1)
     assert [sample.trained_tokens for sample in samples] == [3, 3]
     assert counts["samples/truncated_masked"] == 0
 
 
 def test_a_sample_is_prompt_and_answer_and_only_the_answer_is_trained() -> None:
-    (sample, _), _ = make_samples([group(1.0, 0.0)], Algorithm(scale=Scale(type="none")), step=1)
+    (sample, _), _ = make_samples([group(1.0, 0.0)], Algorithm(scale=NoScale(type="none")), step=1)
     assert sample.ids == (5, 6, 10, 11, 12)
     assert sample.loss_mask == (0, 0, 1, 1, 1)
     assert sample.behaviour_logprobs == (0.0, 0.0, -0.5, -1.5, -2.5)
@@ -127,13 +128,13 @@ def test_a_sample_is_prompt_and_answer_and_only_the_answer_is_trained() -> None:
 
 def test_groups_are_told_apart_by_place_not_by_prompt() -> None:
     """The same problem drawn twice is two groups with two baselines."""
-    samples, _ = make_samples([group(1.0, 0.0), group(0.0, 1.0)], Algorithm(scale=Scale(type="none")), step=1)
+    samples, _ = make_samples([group(1.0, 0.0), group(0.0, 1.0)], Algorithm(scale=NoScale(type="none")), step=1)
     assert [(sample.group, sample.advantage) for sample in samples] == [(0, 0.5), (0, -0.5), (1, -0.5), (1, 0.5)]
 
 
 def test_advantages_of_names_every_rollout() -> None:
     groups = [group(1.0, 1.0), group(1.0, None, 0.0)]
-    samples, _ = make_samples(groups, Algorithm(scale=Scale(type="none")), step=1)
+    samples, _ = make_samples(groups, Algorithm(scale=NoScale(type="none")), step=1)
     assert advantages_of(groups, samples) == [[None, None], [0.5, None, -0.5]]
 
 

@@ -48,9 +48,30 @@ def test_equals_the_full_log_softmax_in_value_and_gradient(chunk: int, temperatu
     torch.testing.assert_close(entropy, expected_entropy, rtol=0, atol=1e-12)
     (logprobs * upstream).sum().backward()
     (expected * upstream).sum().backward()
+    same_gradients(ours, theirs)
+
+
+def same_gradients(ours: list[Tensor | None], theirs: list[Tensor | None]) -> None:
     for mine, other in zip(ours, theirs, strict=True):
         if mine is not None and other is not None:
             torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_entropy_has_the_gradient_of_the_full_softmax(chunk: int, alone: bool) -> None:
+    """d H / d logits = -p (log p + H) / temperature, in float64 to 1e-12, alone and beside log-probabilities."""
+    upstream = torch.linspace(2, -1, TOKENS, dtype=torch.float64)
+    ours, theirs = inputs(), inputs()
+    for leaves, (logprobs, entropy) in (
+        (ours, chunked_logprobs(*ours, targets(), temperature=0.7, chunk=chunk)),
+        (theirs, full(*theirs, 0.7)),
+    ):
+        assert leaves[0] is not None
+        ((entropy * upstream).sum() + (0.0 if alone else (logprobs * (1 - upstream)).sum())).backward()
+    same_gradients(ours, theirs)
+    assert ours[0] is not None
+    assert float(ours[0].grad.abs().max()) > 0.1  # type: ignore[union-attr]  # it has one
 
 
 def test_gradient_equals_finite_differences() -> None:
@@ -98,8 +119,7 @@ def test_no_tokens_give_zero_gradients() -> None:
 def test_frozen_inputs_get_no_gradient() -> None:
     hidden, weight, _ = inputs()
     assert weight is not None
-    logprobs, entropy = chunked_logprobs(hidden, weight.detach(), None, targets(), temperature=1.0, chunk=4)
-    assert not entropy.requires_grad
+    logprobs, _ = chunked_logprobs(hidden, weight.detach(), None, targets(), temperature=1.0, chunk=4)
     logprobs.sum().backward()
     assert weight.grad is None
     assert hidden is not None

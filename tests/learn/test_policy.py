@@ -125,6 +125,21 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         torch.testing.assert_close(recomputed, plain, rtol=0, atol=1e-12)
 
 
+def test_compiled_layers_compute_the_same(model_folder: Folder) -> None:
+    """Compiled = as written, in value and gradient, for shared prompts and with recomputed activations."""
+    config = Model(path=model_folder(tied=True), gradient_checkpointing=True)
+    (batch,) = pack(samples_of_groups(5, groups=2), TokenMean(), 10_000, "shared")
+    results = []
+    for compiled in (False, True):
+        policy = Policy.load(config.model_copy(update={"compile": compiled}), head_chunk=8)
+        assert [layer._compiled_call_impl is not None for layer in policy.model.model.layers] == [compiled] * 2
+        values = logprobs(policy, batch)
+        values.sum().backward()
+        results.append([values.detach(), *(p.grad for p in policy.parameters())])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_autocast_computes_in_bfloat16_over_float32_weights(model_folder: Folder) -> None:
     policy = Policy.load(Model(path=model_folder(tied=True), autocast="bfloat16"), head_chunk=64)
     exact = Policy.load(Model(path=model_folder(tied=True)), head_chunk=64)

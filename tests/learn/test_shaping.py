@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from pydantic import TypeAdapter
 
 from rewards import Outcome, Verdict
-from rlvr.config.algorithm import Shaping
-from rlvr.learn.shaping import is_correct, kimi_length, shape, soft_overlong
+from rlvr.config.groups import Shaping
+from rlvr.learn.shaping import cosine_length, is_correct, kimi_length, repetition, shape, soft_overlong
 from rlvr.records import Rollout
 from tests.learn.groups import rollout
 
@@ -81,3 +84,44 @@ def test_a_plug_in_sees_rewards_rollouts_and_step() -> None:
 def test_an_unscored_rollout_is_refused() -> None:
     with pytest.raises(ValueError, match="only scored rollouts"):
         shape([rollout(None)], [], step=0)
+
+
+@pytest.mark.parametrize(
+    ("length", "value"), [(0, 2.0), (5, 1.0 + 0.5 * (1 + math.sqrt(0.5))), (10, 1.5), (20, 1.0), (90, 1.0)]
+)
+def test_cosine_length_goes_along_half_a_cosine(length: int, value: float) -> None:
+    """2502.03373: from 2 at 0 to 1 at 20 tokens; at a quarter cos(pi/4) = sqrt(1/2), at half the middle."""
+    assert cosine_length(length, 20, (2.0, 1.0)) == pytest.approx(value, abs=1e-15)
+
+
+def test_cosine_length_has_ends_of_its_own_for_right_and_wrong_and_for_too_long() -> None:
+    """Lengths 2, 4, 6 of at most 6 and cos(pi/3) = 1/2, cos(2 pi/3) = -1/2: right 0 to -0.5, wrong -1 to -0.5."""
+    settings = {"type": "cosine_length", "max_tokens": 6}
+    found = shape(group(), [parse(**settings)], step=1)
+    assert found == pytest.approx([1.0 - 0.125, -0.5 - 0.5 * 0.25, 1.0 - 0.5], abs=1e-15)
+    found = shape(group(), [parse(**settings, exceeded=-10.0, correct=(2.0, 1.0), wrong=(-10.0, 0.0))], step=1)
+    assert found == pytest.approx([1.0 + 1.75, -2.5, 1.0 - 10.0], abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "value"),
+    [
+        ((1, 2, 3, 4), (1, 1, 1, 1), 0.0),
+        ((7, 7, 7, 7, 7), (1, 1, 1, 1, 1), 1 / 4 - 1),
+        ((1, 2, 1, 2, 1), (1, 1, 1, 1, 1), 2 / 4 - 1),
+        ((1, 2, 9, 1, 2), (1, 1, 0, 1, 1), 1 / 2 - 1),
+        ((1,), (1,), 0.0),
+        ((), (), 0.0),
+    ],
+    ids=["different", "one token", "two bigrams", "not across foreign tokens", "too short", "empty"],
+)
+def test_repetition_is_the_share_of_ngrams_seen_before(
+    ids: tuple[int, ...], mask: tuple[int, ...], value: float
+) -> None:
+    """Bigrams of token ids: 1 - different / all, as a penalty."""
+    assert repetition(ids, mask, 2) == value
+
+
+def test_repetition_is_weighted() -> None:
+    again = replace(rollout(1.0, tokens=5), ids=(4, 4, 4, 4, 4))
+    assert shape([again, rollout(0.0, tokens=5)], [parse(type="repetition", weight=3.0)], step=1) == [1.0 - 2.0, 0.0]

@@ -84,6 +84,21 @@ def test_hash(text: str, answer: str | None) -> None:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
+        ("the answer of <<3*6=18>>18 boys is 5 more\n#### 18", "18"),
+        ("the answer is 3.\n#### $1,800.\n", "$1,800."),
+        ("2*9=18\n#### -.5<|endoftext|>", "-.5"),
+        ("\\boxed{7}\n#### 18 red cars", "18 red cars"),
+        ("\\boxed{7}\n#### 2. Check", "7"),
+        ("\\boxed{7}\n#### Step 2", "7"),
+    ],
+)
+def test_a_last_line_of_gsm8k_comes_before_all_phrases_and_a_heading_does_not(text: str, answer: str) -> None:
+    assert next(candidates(text)).startswith(answer.removesuffix(" red cars"))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
         ("The final answer is 7. I hope it is correct.", "7"),
         (r"It is \boxed{7} of course", "7"),
         ("Answer: $x=3$", "$x=3$"),

@@ -475,3 +475,13 @@ def test_importing_the_library_imports_neither_torch_nor_sympy() -> None:
     root = Path(__file__).resolve().parents[2]
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("extract", ["boxed", "hash", "lenient"])
+def test_a_worked_solution_of_gsm8k_is_a_reference(extract: str) -> None:
+    """The column `answer` of GSM8K, as it is: what follows ``####`` counts, on both sides."""
+    verifier = MathVerifier(extract=extract)
+    gold = "He has 2*9=<<2*9=18>>18 boys and 1,000 girls.\n#### 1,018"
+    verifier.check_reference(gold)
+    for answer, score in (("1018", 1.0), ("1,018", 1.0), ("1018.", 1.0), ("18", 0.0), ("1,019", 0.0)):
+        assert verifier.grade(f"so \\boxed{{{answer}}}\n#### {answer}", gold).score == score
