@@ -50,7 +50,7 @@ class Filter:
 def match_expression(search: str) -> str | None:
     """FTS5's expression for what a person typed: nothing in it is an operator. None if it holds no word."""
     parts = []
-    for quoted, star, word in re.findall(r'"([^"]*)"(\*?)|(\S+)', search):
+    for quoted, star, word in re.findall(r'"([^"]*)"(\*?)|(\S+)', search.replace("\0", " ")):
         text, prefix = (quoted, star == "*") if not word else (word.rstrip("*"), word.endswith("*"))
         if any(letter.isalnum() for letter in text):
             parts.append('"' + text.replace('"', '""') + '"' + ("*" if prefix else ""))

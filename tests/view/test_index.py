@@ -147,6 +147,7 @@ def test_odd_texts(tmp_path: Path) -> None:
         ("a OR b NOT c", '"a" AND "OR" AND "b" AND "NOT" AND "c"'),
         (r"\boxed{4} text:x", r'"\boxed{4}" AND "text:x"'),
         ("== *", None),
+        ("nul\0inside", '"nul" AND "inside"'),
         ("", None),
     ],
 )
