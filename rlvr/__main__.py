@@ -1,4 +1,4 @@
-"""The `rlvr` command: train, eval, generate, sft, dpo, export, replay, schema."""
+"""The `rlvr` command: train, eval, generate, sft, dpo, export, replay, view, schema."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlvr.config import RecipeError, json_schema, load_recipe
 from rlvr.signals import Interrupted, interruptible
+from rlvr.view.arguments import add_view_arguments
 
 # torch reads this at its first allocation: activations come and go by the megabyte, and a kernel that hands them out in
 # pages of 4 KiB takes a sixth of an update's time on a CPU
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with interruptible():
+            if arguments.command == "view":
+                from rlvr.view.command import view
+
+                return view(arguments)
             return _run(arguments)
     except Interrupted as stop:
         print(f"rlvr: stopped by {stop}; what was written is whole", file=sys.stderr)
@@ -94,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "look again at a batch whose loss or gradient was not finite"
     command = commands.add_parser("replay", help=text, description=text)
     command.add_argument("batch", type=Path, help="what the run's message named: RUN/non_finite/step_NNNNNN")
+    text = "show runs in a browser: curves, rollouts, problems, suspects"
+    add_view_arguments(commands.add_parser("view", help=text, description=text))
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
 

@@ -370,6 +370,11 @@ def find(key: str) -> Metric | None:
     return exact.get(key) or next((metric for pattern, metric in patterns if pattern.fullmatch(key)), None)
 
 
+def section_of(metric: Metric) -> str:
+    """The title of the section that holds a row."""
+    return next(title for title, metrics in SECTIONS if metric in metrics)
+
+
 def undocumented(keys: Iterable[str]) -> list[str]:
     """The keys that the glossary does not know."""
     return [key for key in keys if find(key) is None]

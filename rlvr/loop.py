@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from typing import Any, NoReturn
 
-from rlvr.build import Run
-from rlvr.learn.samples import advantages_of, make_samples
+from rlvr.build import RankZero, Run
+from rlvr.learn.samples import advantages_of, groups_with_tokens, make_samples, places_of
 from rlvr.learn.update import NonFiniteError
 from rlvr.metrics import memory_metrics, refill_metrics, rollout_metrics, sample_metrics, throughput_metrics
 from rlvr.records import RolloutGroup, TrainingSample
@@ -45,6 +45,7 @@ def train_step(run: Run, step: int) -> None:
         stop_early(run, before)
     samples: list[TrainingSample] | None = None
     metrics: dict[str, float] = {}
+    shown: set[int] = set()
     if zero is not None:
         with clock.phase("pack"):
             samples, counts = make_samples(
@@ -53,7 +54,9 @@ def train_step(run: Run, step: int) -> None:
             metrics |= rollout_metrics(groups) | counts | sample_metrics(samples)
             metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
-    metrics |= update(run, step, samples)
+            shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
+    keep = [index for index, sample in enumerate(samples or ()) if sample.group in shown]
+    metrics |= update(run, step, samples, keep)
     with clock.phase("sync"):
         metrics |= run.weights.send(version=step)
     run.done = step
@@ -62,7 +65,7 @@ def train_step(run: Run, step: int) -> None:
             metrics |= evaluate(run)
     if zero is not None:
         with clock.phase("log"):
-            zero.log.rollouts(step, groups, zero.prompts_of(groups), advantages_of(groups, samples or []))
+            log_rollouts(run, zero, step, groups, samples or [], shown)
         metrics |= clock.lap() | memory_metrics()
         zero.log.step(step, metrics | throughput_metrics(metrics))
     if is_due(run.recipe.run.save_every, step, run):
@@ -87,10 +90,10 @@ def collect(run: Run) -> list[RolloutGroup]:
     return groups
 
 
-def update(run: Run, step: int, samples: list[TrainingSample] | None) -> dict[str, float]:
+def update(run: Run, step: int, samples: list[TrainingSample] | None, keep: list[int]) -> dict[str, float]:
     """The learner's update; a batch that it cannot take is kept for ``rlvr replay``."""
     try:
-        return run.learner.update(samples, clock=run.clock)
+        return run.learner.update(samples, clock=run.clock, keep=keep)
     except NonFiniteError as error:
         try:
             kept = f"The batch is kept: rlvr replay {keep_batch(run.folder, step, error, run.learner, run.recipe)}"
@@ -98,6 +101,17 @@ def update(run: Run, step: int, samples: list[TrainingSample] | None) -> dict[st
             kept = f"The batch could not be kept: {why}"
         error.args = (f"{error}. {kept}",)
         raise
+
+
+def log_rollouts(
+    run: Run, zero: RankZero, step: int, groups: list[RolloutGroup], samples: list[TrainingSample], shown: set[int]
+) -> None:
+    """Every rollout with its advantage; tokens with both log-probabilities for the groups in `shown`."""
+    known = run.learner.kept
+    kept = [[None if place is None else known.get(place) for place in row] for row in places_of(groups, samples)]
+    zero.log.rollouts(
+        step, groups, zero.prompts_of(groups), advantages_of(groups, samples), token_groups=shown, kept_P_G=kept
+    )
 
 
 def stop_early(run: Run, before: dict[str, Any]) -> NoReturn:

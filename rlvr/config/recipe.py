@@ -131,6 +131,9 @@ class Run(Section):
     """The trackers' project name."""
     log_rollouts: bool = True
     """Write every rollout to rollouts.jsonl."""
+    log_token_groups: NonNegativeInt = 2
+    """Of how many groups a step rollouts.jsonl holds the tokens too, with the log-probabilities of engine and learner:
+    about 25 bytes a token. Groups that are trained go first."""
     on_disk_full: Literal["stop", "warn"] = "stop"
     """What a log line or a checkpoint that cannot be written does: end the run after a clear message, or go on without
     it."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
 from rlvr.learn.backend import make_backend
 from rlvr.learn.distill import load_teacher
+from rlvr.learn.kept import Kept, gather_kept, kept_of
 from rlvr.learn.meter import Meter, update_metrics
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
 from rlvr.learn.packing import pack, pack_for_ranks
@@ -58,6 +59,8 @@ class Plan:
     steps: tuple[tuple[MicroBatch, ...], ...]
     over_limit: int
     """Samples longer than the limit, each in a micro-batch of its own (all ranks)."""
+    keep: tuple[Mapping[int, int], ...]
+    """For each optimiser step the samples to keep log-probabilities of: index in the step -> index in the batch."""
 
 
 class Clock(Protocol):
@@ -104,11 +107,18 @@ class Learner:
         self.backend = make_backend(accelerator, self.policy, learner)
         self.updates = 0
         """Optimiser steps taken or left out so far: the schedule's clock."""
+        self.kept: Kept = {}
+        """Rank 0, after an update: what it was asked to keep; see `update`."""
 
     # -------------------------------------------------------------------------------------------------------- update
 
-    def update(self, samples: Sequence[TrainingSample] | None, *, clock: Clock | None = None) -> dict[str, float]:
+    def update(
+        self, samples: Sequence[TrainingSample] | None, *, clock: Clock | None = None, keep: Collection[int] = ()
+    ) -> dict[str, float]:
         """Train on one batch of rollouts; rank 0 passes the samples, all ranks get the metrics.
+
+        For the samples whose indices rank 0 passes in ``keep``, `kept` then holds the log-probabilities of their
+        trained tokens before the first optimiser step on this batch, wherever those were computed.
 
         ``clock`` is told the phases pack, old_logprobs, ref_logprobs, teacher_logprobs, forward_backward and
         optimizer.
@@ -119,7 +129,7 @@ class Learner:
         before = self.updates
         if self.objective.algorithm.reset_optimizer:
             self.backend.load_optimizer_state({})
-        metrics = self._run(samples, self.objective, clock or _NoClock())
+        metrics = self._run(samples, self.objective, clock or _NoClock(), keep)
         metrics |= self.objective.observe(metrics)
         if self.reference is not None:
             followed = self.reference.follow(self.policy, before=before, after=self.updates)
@@ -136,9 +146,15 @@ class Learner:
         """One optimiser step of direct preference optimisation on pairs, as `rlvr.dpo` makes them."""
         return self._run(samples, objective, _NoClock())
 
-    def _run(self, samples: Sequence[TrainingSample] | None, objective: Objective, clock: Clock) -> dict[str, float]:
+    def _run(
+        self,
+        samples: Sequence[TrainingSample] | None,
+        objective: Objective,
+        clock: Clock,
+        keep: Collection[int] = (),
+    ) -> dict[str, float]:
         with clock.phase("pack"):
-            plan = self._share(samples, objective)
+            plan = self._share(samples, objective, keep)
             steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
         for needed, field, module in (
             (objective.needs_old, "old_logprobs", self.backend.module),
@@ -152,20 +168,22 @@ class Learner:
             numbers = objective.statistics(step, self.updates + place) if step else None
             if numbers is not None:
                 steps[place] = [dataclasses.replace(batch, statistics=numbers) for batch in step]
-        meter = Meter(self.accelerator.device)
-        outcomes = [
-            self._step(step, objective, meter, clock, first=epoch == 0 and (objective.needs_old or place == 0))
-            for epoch in range(objective.epochs)
-            for place, step in enumerate(steps)
-        ]
+        meter, kept = Meter(self.accelerator.device), Kept()
+        outcomes = []
+        for epoch in range(objective.epochs):
+            for place, step in enumerate(steps):
+                first = epoch == 0 and (objective.needs_old or place == 0)
+                outcomes.append(self._step(step, objective, meter, clock, kept, first=first, keep=plan.keep[place]))
+        self.kept = gather_kept(kept) if any(plan.keep) else {}
         return {
             **update_metrics(meter.totals(), outcomes),
             **self._sizes(steps, plan.over_limit),
         }
 
     def _step(
-        self, batches: Sequence[MicroBatch], objective: Objective, meter: Meter, clock: Clock, *, first: bool
-    ) -> dict[str, float]:
+        self, batches: Sequence[MicroBatch], objective: Objective, meter: Meter, clock: Clock, kept: Kept, *,
+        first: bool, keep: Mapping[int, int],
+    ) -> dict[str, float]:  # fmt: skip
         """One optimiser step over this rank's micro-batches; says what it did."""
         lr = learning_rate(self.updates, self.total_updates, self.config.lr, self.config.schedule)
         self.updates += 1
@@ -179,6 +197,9 @@ class Learner:
                     logprobs, entropy = _logprobs(self.backend.module, batch, objective.temperature)
                     loss = objective.loss(batch, logprobs, entropy, meter, first)
                     self.backend.backward(loss)
+                if first and keep:
+                    old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+                    kept |= kept_of(batch, old, keep)
                 total += loss.detach()
         with self._phase(clock, "optimizer"):
             if dist.is_initialized():
@@ -218,14 +239,14 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------------- rank 0 decides
 
-    def _share(self, samples: Sequence[TrainingSample] | None, objective: Objective) -> Plan:
+    def _share(self, samples: Sequence[TrainingSample] | None, objective: Objective, keep: Collection[int]) -> Plan:
         """Rank 0 plans, every rank gets its share. If rank 0 raises, the others are told before it does."""
         plans: list[Plan] | None = None
         try:
             if self.accelerator.is_main_process:
                 if samples is None:
                     raise ValueError("rank 0 must pass the samples of an update")
-                plans = self._plan(samples, objective)
+                plans = self._plan(samples, objective, keep)
         finally:
             plan = self._scatter(plans)
         if plan is None:
@@ -241,22 +262,25 @@ class Learner:
         dist.scatter_object_list(received, (plans or [None] * ranks) if self.accelerator.is_main_process else None)
         return received[0]
 
-    def _plan(self, samples: Sequence[TrainingSample], objective: Objective) -> list[Plan]:
+    def _plan(self, samples: Sequence[TrainingSample], objective: Objective, keep: Collection[int]) -> list[Plan]:
         """For each rank the micro-batches of each optimiser step of an epoch; a step is an equal share of groups."""
         groups = sorted({sample.group for sample in samples})
         share = math.ceil(len(groups) / objective.updates) if groups else 0
         per_step: list[list[list[MicroBatch]]] = []
+        kept: list[dict[int, int]] = []
         limit, ranks = self.config.micro_batch_tokens, self.accelerator.num_processes
         for place in range(objective.updates):
             mine = set(groups[place * share : (place + 1) * share])
-            chosen = [sample for sample in samples if sample.group in mine]
+            chosen = [index for index, sample in enumerate(samples) if sample.group in mine]
+            kept.append({place: index for place, index in enumerate(chosen) if index in keep})
+            mine_samples = [samples[index] for index in chosen]
             if isinstance(objective, DirectPreference):
-                packed = pack_pairs_for_ranks(chosen, limit, self.config.packing, ranks=ranks)
+                packed = pack_pairs_for_ranks(mine_samples, limit, self.config.packing, ranks=ranks)
             else:
-                packed = pack_for_ranks(chosen, objective.aggregation, limit, self.config.packing, ranks=ranks)
+                packed = pack_for_ranks(mine_samples, objective.aggregation, limit, self.config.packing, ranks=ranks)
             per_step.append(packed)
         over = sum(1 for sample in samples if sample.trained_tokens and len(sample.ids) - 1 > limit)
-        return [Plan(tuple(tuple(packed[rank]) for packed in per_step), over) for rank in range(ranks)]
+        return [Plan(tuple(tuple(packed[rank]) for packed in per_step), over, tuple(kept)) for rank in range(ranks)]
 
     @torch.no_grad()
     def _with(self, batch: MicroBatch, field: str, module: Any, objective: Objective) -> MicroBatch:

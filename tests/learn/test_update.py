@@ -215,6 +215,30 @@ def test_an_update_split_in_two_equals_two_updates_when_ratios_stay_inside_the_c
     assert split.updates == twice.updates == 2
 
 
+@pytest.mark.parametrize("packing", ["shared", "packed", "bucketed"])
+def test_kept_logprobs_are_those_before_the_update(model_folder: Folder, packing: str) -> None:
+    """Of the samples asked for, each trained token's, as `score` has them beforehand. With several optimiser steps a
+    batch: all of them where ratios need them all, else those of the first step, which alone sees that policy."""
+    folder, samples = model_folder(tied=True), random_samples(12)
+    for against, expected in (("recomputed", {0, 4, 9, 11}), ("behaviour", {0, 4, 9, 11} & set(first_half(samples)))):
+        algorithm = {"updates_per_batch": 2, "ratio": {"against": against}}
+        learner = make(folder, algorithm, micro_batch_tokens=50, packing=packing)
+        before = learner.score([sample.ids for sample in samples])
+        learner.update(samples, keep={0, 4, 9, 11})
+        assert set(learner.kept) == expected
+        for index, values in learner.kept.items():
+            trained = [value for value, mask in zip(before[index], samples[index].loss_mask, strict=True) if mask]
+            assert values == pytest.approx(trained, abs=1e-4)
+        learner.update(samples)
+        assert learner.kept == {}
+
+
+def first_half(samples: list[TrainingSample]) -> list[int]:
+    """Samples of the first of two optimiser steps: the smaller half of the groups."""
+    groups = sorted({sample.group for sample in samples})
+    return [index for index, sample in enumerate(samples) if sample.group in groups[: (len(groups) + 1) // 2]]
+
+
 def test_the_first_ratio_is_exactly_one_and_later_ones_are_against_the_policy_before(model_folder: Folder) -> None:
     """One update: ratio 1 without a pass for it. Two epochs: the second sees the policy after one update."""
     folder, samples = model_folder(tied=True), random_samples(8)
