@@ -58,7 +58,8 @@ def train_step(run: Run, step: int) -> None:
             metrics |= evaluate(run)
     if zero is not None:
         with clock.phase("log"):
-            kept = [[run.learner.kept.get(place) for place in row] for row in places_of(groups, samples or [])]
+            known = run.learner.kept
+            kept = [[known.get(-1 if at is None else at) for at in row] for row in places_of(groups, samples or [])]
             zero.log.rollouts(step, groups, zero.prompts_of(groups), advantages_of(groups, samples or []),
                               token_groups=shown, kept_P_G=kept)  # fmt: skip
         metrics |= clock.lap() | memory_metrics()
