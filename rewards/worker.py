@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, BinaryIO
 
 from rewards.spec import VerifierSpec, VerifierSpecError
@@ -103,8 +104,9 @@ def _run(verifier: Verifier, lowest: float, kind: str, completion: str, referenc
             verdict = _grader(verifier, kind)(completion, reference)
             if not isinstance(verdict, Verdict):
                 raise TypeError(f"grade returned {type(verdict).__name__} ({verdict!r:.200}), it must return a Verdict")
-            score = None if verdict.score is None else float(verdict.score)  # NumPy's and torch's numbers are no JSON
-            verdict = Verdict(score, verdict.outcome, dict(verdict.detail))
+            if type(verdict.detail) is not dict or type(verdict.score) not in (float, NoneType):
+                score = None if verdict.score is None else float(verdict.score)  # NumPy's numbers are no JSON
+                verdict = Verdict(score, verdict.outcome, dict(verdict.detail))
     except BadReference as error:
         verdict = Verdict(None, Outcome.BAD_REFERENCE, {"reason": str(error)})
     except (MemoryError, RecursionError) as error:
