@@ -8,8 +8,10 @@ from functools import lru_cache
 
 from rewards.mathematics.nodes import Node, TooLarge, Unreadable
 from rewards.mathematics.normalise import normalise
-from rewards.mathematics.parse import Parser
+from rewards.mathematics.parse import MAX_LENGTH, Parser
 
+MAX_TEXT = 2 * MAX_LENGTH
+"""Characters of an answer as it was written; a longer one is not even normalised."""
 TEXT_COMMAND = re.compile(r"\\text\s*\{([^{}]*)\}")
 CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:\s*[.:)]\s*.*|\s+[^*+=^_/<>].*)?\Z", re.DOTALL)
 CHOICE_WITH_CONTENT = re.compile(r"\(([A-J])\)\s*\S|([A-J])[.:)]\s+\S")
@@ -92,6 +94,8 @@ class Reading:
 @lru_cache(maxsize=8192)
 def read(text: str, thousands: bool = True) -> Reading:
     """The answer as a tree where it is mathematics. Raises `TooLarge` for what is too long or too deep."""
+    if len(text) > MAX_TEXT:
+        raise TooLarge(f"longer than {MAX_TEXT} characters")
     normal = normalise(text)
     if not normal:
         raise Unreadable("an empty answer")
