@@ -25,6 +25,7 @@ from rlvr.data import Data, load_data
 from rlvr.first_screen import first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
+from rlvr.learn.flops import peak_flops
 from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
 from rlvr.plugins import load_plugin
@@ -71,6 +72,8 @@ class Run:
     clock: StepClock
     done: int
     """Steps that are done."""
+    peak_flops: float
+    """Operations a second that this run's devices reach together in matrix products."""
     zero: RankZero | None
     """None on all ranks but 0."""
 
@@ -250,7 +253,7 @@ def _load(
         weights = WeightSync(learner, accelerator, zero.rollouts if zero is not None else None, probes)
         run = Run(
             recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
-            clock=StepClock(), done=0, zero=zero,
+            clock=StepClock(), done=0, zero=zero, peak_flops=_peak_flops(recipe, accelerator),
         )  # fmt: skip
         register.add("run", run)
         register.add("learner", learner)
@@ -272,6 +275,13 @@ def _load(
         raise
 
 
+def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
+    if recipe.run.peak_tflops is not None:
+        return recipe.run.peak_tflops * 1e12 * accelerator.num_processes
+    name = recipe.model.dtype if recipe.model.autocast == "none" else recipe.model.autocast
+    return peak_flops(accelerator.device, getattr(torch, name)) * accelerator.num_processes
+
+
 def most_new_tokens(recipe: Recipe) -> int:
     """The longest answer that training or an eval set may ask for."""
     return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
@@ -286,9 +296,10 @@ def make_engine(recipe: Recipe, model_len: int, log_file: Path) -> Engine:
         return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
     from rlvr.rollout.vllm_engine import VllmEngine
 
-    return VllmEngine(
-        recipe.model.path, max_model_len=model_len, log_file=log_file, **settings.model_dump(exclude={"type"})
-    )
+    arguments = settings.model_dump(exclude={"type"})
+    if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
+        arguments["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
+    return VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **arguments)
 
 
 def _check_resume(recipe: Recipe, folder: Path, found: checkpoint.Checkpoint | None) -> None:

@@ -57,7 +57,7 @@ def train_step(run: Run, step: int) -> None:
         with clock.phase("log"):
             zero.log.rollouts(step, groups, zero.prompts_of(groups), advantages_of(groups, samples or []))
         metrics |= clock.lap() | memory_metrics()
-        zero.log.step(step, metrics | throughput_metrics(metrics))
+        zero.log.step(step, metrics | throughput_metrics(metrics, run.peak_flops))
     if is_due(run.recipe.run.save_every, step, run):
         with clock.phase("checkpoint"):
             save(run, step)

@@ -33,6 +33,7 @@ from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
 from rlvr.learn.backend import make_backend
 from rlvr.learn.distill import load_teacher
+from rlvr.learn.flops import update_flops
 from rlvr.learn.meter import Meter, update_metrics
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
 from rlvr.learn.packing import pack, pack_for_ranks
@@ -156,7 +157,7 @@ class Learner:
         ]
         return {
             **update_metrics(meter.totals(), outcomes),
-            **self._sizes(steps, plan.over_limit),
+            **self._sizes(steps, plan.over_limit, objective.epochs),
         }
 
     def _step(
@@ -261,7 +262,7 @@ class Learner:
         found: dict[str, Any] = {field: logprobs} | ({"old_entropy": entropy} if field == "old_logprobs" else {})
         return dataclasses.replace(batch, **found)
 
-    def _sizes(self, steps: Sequence[Sequence[MicroBatch]], over_limit: int) -> dict[str, float]:
+    def _sizes(self, steps: Sequence[Sequence[MicroBatch]], over_limit: int, epochs: int) -> dict[str, float]:
         """How much was computed, over all ranks."""
         meter = Meter(self.accelerator.device)
         batches = [batch for step in steps for batch in step]
@@ -270,9 +271,11 @@ class Learner:
         meter.add("filled", float(sum(int((batch.sequence >= 0).sum()) for batch in batches if batch.index)))
         meter.add("trained", float(sum(int(batch.loss_mask.sum()) for batch in batches)))
         total = meter.totals()
+        flops = update_flops(self.policy.model, total["filled"], total["trained"])
         return {
             "tokens/trained": total["trained"],
             "tokens/computed": total["positions"],
+            **({} if flops is None else {"update/flops": flops * epochs}),
             "tokens/padding_share": 1.0 - total["filled"] / total["positions"] if total["positions"] else 0.0,
             "update/micro_batches": total["micro_batches"],
             "update/over_limit": float(over_limit),
