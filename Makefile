@@ -69,6 +69,7 @@ bench: setup smollm2  ## measure: grading, sandbox, engine, learner, a whole ste
 	$(BIN)/python benchmarks/grading_pool.py
 	$(BIN)/python benchmarks/sandbox_throughput.py
 	$(BIN)/python benchmarks/engine_throughput.py $(SMOLLM2)
+	PYTHONPATH=. $(BIN)/python benchmarks/logprob_memory.py
 	PYTHONPATH=. $(BIN)/python benchmarks/learner_step.py
 	$(BIN)/python benchmarks/step_beside_trl.py
 

@@ -25,6 +25,7 @@ from rlvr.data import Data, load_data
 from rlvr.first_screen import first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
+from rlvr.learn.flops import peak_flops
 from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
 from rlvr.plugins import load_plugin
@@ -77,6 +78,8 @@ class Run:
     preemption: Preemption
     done: int
     """Steps that are done."""
+    peak_flops: float
+    """Operations a second that this run's devices reach together in matrix products."""
     zero: RankZero | None
     """None on all ranks but 0."""
 
@@ -259,7 +262,8 @@ def _load(
         weights = WeightSync(learner, accelerator, zero.rollouts if zero is not None else None, probes)
         run = Run(
             recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
-            clock=StepClock(), done=0, zero=zero, preemption=Preemption(lambda asked: _any_rank(asked, accelerator)),
+            clock=StepClock(), done=0, zero=zero, peak_flops=_peak_flops(recipe, accelerator),
+            preemption=Preemption(lambda asked: _any_rank(asked, accelerator)),
             saver=Saver(
                 folder, register, accelerator, recipe.run, log.warn if log is not None else _no_warning,
                 last=None if found is None else found.step,
@@ -285,6 +289,13 @@ def _load(
         if zero is not None:
             zero.rollouts.close()
         raise
+
+
+def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
+    if recipe.run.peak_tflops is not None:
+        return recipe.run.peak_tflops * 1e12 * accelerator.num_processes
+    name = recipe.model.dtype if recipe.model.autocast == "none" else recipe.model.autocast
+    return peak_flops(accelerator.device, getattr(torch, name)) * accelerator.num_processes
 
 
 def _any_rank(asked: bool, accelerator: Accelerator) -> bool:
@@ -315,5 +326,7 @@ def make_engine(recipe: Recipe, model_len: int, log_file: Path, warn: Callable[[
     from rlvr.rollout.vllm_engine import VllmEngine
 
     own = settings.model_dump(exclude={"type", "restarts", "timeout"})
+    if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
+        own["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
     engine = VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **own)
     return RestartingEngine(engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn)

@@ -275,6 +275,20 @@ _LEARNER = (
         "mismatch/masked", "share", "tokens with rho out of bounds", "Under correction: mask or reject.", (None, 0.05)
     ),
     Metric(
+        "update/flops",
+        "operations",
+        "sum of 6 N a token, head where trained; 4 N for frozen weights; times epochs",
+        "Arithmetic that the update needs, without padding, recomputing and attention; not for mixtures of experts.",
+    ),
+    Metric(
+        "mfu/update",
+        "share",
+        "update/flops / (time/forward_backward * peak)",
+        "Model FLOPs utilisation of the learner (Chowdhery et al. 2022); peak is run.peak_tflops of all devices.",
+        is_measured=True,
+    ),
+    Metric("mfu/step", "share", "update/flops / (time/step * peak)", "The same over the whole step.", is_measured=True),
+    Metric(
         "tokens/per_second", "tokens/s", "tokens/generated / time/step", "Speed of the whole run.", is_measured=True
     ),
     Metric(

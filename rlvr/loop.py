@@ -67,7 +67,7 @@ def train_step(run: Run, step: int) -> None:
         with clock.phase("log"):
             log_rollouts(run, zero, step, groups, samples or [], shown)
         metrics |= clock.lap() | memory_metrics()
-        zero.log.step(step, metrics | throughput_metrics(metrics))
+        zero.log.step(step, metrics | throughput_metrics(metrics, run.peak_flops))
     if is_due(run.recipe.run.save_every, step, run):
         with clock.phase("checkpoint"):
             save(run, metrics)

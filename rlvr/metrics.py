@@ -188,9 +188,15 @@ def memory_metrics() -> dict[str, float]:
     return result
 
 
-def throughput_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Rates, from the tokens and times of the same step, and what a trained token cost."""
+def throughput_metrics(metrics: Mapping[str, float], peak_flops: float) -> dict[str, float]:
+    """Rates, from the tokens, operations and times of the same step, and what a trained token cost.
+
+    ``peak_flops`` are the operations a second that all of the run's devices reach together.
+    """
     result = {}
+    for name, phase in (("mfu/update", "time/forward_backward"), ("mfu/step", "time/step")):
+        if "update/flops" in metrics and metrics[phase] > 0:
+            result[name] = metrics["update/flops"] / (metrics[phase] * peak_flops)
     if metrics["time/step"] > 0:
         result["tokens/per_second"] = metrics["tokens/generated"] / metrics["time/step"]
     if metrics["time/generate"] > 0:

@@ -33,6 +33,8 @@ MAY_CHANGE = {
     "run.trackers*": "",
     "run.project": "",
     "run.log_rollouts": "",
+    "run.log_token_groups": "",
+    "run.peak_tflops": "",
     "run.process_timeout": "",
     "run.threads": "sums in another order: exact in distribution, not to the last bit",
     "model.gradient_checkpointing": "",

@@ -26,6 +26,10 @@ class Model(Section):
     """Type of the weights and so of the optimiser's state."""
     autocast: Literal["none", "bfloat16", "float16"] = "none"
     """Type of matrix products over `dtype` weights."""
+    head_dtype: Literal["same", "float32"] = "same"
+    """Type of the head's matrix products: that of the others, or float32 over the same weights (ScaleRL, MiniMax-M1),
+    which takes most of the rounding out of log-probabilities. vLLM on a GPU is told to do the same; on a CPU its packed
+    head stays in the engine's dtype, and so does that of the engine `hf`."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time. On a CPU the memory is well
@@ -58,8 +62,9 @@ class Learner(Section):
     packing: Literal["shared", "bucketed", "packed"] = "shared"
     """``shared``: answers one after another in one row, the prompt of a group once; ``packed``: the same with each
     prompt, kept apart by their positions; ``bucketed``: one answer a row, rows of like length together."""
-    head_chunk: PositiveInt = 1024
-    """Tokens whose logits exist at the same time."""
+    head_chunk: PositiveInt = 256
+    """Tokens whose logits exist at the same time, in float32: 256 of a vocabulary of 150,000 take 0.15 GB, and the
+    passes up to three times as much."""
     non_finite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite stops the run, or its update is left out and counted."""
 
@@ -141,6 +146,9 @@ class Run(Section):
     """Seconds that one process may wait for the others before the run ends."""
     threads: PositiveInt | None = None
     """Cores that torch uses on a CPU; None takes all that the process may use."""
+    peak_tflops: PositiveFloat | None = None
+    """10^12 operations a second of one device in matrix products, what the metrics `mfu/...` compare with; None takes
+    the maker's figure for a known GPU, else measures it at the start."""
 
 
 class Recipe(Section):

@@ -1,21 +1,28 @@
 """Log-probabilities without logits: the head and its log-softmax in pieces, recomputed in the backward pass.
 
-For N predicted tokens and a vocabulary of V no tensor of N x V numbers exists at any time. The forward pass goes
-through the tokens in chunks and keeps only log sum exp, [N]. The backward pass goes through the vocabulary in blocks
-of the same size in numbers: with log sum exp known, each block's softmax is complete on its own,
+For N predicted tokens and a vocabulary of V no tensor of N x V numbers exists at any time. Both passes go through the
+vocabulary in blocks of rows of the head. The forward pass keeps a running largest logit m, sum of exponentials and sum
+of exponentials times logits per token, which are rescaled where m grows (Milakov and Gimelshein 2018, arXiv 1805.02867,
+algorithm 3; the second sum in the same way),
+
+    s = sum_v exp(l_v - m),   w = sum_v exp(l_v - m) (l_v - m),   lse = m + log s,   H = log s - w / s,
+
+and saves only lse and H, [N]. With them known, each block's softmax is complete on its own in the backward pass,
 
     d logits[n, v] = g[n] / temperature * (1[v = target n] - exp(logits[n, v] - lse[n])),
 
-for the log-probabilities, and with log p = logits - lse for the entropies H, where a loss uses them,
+for the log-probabilities, and for the entropies, where a loss uses them,
 
     d logits[n, v] = -h[n] / temperature * p[n, v] * (log p[n, v] + H[n]),
 
-so that the gradient of each block of head rows is one matrix product, summed in float32 by it and written once, and
-only the small gradient of the hidden states [N H] is summed over blocks, in float32.
+so that the gradient of each block of head rows is one matrix product, written once, and only the small gradient of the
+hidden states [N H] is summed over blocks, in float32. A block of the head that is computed in another type than it is
+stored in is cast when its turn comes: no second copy of the head exists.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,29 +31,32 @@ from torch import Tensor
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """See the module's docstring; arguments as in `chunked_logprobs`, all of one floating type."""
+    """See the module's docstring; arguments as in `chunked_logprobs`, the matrix products in the type of `hidden`."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        logprobs = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
-        lse, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        for start in range(0, hidden.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            logits = _logits(hidden[rows], weight, bias, temperature, wide)
-            top = logits.amax(-1)
-            logits -= top[:, None]
-            picked = logits.gather(1, targets[rows, None]).squeeze(1)
-            p = logits.exp()
-            total = p.sum(-1)
-            log_total = total.log()
-            lse[rows], logprobs[rows] = top + log_total, picked - log_total
-            # the logits are centred by their largest, or bfloat16-sized ones would cancel badly here
-            entropy[rows] = log_total - p.mul_(logits).sum(-1) / total
-        ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
+        top = torch.full(hidden.shape[:1], torch.finfo(wide).min, dtype=wide, device=hidden.device)
+        total, weighted, picked = (torch.zeros_like(top) for _ in range(3))
+        for piece in _blocks(hidden, weight, chunk):
+            logits = _logits(hidden, weight[piece], None if bias is None else bias[piece], temperature, wide)
+            place, inside = _within(targets, piece)
+            picked = torch.where(inside, logits.gather(1, place).squeeze(1), picked)
+            highest = torch.maximum(top, logits.amax(-1))
+            # centred by their largest, or large logits would cancel badly in the entropy
+            logits -= highest[:, None]
+            p, shift = logits.exp(), top - highest
+            weighted = shift.exp() * (weighted + shift * total)
+            total = shift.exp() * total + p.sum(-1)
+            weighted += p.mul_(logits).sum(-1)
+            top = highest
+            del logits, p  # before the next block's exist
+        log_total = total.log()
+        logprobs, entropy = picked - top - log_total, log_total - weighted / total
+        ctx.save_for_backward(hidden, weight, bias, targets, top + log_total, entropy)
         ctx.set_materialize_grads(False)  # a loss that does not use the entropy does not pay for its gradient
         return logprobs, entropy
 
@@ -54,39 +64,54 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         grad, entropy_grad = (None if g is None else (g / ctx.temperature)[:, None] for g in grads)
-        vocabulary, rows = weight.shape[0], torch.arange(hidden.shape[0], device=hidden.device)
-        # As many numbers a block as a chunk of the forward pass has
-        block = max(1, min(vocabulary, ctx.chunk * vocabulary // max(1, hidden.shape[0])))
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.zeros_like(hidden, dtype=lse.dtype) if need_hidden else None
         weight_grad = torch.empty_like(weight) if need_weight else None
         bias_grad = torch.empty_like(bias) if need_bias else None
-        for start in range(0, vocabulary, block):
-            piece = slice(start, min(start + block, vocabulary))
-            logits = _logits(hidden, weight[piece], None if bias is None else bias[piece], ctx.temperature, lse.dtype)
+        for piece in _blocks(hidden, weight, ctx.chunk):
+            rows = weight[piece].to(hidden.dtype)
+            logits = _logits(hidden, rows, None if bias is None else bias[piece], ctx.temperature, lse.dtype)
             delta = logits.sub_(lse[:, None])
             wanted = None if entropy_grad is None else delta.exp().mul_(delta + entropy[:, None]).mul_(-entropy_grad)
-            inside = (targets >= piece.start) & (targets < piece.stop)
             if grad is None:
                 delta.zero_()
             else:
                 delta.exp_().mul_(-grad)
-                delta[rows[inside], targets[inside] - piece.start] += grad[inside, 0]
+                place, inside = _within(targets, piece)
+                delta.scatter_add_(1, place, torch.where(inside[:, None], grad, 0.0))
             if wanted is not None:
                 delta += wanted
             if bias_grad is not None:
                 bias_grad[piece] = delta.sum(0)
             delta = delta.to(hidden.dtype)
             if hidden_grad is not None:
-                hidden_grad += delta @ weight[piece]
-            if weight_grad is not None:
+                hidden_grad += delta @ rows
+            if weight_grad is not None and weight_grad.dtype == delta.dtype:
                 torch.mm(delta.t(), hidden, out=weight_grad[piece])
+            elif weight_grad is not None:
+                weight_grad[piece] = delta.t() @ hidden
+            del logits, delta, wanted, rows  # before the next block's exist
         return None if hidden_grad is None else hidden_grad.to(hidden.dtype), weight_grad, bias_grad, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:
-    """Logits of a piece, in a type wide enough for a softmax."""
-    logits = (hidden @ weight.t()).to(dtype)
+def _blocks(hidden: Tensor, weight: Tensor, chunk: int) -> Iterator[slice]:
+    """Rows of the head, so many at a time that their logits are as many numbers as those of ``chunk`` tokens."""
+    vocabulary = weight.shape[0]
+    block = max(1, min(vocabulary, chunk * vocabulary // max(1, hidden.shape[0])))
+    for start in range(0, vocabulary, block):
+        yield slice(start, min(start + block, vocabulary))
+
+
+def _within(targets: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
+    """Column [N 1] of each target in a block, any for one that is not in it, and which are [N]; without waiting for a
+    device, as selecting by a mask would."""
+    inside = (targets >= piece.start) & (targets < piece.stop)
+    return torch.where(inside, targets - piece.start, 0)[:, None], inside
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, wide: torch.dtype) -> Tensor:
+    """Logits of a block, in a type wide enough for a softmax."""
+    logits = (hidden @ weight.to(hidden.dtype).t()).to(wide)
     if bias is not None:
         logits += bias
     return logits if temperature == 1.0 else logits.div_(temperature)
@@ -100,16 +125,19 @@ def chunked_logprobs(
     *,
     temperature: float,
     chunk: int,
+    head_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-probability of each target, and the entropy of each prediction, both in nats and differentiable.
 
-    They are those of softmax((hidden weight^T + bias) / temperature), in float32 or wider; ``chunk`` tokens have
-    logits at the same time. Under autocast the matrix products run in its type, as a linear layer's would. The
-    temperature of the run is applied here and nowhere else.
+    They are those of softmax((hidden weight^T + bias) / temperature), in float32 or wider; as many logits exist at the
+    same time as ``chunk`` tokens have. Under autocast the matrix products run in its type, as a linear layer's would;
+    ``head_dtype`` makes them run in that type, or in that of ``hidden`` if it is wider (float32: ScaleRL, arXiv
+    2510.13786, section 3.2; MiniMax-M1, arXiv 2506.13585, section 3.2). The temperature of the run is applied here and
+    nowhere else.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if head_dtype is not None:
+        dtype = torch.promote_types(hidden.dtype, head_dtype)
     with torch.autocast(device, enabled=False):
-        return _ChunkedLogprobs.apply(
-            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), targets, temperature, chunk
-        )
+        return _ChunkedLogprobs.apply(hidden.to(dtype), weight, bias, targets, temperature, chunk)

@@ -47,13 +47,14 @@ class Policy(nn.Module):
         model: PreTrainedModel,
         *,
         head_chunk: int,
+        head_dtype: torch.dtype | None = None,
         autocast: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.head_chunk, self.autocast = head_chunk, autocast
+        self.head_chunk, self.head_dtype, self.autocast = head_chunk, head_dtype, autocast
         # FSDP's automatic wrapping reads this name from the module that it is given
         self._no_split_modules = sorted(model._no_split_modules or ())
         head, body = model.get_output_embeddings(), model.base_model
@@ -99,6 +100,7 @@ class Policy(nn.Module):
         return cls(
             model,
             head_chunk=head_chunk,
+            head_dtype=None if config.head_dtype == "same" else _DTYPES[config.head_dtype],
             autocast=None if config.autocast == "none" else _DTYPES[config.autocast],
             gradient_checkpointing=config.gradient_checkpointing,
             tokenizer=tokenizer,
@@ -127,6 +129,7 @@ class Policy(nn.Module):
                 targets.flatten()[trained],
                 temperature=temperature,
                 chunk=self.head_chunk,
+                head_dtype=self.head_dtype,
             )
         blank, mask = logprobs.new_zeros(ids.shape), loss_mask.bool()
         return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy)

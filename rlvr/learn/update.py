@@ -31,6 +31,7 @@ from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
 from rlvr.learn.backend import make_backend
 from rlvr.learn.distill import load_teacher
+from rlvr.learn.flops import update_flops
 from rlvr.learn.kept import Kept, gather_kept, kept_of
 from rlvr.learn.meter import Meter, update_metrics
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
@@ -177,7 +178,7 @@ class Learner:
         self.kept = gather_kept(kept) if any(plan.keep) else {}
         return {
             **update_metrics(meter.totals(), outcomes),
-            **self._sizes(steps, plan.over_limit),
+            **self._sizes(steps, plan.over_limit, objective.epochs),
         }
 
     def _step(
@@ -289,7 +290,7 @@ class Learner:
         found: dict[str, Any] = {field: logprobs} | ({"old_entropy": entropy} if field == "old_logprobs" else {})
         return dataclasses.replace(batch, **found)
 
-    def _sizes(self, steps: Sequence[Sequence[MicroBatch]], over_limit: int) -> dict[str, float]:
+    def _sizes(self, steps: Sequence[Sequence[MicroBatch]], over_limit: int, epochs: int) -> dict[str, float]:
         """How much was computed, over all ranks."""
         meter = Meter(self.accelerator.device)
         batches = [batch for step in steps for batch in step]
@@ -298,9 +299,11 @@ class Learner:
         meter.add("filled", float(sum(int((batch.sequence >= 0).sum()) for batch in batches if batch.index)))
         meter.add("trained", float(sum(int(batch.loss_mask.sum()) for batch in batches)))
         total = meter.totals()
+        flops = update_flops(self.policy.model, total["filled"], total["trained"])
         return {
             "tokens/trained": total["trained"],
             "tokens/computed": total["positions"],
+            **({} if flops is None else {"update/flops": flops * epochs}),
             "tokens/padding_share": 1.0 - total["filled"] / total["positions"] if total["positions"] else 0.0,
             "update/micro_batches": total["micro_batches"],
             "update/over_limit": float(over_limit),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +149,34 @@ def test_bfloat16_is_as_good_as_its_matrix_products(autocast: bool) -> None:
         assert leaf.grad.dtype == leaf.dtype
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_float32_head_over_bfloat16_weights_is_exact_to_float32(autocast: bool) -> None:
+    """Given the same bfloat16 hidden states and weights, values and the entropy are those of float64 to 2e-6 where the
+    bfloat16 head is off by more than 1e-3; gradients are float64's rounded once to bfloat16."""
+    leaves = [leaf.detach().requires_grad_() for leaf in inputs(torch.bfloat16) if leaf is not None]
+    exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected, expected_entropy = full(*exact_leaves, 0.7)
+    (expected.sum() + expected_entropy.sum()).backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        logprobs, entropy = chunked_logprobs(*leaves, targets(), temperature=0.7, chunk=5, head_dtype=torch.float32)
+        narrow, _ = chunked_logprobs(*leaves, targets(), temperature=0.7, chunk=5)
+    torch.testing.assert_close(logprobs.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), expected_entropy, rtol=0, atol=1e-5)
+    assert (narrow.double() - expected).abs().max() > 1e-3
+    (logprobs.sum() + entropy.sum()).backward()
+    for leaf, exact in zip(leaves, exact_leaves, strict=True):
+        assert leaf.grad is not None
+        assert exact.grad is not None
+        assert leaf.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=2**-8, atol=1e-5)
+
+
+def test_the_head_is_never_narrower_than_the_hidden_states() -> None:
+    leaves = inputs(torch.float64)
+    logprobs, _ = chunked_logprobs(*leaves, targets(), temperature=1.0, chunk=5, head_dtype=torch.float32)
+    torch.testing.assert_close(logprobs, full(*leaves, 1.0)[0], rtol=0, atol=1e-12)
+
+
 def test_the_entropy_of_a_flat_prediction_is_log_of_the_vocabulary() -> None:
     _, entropy = chunked_logprobs(
         torch.zeros(2, HIDDEN), torch.randn(VOCABULARY, HIDDEN), None, torch.tensor([0, 1]), temperature=1.0, chunk=1
@@ -162,9 +194,11 @@ def test_huge_logits_do_not_overflow() -> None:
     assert torch.isfinite(weight.grad).all()
 
 
-def test_no_tensor_of_tokens_times_vocabulary_is_ever_made() -> None:
-    """The largest tensor that either pass makes has chunk x V numbers, not N x V."""
+@pytest.mark.parametrize("head_dtype", [None, torch.float32])
+def test_no_tensor_of_tokens_times_vocabulary_is_ever_made(head_dtype: torch.dtype | None) -> None:
+    """The largest tensor that either pass makes has chunk x V numbers, not N x V, and no cast head is among them."""
     tokens, vocabulary, chunk = 256, 1000, 8
+    dtype, width = (torch.float32, 4) if head_dtype is None else (torch.bfloat16, 16)
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         numbers = 0
@@ -172,12 +206,27 @@ def test_no_tensor_of_tokens_times_vocabulary_is_ever_made() -> None:
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own
             result = func(*args, **(kwargs or {}))
             for one in result if isinstance(result, tuple) else (result,):
-                if isinstance(one, Tensor):
+                if isinstance(one, Tensor) and one.dtype != torch.bfloat16:  # the gradient of a bfloat16 head is
                     self.numbers = max(self.numbers, one.numel())
             return result
 
-    hidden, weight = torch.randn(tokens, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
+    hidden = torch.randn(tokens, width, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, width, dtype=dtype, requires_grad=True)
     with Largest() as largest:
-        logprobs, _ = chunked_logprobs(hidden, weight, None, torch.arange(tokens), temperature=0.9, chunk=chunk)
+        logprobs, _ = chunked_logprobs(
+            hidden, weight, None, torch.arange(tokens), temperature=0.9, chunk=chunk, head_dtype=head_dtype
+        )
         logprobs.sum().backward()
     assert largest.numbers <= chunk * vocabulary
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peak_of_a_fresh_process_is_a_few_blocks(dtype: str) -> None:
+    """1,024 tokens at a vocabulary of 151,936 (hidden 16): one tensor of all logits would be 0.62 GB in float32; the
+    peak above weights, hidden states and the head's gradient stays under 0.25 GB with 64 tokens' logits a block."""
+    command = [sys.executable, "benchmarks/logprob_memory.py", "--part", "blocks", "--dtype", dtype]
+    command += ["--tokens", "1024", "--hidden", "16", "--chunk", "64"]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    assert 0.03e9 < float(done.stdout) < 0.25e9

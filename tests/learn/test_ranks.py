@@ -58,7 +58,7 @@ def test_two_ranks_end_with_the_weights_of_one(results: dict[str, Any], scenario
     torch.testing.assert_close(two["scores"], one["scores"], rtol=0, atol=1e-4)
     for ours, theirs in zip(two["metrics"], one["metrics"], strict=True):
         for key, value in theirs.items():
-            if key not in ("tokens/computed", "tokens/padding_share", "update/micro_batches"):
+            if key not in ("tokens/computed", "tokens/padding_share", "update/micro_batches", "update/flops"):
                 assert ours[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
 
 

@@ -37,7 +37,7 @@ EXTRAS: dict[str, Any] = {
     "entropy": {"type": "fixed", "coefficient": 0.02}, "top_entropy": 0.6, "positive_nll": 0.1,
     "correction": {"type": "mask", "low": 0.01, "high": 20.0, "level": "sequence_product"},
 }  # fmt: skip
-SIZES = ("tokens/computed", "tokens/padding_share", "update/micro_batches", "update/over_limit")
+SIZES = ("tokens/computed", "tokens/padding_share", "update/micro_batches", "update/over_limit", "update/flops")
 
 
 @pytest.mark.parametrize("name", [*SURROGATES, "kl_cov", "extras"])
