@@ -43,6 +43,8 @@ SKELETON = re.compile(
 SHORT_INTEGER = re.compile(r"[1-9][0-9]{0,99}\Z")
 ALL_REALS = re.compile(r"(?:all |every )?(?:the )?real(?:s| numbers?)\Z", re.IGNORECASE)
 PROGRAMMED = re.compile(r"0[xXbBoO][0-9A-Fa-f]+\Z")
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}\Z|\d{1,2}/\d{1,2}/\d{4}\Z")
+"""A date is no difference and no quotient."""
 NO_SOLUTION = re.compile(
     r"(?:there (?:is|are) |(?:the )?(?:equation|system|it) has )?"
     r"no (?:real |integer )?(?:solutions?|roots?)(?: exists?)?\Z",
@@ -104,6 +106,8 @@ def read(text: str, thousands: bool = True) -> Reading:
         return Reading(normal, None, "words")
     if plain[:1] == "0" and PROGRAMMED.match(plain):
         raise Unreadable(f"{plain!r} is a number of a programming language")
+    if DATE.match(plain):
+        return Reading(normal, None, "a date")
     if NO_SOLUTION.match(plain):
         return Reading(normal, Node("set"))
     if ALL_REALS.match(plain):
