@@ -17,12 +17,13 @@ OURS = ("rlvr", "rewards", "tests")
 
 def contents(root: object, skip: Mapping[str, str]) -> dict[str, str]:
     """Path of every value within `root` and what it is; `skip` names paths that are left out, each with a reason."""
-    return dict(_walk(root, "", skip, set()))
+    return dict(_walk(root, "", skip, {}))
 
 
-def _walk(value: Any, path: str, skip: Mapping[str, str], seen: set[int]) -> Iterator[tuple[str, str]]:
+def _walk(value: Any, path: str, skip: Mapping[str, str], seen: dict[int, Any]) -> Iterator[tuple[str, str]]:
+    """``seen`` holds what was met by its id, and so keeps it: the id of a thing that is gone would be given again."""
     if path in skip:
-        seen.add(id(value))  # nor is it looked into where it is met again
+        seen[id(value)] = value  # nor is it looked into where it is met again
         return
     if isinstance(value, type(None) | bool | int | float | str | bytes):
         yield path, repr(value)
@@ -36,12 +37,12 @@ def _walk(value: Any, path: str, skip: Mapping[str, str], seen: set[int]) -> Ite
     elif isinstance(value, random.Random):
         yield path, repr(hash(value.getstate()))
     elif isinstance(value, dict | OrderedDict):
-        seen.add(id(value))
+        seen[id(value)] = value
         yield f"{path}#", str(len(value))
         for key, inner in value.items():
             yield from _walk(inner, f"{path}[{key}]", skip, seen)
     elif isinstance(value, list | tuple | deque):
-        seen.add(id(value))
+        seen[id(value)] = value
         yield f"{path}#", str(len(value))
         for index, inner in enumerate(value):
             yield from _walk(inner, f"{path}[{index}]", skip, seen)
@@ -52,7 +53,7 @@ def _walk(value: Any, path: str, skip: Mapping[str, str], seen: set[int]) -> Ite
     elif isinstance(value, torch.nn.Module):
         yield from _walk(dict(value.state_dict()), path, skip, seen)
     elif type(value).__module__.partition(".")[0] in OURS or hasattr(value, "optimizer"):  # accelerate's wrapper
-        seen.add(id(value))
+        seen[id(value)] = value
         for name, inner in _attributes(value):
             yield from _walk(inner, f"{path}.{name}", skip, seen)
 

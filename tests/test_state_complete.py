@@ -26,6 +26,8 @@ EXEMPT = {
     ".register": "the owners once more",
     ".clock": "times",
     ".preemption": "signal handlers",
+    ".peak_flops": "a measured speed",
+    ".learner.kept": "what the last update was asked to show; the next one replaces it unread",
     ".saver": "which checkpoint was written last, and the thread that writes; tested in test_saver",
     ".zero.log._display": "what the console shows",
     ".zero.log._lock": "a file descriptor",

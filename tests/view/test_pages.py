@@ -215,6 +215,7 @@ def test_the_keyboard_reaches_everything(viewer: Viewer, lines: Lines, open_page
         expect(title).to_have_text(where)
     page.keyboard.press("t")
     expect(page).to_have_url(re.compile("colour=probability"))
+    page.wait_for_load_state("networkidle")
     page.keyboard.press("p")
     expect(page.locator(".side-by-side")).to_be_visible()
     page.keyboard.press("j")
