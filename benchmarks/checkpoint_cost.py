@@ -58,7 +58,10 @@ def main() -> None:
         register = StateRegister()
         register.add("learner", learner)
         saver = Saver(Path(place), register, accelerator, Run(steps=1, keep=1), lambda name, text: print(name, text))
-        batch, seconds, stops, writes = samples(), {True: [], False: []}, [], []  # type: ignore[var-annotated]
+        batch = samples()
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        stops: list[float] = []
+        writes: list[float] = []
         learner.update(batch)
         for number in range(arguments.updates):
             began = time.perf_counter()

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from rewards.pool import GradingPool, PoolStats
+from rewards.pool import GradingPool
 from rlvr.config import EvalSet, Recipe
 from rlvr.config.groups import GreedyBaseline, RefillGroups
 from rlvr.evaluate import summarise
@@ -133,10 +133,6 @@ class Rollouts:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Engine.score`."""
         return self._background.wait(self.engine.score(sequences))
-
-    def pool_stats(self) -> PoolStats:
-        """Counters of the grading pool."""
-        return self._pool.stats()
 
     def close(self) -> None:
         """End the engine, the pool and the thread; safe to call at any moment."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlvr.config.algorithm import Aggregation, Algorithm, TokenMean
+from rlvr.config.algorithm import Algorithm, TokenMean
 from rlvr.config.groups import TeacherDistillation
 from rlvr.config.losses import (
     AdaptiveEntropyBonus,
@@ -43,14 +43,14 @@ from rlvr.learn.losses import (
     top_entropy_keep,
 )
 from rlvr.learn.meter import Meter
-from rlvr.records import MicroBatch, StepStatistics
+from rlvr.learn.packing import Mode, pack_for_ranks
+from rlvr.records import MicroBatch, StepStatistics, TrainingSample
 
 
 class Objective(Protocol):
     """What `rlvr.learn.update.Learner` minimises."""
 
     temperature: float
-    aggregation: Aggregation
     updates: int
     """Optimiser steps a batch and epoch."""
     epochs: int
@@ -58,6 +58,11 @@ class Objective(Protocol):
     """True where log-probabilities from before the first update must be computed beforehand."""
     needs_ref: bool
     needs_teacher: bool
+
+    def pack(
+        self, samples: Sequence[TrainingSample], limit_tokens: int, mode: Mode, *, ranks: int
+    ) -> list[list[MicroBatch]]:
+        """The micro-batches of an optimiser step for each rank, with the weights that the loss gives to tokens."""
 
     def statistics(self, batches: Sequence[MicroBatch], update: int) -> StepStatistics | None:
         """Numbers that the loss needs over all tokens of an optimiser step, this rank's micro-batches and those of all
@@ -79,7 +84,6 @@ class PolicyGradient:
 
     def __init__(self, algorithm: Algorithm, temperature: float) -> None:
         self.algorithm, self.temperature = algorithm, temperature
-        self.aggregation = algorithm.aggregation
         self.updates, self.epochs = algorithm.updates_per_batch, algorithm.epochs
         self.kl = algorithm.kl if isinstance(algorithm.kl, KLPenalty) else None
         self.needs_ref = self.kl is not None
@@ -94,6 +98,12 @@ class PolicyGradient:
         uses_before = uses_before or self.needs_teacher
         self.needs_old = from_before or (uses_before and self.updates * self.epochs > 1)
         self.bonus = EntropyBonus(algorithm.entropy)
+
+    def pack(
+        self, samples: Sequence[TrainingSample], limit_tokens: int, mode: Mode, *, ranks: int
+    ) -> list[list[MicroBatch]]:
+        """By the recipe's aggregation."""
+        return pack_for_ranks(samples, self.algorithm.aggregation, limit_tokens, mode, ranks=ranks)
 
     def statistics(self, batches: Sequence[MicroBatch], update: int) -> StepStatistics | None:
         """Quantiles, covariances and counts of an optimiser step; all ranks call it."""
@@ -275,9 +285,14 @@ class NegativeLogLikelihood:
     """Supervised fine-tuning: the plain policy gradient with every advantage 1, at temperature 1."""
 
     temperature = 1.0
-    aggregation: Aggregation = TokenMean()
     updates = epochs = 1
     needs_old = needs_ref = needs_teacher = False
+
+    def pack(
+        self, samples: Sequence[TrainingSample], limit_tokens: int, mode: Mode, *, ranks: int
+    ) -> list[list[MicroBatch]]:
+        """All trained tokens weigh the same."""
+        return pack_for_ranks(samples, TokenMean(), limit_tokens, mode, ranks=ranks)
 
     def statistics(self, batches: Sequence[MicroBatch], update: int) -> None:
         """It needs none."""

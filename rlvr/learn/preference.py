@@ -36,6 +36,12 @@ class DirectPreference(NegativeLogLikelihood):
     def __init__(self, beta: float, label_smoothing: float) -> None:
         self.beta, self.label_smoothing = beta, label_smoothing
 
+    def pack(
+        self, samples: Sequence[TrainingSample], limit_tokens: int, mode: Mode, *, ranks: int
+    ) -> list[list[MicroBatch]]:
+        """Both answers of a pair in one micro-batch."""
+        return pack_pairs_for_ranks(samples, limit_tokens, mode, ranks=ranks)
+
     def loss(
         self,
         batch: MicroBatch,

@@ -35,9 +35,9 @@ from rlvr.learn.flops import update_flops
 from rlvr.learn.kept import Kept, gather_kept, kept_of
 from rlvr.learn.meter import Meter, update_metrics
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
-from rlvr.learn.packing import pack, pack_for_ranks
+from rlvr.learn.packing import pack
 from rlvr.learn.policy import Policy
-from rlvr.learn.preference import DirectPreference, pack_pairs_for_ranks
+from rlvr.learn.preference import DirectPreference
 from rlvr.learn.random_states import random_states, set_random_states
 from rlvr.learn.reference import ReferencePolicy
 from rlvr.learn.schedule import learning_rate
@@ -274,12 +274,9 @@ class Learner:
             mine = set(groups[place * share : (place + 1) * share])
             chosen = [index for index, sample in enumerate(samples) if sample.group in mine]
             kept.append({place: index for place, index in enumerate(chosen) if index in keep})
-            mine_samples = [samples[index] for index in chosen]
-            if isinstance(objective, DirectPreference):
-                packed = pack_pairs_for_ranks(mine_samples, limit, self.config.packing, ranks=ranks)
-            else:
-                packed = pack_for_ranks(mine_samples, objective.aggregation, limit, self.config.packing, ranks=ranks)
-            per_step.append(packed)
+            per_step.append(
+                objective.pack([samples[index] for index in chosen], limit, self.config.packing, ranks=ranks)
+            )
         over = sum(1 for sample in samples if sample.trained_tokens and len(sample.ids) - 1 > limit)
         return [Plan(tuple(tuple(packed[rank]) for packed in per_step), over, tuple(kept)) for rank in range(ranks)]
 
