@@ -22,7 +22,7 @@ from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.config.groups import EmaBaseline
 from rlvr.data import Data, load_data
-from rlvr.first_screen import first_screen
+from rlvr.first_screen import count_weights, first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
@@ -40,6 +40,7 @@ from rlvr.sampling import ProblemSampler
 from rlvr.saver import Saver
 from rlvr.signals import Preemption
 from rlvr.state import StateRegister
+from rlvr.watch.before import examine_cheaply, first_prompts, lines, refuse
 from rlvr.weight_sync import WeightSync
 
 
@@ -223,6 +224,11 @@ def build(recipe: Recipe) -> Run:
             log.start_screen(first_screen(recipe, accelerator, config, data, folder))
             for note in data.notes:
                 say(note)
+            seen = first_prompts(data.train, data.renderer, tokenizer)
+            findings = examine_cheaply(recipe, data.train, seen, data.pool, data.terms, weights=count_weights(config))
+            for line in lines(findings):
+                say(line)
+            refuse(recipe, findings)
         return _load(recipe, folder, accelerator, found, log, data, model_len)
     except BaseException:
         if data is not None:

@@ -20,8 +20,7 @@ def first_screen(
 ) -> list[tuple[str, str]]:
     """Label and text of each line."""
     rollout, model, algorithm = recipe.rollout, recipe.model, recipe.algorithm
-    with torch.device("meta"):
-        weights = AutoModelForCausalLM.from_config(config).num_parameters()
+    weights = count_weights(config)
     sets = ", ".join(f"{one.name}: {len(problems)} x {one.samples}" for one, problems in data.eval_sets) or "none"
     stops = [*map(repr, data.renderer.stop), f"tokens {list(data.renderer.stop_token_ids)}"]
     samples = rollout.prompts_per_step * rollout.group_size
@@ -41,6 +40,12 @@ def first_screen(
         ("steps", f"{recipe.run.steps}, seed {recipe.run.seed}"),
         ("folder", str(folder)),
     ]
+
+
+def count_weights(config: PretrainedConfig) -> int:
+    """How many weights a model has, from its configuration alone."""
+    with torch.device("meta"):
+        return int(AutoModelForCausalLM.from_config(config).num_parameters())
 
 
 def _memory(recipe: Recipe, config: PretrainedConfig, weights: int) -> str:

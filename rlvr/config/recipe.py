@@ -128,6 +128,8 @@ class Run(Section):
     resume: str = "auto"
     """``auto`` goes on from the run's last checkpoint if it has one; ``must`` asks for one; ``never`` refuses a folder
     that holds a run; the path of a checkpoint or of another run's folder starts from there."""
+    insist: bool = False
+    """Train even where the doctor's cheap rules say that this recipe cannot learn (docs/doctor.md)."""
     on_damaged: Literal["previous", "stop"] = "previous"
     """What a damaged checkpoint does: it is set aside and the one before it used, or the run stops."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
