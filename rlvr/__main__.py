@@ -1,4 +1,4 @@
-"""The `rlvr` command: train, eval, generate, sft, dpo, export, replay, view, schema."""
+"""The `rlvr` command: train, doctor, eval, generate, sft, dpo, export, replay, view, schema."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from rlvr.errors import DATA_ERRORS, PEER_GONE, RUN_ERRORS
 
     try:
+        if arguments.command == "doctor":
+            return commands.doctor(arguments)
         if recipe is not None:
             commands.COMMANDS[arguments.command](recipe, arguments)
         else:
@@ -91,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
         if name == "generate":
             command.add_argument("--problems", type=_count, help="only the first so many problems")
+    text = "say what stops or slows learning: in a recipe before its run, or in a run's folder"
+    command = commands.add_parser("doctor", help=text, description=text)
+    command.add_argument("target", metavar="RECIPE|RUN", help="YAML file, or a run's folder")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the recipe")
+    command.add_argument("--groups", type=_count, default=8, help="problems to sample answers to (default %(default)s)")
+    command.add_argument("--no-engine", action="store_true", help="settings, data, template and verifiers only")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
     text = "copy the model of a checkpoint into a plain Hugging Face folder"
     command = commands.add_parser("export", help=text, description=text)
     command.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's: its last one")

@@ -16,7 +16,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
@@ -147,20 +147,29 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
 
 
 @contextmanager
-def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Data]]:
-    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on."""
+def sampling_only(
+    recipe: Recipe,
+    *,
+    train: bool,
+    say: Callable[[str], None] = print,
+    ready: Callable[[Data, PreTrainedTokenizerBase, PretrainedConfig], None] = lambda data, tokenizer, config: None,
+) -> Iterator[tuple[Rollouts, Data]]:
+    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on.
+    `ready` is called when all is loaded and the engine not yet started."""
     quiet_libraries()
     accelerator = make_accelerator(recipe)
     if accelerator.num_processes > 1:
         raise RecipeError(
             f"this command samples from one process, got {accelerator.num_processes}: call it without a launcher"
         )
-    config = prepare_model(recipe, accelerator, print)
+    config = prepare_model(recipe, accelerator, say)
     model_len = int(config.max_position_embeddings)
-    data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    data = load_data(recipe, tokenizer, model_len, train=train)
     try:
+        ready(data, tokenizer, config)
         log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
-        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: print(message))
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: say(message))
     except BaseException:
         data.pool.close()
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -48,17 +49,34 @@ def count_weights(config: PretrainedConfig) -> int:
         return int(AutoModelForCausalLM.from_config(config).num_parameters())
 
 
-def _memory(recipe: Recipe, config: PretrainedConfig, weights: int) -> str:
-    """An estimate: 4 copies of the weights for AdamW, and 17 values a token, layer and hidden unit for activations
+class Memory(NamedTuple):
+    """An estimate in bytes for one process that holds everything."""
+
+    learner: float
+    """Weights, gradients and AdamW."""
+    activations: float
+    """At most."""
+    engine: float
+    """The engine's weights."""
+
+
+def estimate_memory(recipe: Recipe, config: PretrainedConfig, weights: int) -> Memory:
+    """4 copies of the weights for AdamW, and 17 values a token, layer and hidden unit for activations
     (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2, without the attention matrix)."""
-    engine = recipe.rollout.engine
     copies = 4 + (recipe.algorithm.kl.type != "none")
-    learner = weights * BYTES[recipe.model.dtype] * copies
     width = BYTES.get(recipe.model.autocast, BYTES[recipe.model.dtype])
     layers = 1 if recipe.model.gradient_checkpointing else int(config.num_hidden_layers)
-    activations = 17 * recipe.learner.micro_batch_tokens * layers * int(config.hidden_size) * width
-    text = f"about {_gib(learner)} for weights, gradients and AdamW, up to {_gib(activations)} for activations; "
-    text += f"the engine's weights {_gib(weights * BYTES[engine.dtype])}"
+    return Memory(
+        learner=weights * BYTES[recipe.model.dtype] * copies,
+        activations=17 * recipe.learner.micro_batch_tokens * layers * int(config.hidden_size) * width,
+        engine=weights * BYTES[recipe.rollout.engine.dtype],
+    )
+
+
+def _memory(recipe: Recipe, config: PretrainedConfig, weights: int) -> str:
+    need, engine = estimate_memory(recipe, config, weights), recipe.rollout.engine
+    text = f"about {_gib(need.learner)} for weights, gradients and AdamW, up to {_gib(need.activations)} for "
+    text += f"activations; the engine's weights {_gib(need.engine)}"
     return text + (f", its keys and values {engine.kv_cache_gib:g} GiB" if engine.type == "vllm" else "")
 
 
