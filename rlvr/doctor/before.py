@@ -86,7 +86,8 @@ def examine(recipe: Recipe, *, groups: int = GROUPS, engine: bool = True, say: S
         check_early(recipe, make_accelerator(recipe))
         say("reading problems, checking references")
         with sampling_only(recipe, train=True, say=say, ready=cheaply) as (rollouts, data):
-            found += _sampled(recipe, rollouts, data, groups, report, say)
+            for some in _sampled(recipe, rollouts, data, groups, report, say):
+                found += some
     except _Enough:
         pass
     except DATA_ERRORS as error:
@@ -126,22 +127,21 @@ def _sampled(
     groups = rollouts.sample([(one, 0) for one in problems], size, rollouts.sampling)
     speed = sum(len(one.ids) for group in groups for one in group.rollouts) / (time.perf_counter() - started)
     report.facts += _facts(recipe, groups, speed)
-    found = list(check_sampled(recipe, groups, data.renderer, tokenizer))
+    yield list(check_sampled(recipe, groups, data.renderer, tokenizer))
     say("grading again")
-    found += _graded_again(recipe, groups)
+    yield _graded_again(recipe, groups)
     say("computing the same tokens by the learner")
     accelerator = make_accelerator(recipe)
     compared = learner.compare(recipe, groups, accelerator.device)
     report.facts.append(
         ("mismatch", f"{compared.mean_abs:.2g} nat a token on average over {compared.tokens}, k3 {compared.k3:.2g}")
     )
-    found += learner.check_mismatch(recipe, compared)
+    yield list(learner.check_mismatch(recipe, compared))
     config = AutoConfig.from_pretrained(recipe.model.path)
     prompt = data.renderer.render(problems[0]).text
     price = cost.estimate(recipe, config, count_weights(config), groups, prompt, speed, compared)
     report.facts += cost.rows(recipe, price)
-    found += cost.check_cost(recipe, price)
-    return found
+    yield list(cost.check_cost(recipe, price))
 
 
 def _facts(recipe: Recipe, groups: Sequence[RolloutGroup], speed: float) -> list[tuple[str, str]]:

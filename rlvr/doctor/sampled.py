@@ -229,7 +229,8 @@ def _tokens(
     groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout], renderer: Renderer, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Finding]:
     names = {*tokenizer.all_special_tokens, *(end for end in TURN_ENDS if end in tokenizer.get_vocab())}
-    ending = {tokenizer.convert_tokens_to_ids(name): name for name in names if name != tokenizer.bos_token}
+    begins = (tokenizer.bos_token, tokenizer.unk_token)
+    ending = {tokenizer.convert_tokens_to_ids(name): name for name in names if name not in begins}
     passed = [(one, [token for token in one.ids[:-1] if token in ending]) for one in rollouts]
     passed = [(one, tokens) for one, tokens in passed if tokens]
     if len(passed) >= RUNS_THROUGH * len(rollouts):
