@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "run.background_save": "",
     "run.resume": "",
     "run.on_*": "",
+    "run.stop_on*": "",
     "run.trackers*": "",
     "run.project": "",
     "run.log_rollouts": "",
