@@ -20,7 +20,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when it did what was asked, 1 when the run failed, 2 for a recipe or data
-    that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on."""
+    that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on, 3 when a
+    rule of ``run.stop_on`` did."""
     arguments = _parser().parse_args(argv)
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
     if arguments.command == "schema":

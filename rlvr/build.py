@@ -41,6 +41,7 @@ from rlvr.saver import Saver
 from rlvr.signals import Preemption
 from rlvr.state import StateRegister
 from rlvr.watch.before import examine_cheaply, first_prompts, lines, refuse
+from rlvr.watch.watch import Watch
 from rlvr.weight_sync import WeightSync
 
 
@@ -52,6 +53,7 @@ class RankZero:
     rollouts: Rollouts
     sampler: ProblemSampler
     log: RunLog
+    watch: Watch
     average: MovingAverage | None
     """State of ``baseline: ema``; None with any other."""
 
@@ -87,10 +89,11 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with ExitStack() as stack:
             if self.zero is not None:
                 stack.callback(self.zero.log.close)
+                stack.callback(self.zero.log.end, self.done, error)
                 stack.callback(self.zero.rollouts.close)
             stack.callback(self.saver.close)
 
@@ -260,7 +263,8 @@ def _load(
         sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
-        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, average=average)
+        watch = Watch(recipe, log.warn)
+        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
     try:
         if zero is not None:
             zero.rollouts.start()
@@ -292,6 +296,7 @@ def _load(
             if zero.average is not None:
                 register.add("baseline", zero.average)
             register.add("log", zero.log)
+            register.add("watch", zero.watch)
         if found is not None:
             learner.load_policy(found.path)
         state = checkpoint.restore(found, register, accelerator)

@@ -17,6 +17,7 @@ from rlvr.checkpoint import MANIFEST, STATE, newest_whole, verify
 from rlvr.config import Algorithm, Recipe, RecipeError, load_recipe
 from rlvr.console import make_console
 from rlvr.data import load_examples, load_pairs
+from rlvr.doctor.after import examine as examine_run
 from rlvr.doctor.before import examine as examine_recipe
 from rlvr.doctor.report import Report, as_json, show
 from rlvr.dpo import prefer
@@ -233,12 +234,8 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Examine a recipe or a run and show what stops or slows learning; the exit status is 1 if anything stops it."""
     folder = Path(arguments.target)
     if folder.is_dir():
-        from rlvr.doctor.after import examine as examine_run
-
         if arguments.overrides:
             raise RecipeError(f"{arguments.overrides[0]!r}: a run's folder takes no overrides; name a recipe instead")
-        if not (folder / "metrics.jsonl").is_file():
-            raise RecipeError(f"{folder}: neither a recipe nor the folder of a run, which holds metrics.jsonl")
         report = Report(subject=str(folder), findings=worst_first(examine_run(folder)))
     else:
         report = _examined_recipe(arguments)

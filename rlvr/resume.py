@@ -31,6 +31,7 @@ MAY_CHANGE = {
     "run.resume": "",
     "run.insist": "",
     "run.on_*": "",
+    "run.stop_on*": "",
     "run.trackers*": "",
     "run.project": "",
     "run.log_rollouts": "",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
@@ -117,8 +117,8 @@ def spread(problems: Sequence[Problem], count: int) -> list[Problem]:
 
 def _sampled(
     recipe: Recipe, rollouts: Rollouts, data: Data, count: int, report: Report, say: Say
-) -> list[Finding]:  # fmt: skip
-    """The half that needs an engine and a learner."""
+) -> Iterator[list[Finding]]:
+    """The findings of the half that needs an engine and a learner, part by part."""
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
     problems = spread(data.train, count)
     size = answers_wanted(recipe.rollout.group_size)

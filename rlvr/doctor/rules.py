@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from rlvr.doctor import after
 from rlvr.doctor.before import ENGINE_RULES
 from rlvr.doctor.cost import COST_RULES
 from rlvr.doctor.learner import LEARNER_RULES
 from rlvr.doctor.sampled import SAMPLED_RULES
+from rlvr.watch import rules as running
 from rlvr.watch.before import BEFORE_RULES
 from rlvr.watch.rule import Rule, rules_table
 
@@ -21,6 +23,13 @@ SECTIONS: tuple[tuple[str, str, tuple[Rule, ...]], ...] = (
         "A few groups are sampled, graded twice, and computed again by the learner.",
         (*ENGINE_RULES, *SAMPLED_RULES, *LEARNER_RULES, *COST_RULES),
     ),
+    (
+        "While a run goes on, and over its files",
+        "Rules over metrics: a warning the first time one fires, the end of the run where `run.stop_on` names it, and "
+        "findings of `rlvr doctor RUN`. What each threshold is stands in docs/metrics.md.",
+        running.RULES,
+    ),
+    ("Over a run's files alone", "Rollouts, suspects and how the run ended.", after.RULES),
 )
 """Title, sentence and rules of each part of the page."""
 

@@ -68,6 +68,8 @@ def test_the_page_is_current() -> None:
 
 
 def test_every_rule_has_a_name_of_its_own() -> None:
-    names = [rule.name for _, _, rules in SECTIONS for rule in rules]
-    assert len(set(names)) == len(names)
+    """Before a run as over a run; what is the same before and in a run may have the same name."""
+    for parts in (SECTIONS[:2], SECTIONS[2:]):
+        names = [rule.name for _, _, rules in parts for rule in rules]
+        assert len(set(names)) == len(names)
     assert all(rule.fires and rule.advice for _, _, rules in SECTIONS for rule in rules)
