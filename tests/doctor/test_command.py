@@ -34,7 +34,7 @@ def test_a_report_for_people(clinic: Workspace, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("nosuch.yaml", "'nosuch.yaml' does not exist"), (".", "neither a recipe nor the folder of a run")],
+    [("nosuch.yaml", "'nosuch.yaml' does not exist"), (".", "is no run's folder")],
 )
 def test_what_is_neither_recipe_nor_run(
     target: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

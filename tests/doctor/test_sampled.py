@@ -78,7 +78,7 @@ def test_each_share_has_its_rule() -> None:
     assert rules(wrong, wrong, wrong, wrong, finish="length")["all_truncated"] == "stops learning"
     assert rules(right, wrong, dead, right) == {"grading_times_out": "slows learning"}
     assert rules(right, wrong, error, error)["answers_unscored"] == "stops learning"
-    assert rules(*[right] * 7, wrong, size=2)["group_too_small"] == "slows learning"
+    assert rules(*[right] * 9, wrong, size=2)["group_too_small"] == "slows learning"
     assert rules(*[wrong] * 35, right, size=2)["few_groups_teach"] == "slows learning"
 
 
