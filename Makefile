@@ -11,7 +11,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 # For a test, with what importing its rubrics takes; all that it asks for would bring another version of datasets.
 RUBRICS := verifiers==0.3.1 renderers==0.1.12 prime-pydantic-config==0.4.3 tenacity==9.2.1
 
-.PHONY: setup demo test lint format bench bench-learning verifiers-check gpu-check smollm2 schema clean help
+.PHONY: setup demo test chromium lint format bench bench-learning verifiers-check gpu-check smollm2 schema clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,8 +36,15 @@ endif
 demo: setup  ## make a tiny base model, train it by GRPO through vLLM, show before and after
 	$(BIN)/rlvr train recipes/quickstart.yaml run.resume=never run.output=runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: setup  ## run the tests
+test: setup chromium  ## run the tests
 	$(BIN)/python -m pytest -q
+
+chromium:  ## the browser that the tests of rlvr view look through, from the system's packages
+	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; \
+	then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+	else echo 'the tests of rlvr view need Chromium on the PATH: install the package chromium (Debian, Fedora,' \
+	  'Arch: sudo apt-get / dnf / pacman ... chromium; macOS: brew install --cask chromium)' >&2; exit 1; fi
 
 lint: setup  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

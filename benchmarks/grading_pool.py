@@ -84,10 +84,12 @@ class Caller:
         self.outcomes: list[Outcome | None] = [None] * len(items)
         self.seconds = [0.0] * len(items)
         self.mistakes: list[str] = []
+        self.done = 0
 
     def note(self, index: int, verdict: Verdict, start: float) -> None:
         """One verdict has come."""
         completion, _, wanted = self.items[index]
+        self.done += 1
         self.outcomes[index], self.seconds[index] = verdict.outcome, time.perf_counter() - start
         is_judged = wanted in (Outcome.CORRECT, Outcome.WRONG)
         if verdict.outcome is not wanted or (is_judged and verdict.detail["answer"] not in completion):
@@ -132,14 +134,34 @@ def workers_of_this_process() -> list[psutil.Process]:
 
 
 def memory() -> tuple[float, float]:
-    """MiB of this process and of its largest worker, shared pages counted by their share (PSS)."""
-    sizes = [0]
-    for worker in workers_of_this_process():
-        try:
-            sizes.append(worker.memory_full_info().pss)
-        except psutil.Error:
-            continue
-    return psutil.Process().memory_full_info().pss / 2**20, max(sizes) / 2**20
+    """MiB of anonymous memory of this process and of its largest worker.
+
+    Pages of files are left out: their share grows whenever a stranger ends that has mapped the same library.
+    """
+    return anonymous(os.getpid()), max([0.0, *(anonymous(worker.pid) for worker in workers_of_this_process())])
+
+
+def anonymous(pid: int) -> float:
+    """MiB of anonymous memory of a process; 0 where it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:")) / 2**10
+
+
+def report(callers: tuple[Caller, ...], pool: GradingPool, is_over: threading.Event) -> None:
+    """Say every ten seconds how far it is, so that a slow machine is not taken for a pool that hangs."""
+    start = time.perf_counter()
+    while not is_over.wait(10.0):
+        done, stats = sum(caller.done for caller in callers), pool.stats()
+        print(
+            f"{time.perf_counter() - start:5.0f} s: {done} of {sum(len(caller.items) for caller in callers)} graded, "
+            f"{stats.timeouts} timeouts, {stats.crashes} crashes, {stats.errors} errors, {stats.respawns} respawns, "
+            f"{sum(len(caller.mistakes) for caller in callers)} mistakes",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def measure(count: int, workers: int, timeout: float) -> dict[str, Any]:
@@ -152,12 +174,17 @@ def measure(count: int, workers: int, timeout: float) -> dict[str, Any]:
         warm.block()
         before, start = memory(), time.perf_counter()
         main, thread, loop = (Caller(pool, items[share::3]) for share in range(3))
+        is_over = threading.Event()
+        reporter = threading.Thread(target=report, args=((main, thread, loop), pool, is_over))
+        reporter.start()
         others = [threading.Thread(target=thread.block), threading.Thread(target=lambda: asyncio.run(loop.gather()))]
         for other in others:
             other.start()
         main.block()
         for other in others:
             other.join()
+        is_over.set()
+        reporter.join()
         seconds, after, stats = time.perf_counter() - start, memory(), pool.stats()
         at_work = workers_of_this_process()
     callers = (main, thread, loop)

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlvr.config import Algorithm, Learner, Model
 from rlvr.learn import update
-from rlvr.learn.advantages import baseline, scale
+from rlvr.learn.advantages import mean_baseline, scale
 from rlvr.records import TrainingSample
 
 SYMBOLS, LENGTH, PROMPTS, GROUP = 8, 3, 8, 12
@@ -84,7 +84,7 @@ def run(algorithm: Algorithm, seed: int, folder: Path) -> Iterator[float]:
         ids, logprobs = draw(learner.policy.model, generator)
         rewards = (ids[:, 2:] == ids[:, 1:2]).float().mean(1)
         rewards_P_G = rewards.view(PROMPTS, GROUP).tolist()
-        centred = [[r - b for r, b in zip(g, baseline(g, (), algorithm.baseline), strict=True)] for g in rewards_P_G]
+        centred = [[r - b for r, b in zip(g, mean_baseline(g), strict=True)] for g in rewards_P_G]
         advantages = [a for group in scale(centred, rewards_P_G, algorithm.scale) for a in group]
         learner.update(
             [

@@ -30,13 +30,15 @@ FILLER = re.compile(
 )
 MAX_TOGETHER = 64
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
-END_TAG = re.compile(r"\s*</?[A-Za-z_]+>\Z")
+END_TAG = re.compile(r"(?<!\s)\s*+</?[A-Za-z_]+>\Z")
 COUNTED = re.compile(
     r"(?<=\d)(?:\s+(?!(?:or|and|not|no|to|than|minus|plus|times|hundred|thousand|million|billion|dozen|percent|cents?)\b)"
     r"[A-Za-z]+){2,}[.\s]*\Z"
 )
 """What was counted, in two words or more; one word is a unit, which the grader reads."""
-PERCENT = re.compile(r"\s*\$?\s*\\?%")
+UNIT_LETTER = re.compile(r"(?<=\d)\s*([mgshlL])\.?\Z")
+"""``26g``: after ``####`` stands a number, so that a letter is its unit and no variable."""
+PERCENT = re.compile(r"\s*(?:\$\s*)?\\?%")
 JOINERS = frozenset({"", ",", ";", "and", "&", ",and", ";and"})
 HEDGE = re.compile(
     r"[,;]?(?:or|or/and|and/or|/)(?:maybe|perhaps|possibly|even|else|rather|just|is\s*it)?"
@@ -45,7 +47,7 @@ HEDGE = re.compile(
 LOOSE_JOINER = re.compile(r"^[^.\n]{0,40}\band\b[\s}$]*\Z")
 NEGATED = re.compile(r"\b(?:not|isn't|n't)\s*(?:equal\s+to|be)?\s*[\s$(\\\[]*\Z", re.IGNORECASE)
 CLAIM = re.compile(
-    r"(?:\banswer\b|\bresult\b)[^.\n]{0,40}?(?:\bis\b|\bbe\b|:|=)\W{0,6}?\s*(?P<claim>[-−]?\s*[\d\\.(\[{][^\n$]{0,80})",
+    r"(?:\banswer\b|\bresult\b)[^.\n]{0,40}?(?:\bis\b|\bbe\b|:|=)\W{0,6}?\s*(?P<claim>(?:[-−]\s*)?[\d\\.(\[{][^\n$]{0,80})",
     re.IGNORECASE,
 )
 WITHDRAWN = re.compile(
@@ -224,19 +226,28 @@ def _hash(text: str) -> Extraction:
     return Extraction(answer) if answer else Extraction(None, "nothing after the last ####")
 
 
+def unit_letter(answer: str, reference: str) -> str:
+    """``26g`` behind ``####`` as ``26\\text{ g}``, where the reference has no such letter of its own."""
+    return answer if UNIT_LETTER.search(reference) else UNIT_LETTER.sub(r"\\text{ \1}", answer)
+
+
 # -- lenient -----------------------------------------------------------------------------------------------------
 
 ANSWER_WORDS = r"answer|réponse|respuesta|antwort|risposta|resposta|ответ|答案|答|الإجابة|الجواب|उत्तर|答え"
 FINAL = re.compile(
     rf"(?:final\s+(?:{ANSWER_WORDS})\s*(?:is|:)[\s*:]*)(?:the\s+final\s+answer\s+is[\s:]*)?(?P<rest>.*?)"
-    r"(?=\.?\s*i hope|\.\s|\.?\n|\.?\Z)",
+    r"(?=\.?\s{0,9}i hope|\.\s|\.?\n|\.?\Z)",
     re.IGNORECASE | re.DOTALL,
 )
 ANSWER = re.compile(rf"(?:{ANSWER_WORDS})(?P<rest>[^\n]*)", re.IGNORECASE)
 LEAD = re.compile(r"\W{0,4}(?:is|est|es|ist|was|be|:|：|=|是|为|為|هو|هي)[\s:：*]*", re.IGNORECASE)
-LATEX = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)", re.DOTALL)
+OPENING = re.compile(r"\$\$?|\\[\[(]")
+CLOSING = {
+    mark: re.compile(pattern)
+    for mark, pattern in (("$$", r"\$\$"), ("$", r"(?<!\\)\$"), (r"\[", r"\\\]"), (r"\(", r"\\\)"))
+}
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.])[-−+]?(?:\d{1,3}(?:[,  ]\d{3})+(?:\.\d+)?(?!\d)|\d+(?::\d+)+"
+    r"(?<![A-Za-z0-9_.])[-−+]?(?:\d{1,3}(?:[,  ]\d{3}){1,20}(?:\.\d+)?(?!\d)|\d+(?::\d+)+"
     r"|\d+(?:[.,]\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?|\.\d+)"
     r"(?:\s*(?:\\?%|percent|pct))?"
 )
@@ -248,7 +259,7 @@ SEVERAL = re.compile(r"\W{0,4}[A-J](?:\W{0,4}(?:\b(?:and|or)\b|&|/)\W{0,4}[A-J]\
 PICKED = re.compile(
     r"(?:\b(?:it(?:'s| is| must be| has to be| would be)|"
     r"choose|pick|select|go with|going with|opt for|option is|choice is)"
-    r"|选择?)\s*(?:option|choice|answer)?\s*[*(]*([A-J])\b(?![a-z'’])"
+    r"|选择?)\s*(?:(?:option|choice|answer)\s*)?[*(]*([A-J])\b(?![a-z'’])"
 )
 FIRST = re.compile(r"\W*([A-J])\)?\s*[,;]")
 NOT_BEFORE = re.compile(r"(?:\bnot|n't|不是|不)\s*(?:be|option)?\s*\(?\Z", re.IGNORECASE)
@@ -258,7 +269,7 @@ WORDY = re.compile(
     r"(?<![\\A-Za-z{])(?!(?:sqrt|cbrt|floor|ceil|binom|arc(?:sin|cos|tan)|inf(?:ty|inity)|theta|alpha|beta)\b)"
     r"(?:[A-Za-z]{4,}|[Ii]t(?:'s)?|[Ss]o|[Ww]e|[Tt]he|is|are|was|of|by|has|had|for)(?![A-Za-z])"
 )
-BARE_LATEX = re.compile(r"-?\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}|-?\d*\\sqrt\s*\{[^{}]*\}")
+BARE_LATEX = re.compile(r"-?\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}|-?(?:(?<!\d)\d+)?\\sqrt\s*\{[^{}]*\}")
 COUNT = re.compile(r"-?\d[\d.,]*\s+[a-z]+\.?\Z")
 YES_NO = re.compile(r"\W*(yes|no)\b\s*[,.;]", re.IGNORECASE)
 NAMES = re.compile(r"\s*(?:[A-Za-z]|\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\))\s*")
@@ -272,12 +283,15 @@ ASIDE = re.compile(
 """A remark behind the last number."""
 WITH_UNIT = re.compile(r"\s*(-?[\d.,]+)\s*[mgshlL](?:[²³]|\^?[23])?[\s.]*\Z")
 PLAIN_BRACKETS = re.compile(r"(?<![A-Za-z\d])[(\[]\s*-?[\d.][\d./ ]*(?:,\s*-?[\d.][\d./ ]*)+[)\]]")
-HASH_LINE = re.compile(r"####\s*[-−]?[$£€]?\s?[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)\s?%?(?: [A-Za-z]+){0,4}\.?\Z")
+HASH_LINE = re.compile(
+    r"####\s*[-−]?[$£€]?\s?[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)\s?%?"
+    r"(?:(?!st|nd|rd|th)[A-Za-z]{1,3}\b)?(?: [A-Za-z]+){0,4}\.?\Z"
+)
 """The last line of a GSM8K solution; ``#### Step 2`` is a heading."""
 LONGEST_HASH_LINE = 80
 
 
-def candidates(text: str, choice: bool = False) -> Iterator[str]:
+def candidates(text: str, choice: bool = False, reference: str = "") -> Iterator[str]:
     r"""Readings of a whole response, best first, as math-verify ranks them; the first that can be read is taken.
 
     A last line ``#### 18``, "final answer is ..." and ``\boxed`` (whichever stands last), then "answer: ...", then the
@@ -286,7 +300,7 @@ def candidates(text: str, choice: bool = False) -> Iterator[str]:
     said = text.rpartition("</think>")[2].strip() or text
     last = SPECIAL_TOKEN.sub("", said.rstrip()).rpartition("\n")[2].strip()
     if len(last) <= LONGEST_HASH_LINE and HASH_LINE.match(last):
-        yield _hash(last).text or ""
+        yield unit_letter(_hash(last).text or "", reference)
     boxes = [box for box in find_boxed(said) if box.content]
     finals = list(FINAL.finditer(said))
     if boxes and not (finals and finals[-1].start() > boxes[-1].start and not find_boxed(finals[-1].group())):
@@ -303,7 +317,7 @@ def candidates(text: str, choice: bool = False) -> Iterator[str]:
         yield match.group(1)
     if COUNT.match(said):
         yield said
-    if not WORDY.search(LATEX.sub("$$", said)):
+    if not WORDY.search(_without_formulas(said, "$$")):
         yield said.strip()  # the whole text is the answer itself
     for phrase in phrases:
         yield from _pieces(phrase, last=False)
@@ -347,9 +361,9 @@ def _pieces(text: str, last: bool) -> Iterator[str]:
         if verb:
             yield rest.strip().rstrip(".")
     formulas = _formulas(text)
-    numbers = [match.group() for match in NUMBER.finditer(LATEX.sub(" ", text))] or NUMBER.findall(text)
+    numbers = [match.group() for match in NUMBER.finditer(_without_formulas(text, " "))] or NUMBER.findall(text)
     if last and formulas and NAMES.fullmatch(formulas[-1]):
-        told = NUMBER.findall(text[[match.end() for match in LATEX.finditer(text)][-1] :])
+        told = NUMBER.findall(text[list(spans(text))[-1][1] :])
         yield from told[-1:]  # the value of $x$ is 7
     if last and not formulas and (several := NUMBERS.search(text.rstrip(". "))):
         yield several.group(1)
@@ -369,15 +383,40 @@ def _formulas(text: str) -> list[str]:
     """The formulas of a text; those joined by a comma, "and" or "or" are one."""
     found: list[str] = []
     end = -1
-    for match in LATEX.finditer(text):
-        formula = next(group for group in match.groups() if group is not None)
-        joiner = JOINED.match(text[end : match.start()]) if end >= 0 else None
+    for begun, ended, formula in spans(text):
+        joiner = JOINED.match(text[end:begun]) if end >= 0 else None
         if joiner is not None:
             found[-1] += rf" \text{{ {joiner['word'].lower()} }} {formula}" if joiner["word"] else f", {formula}"
         else:
             found.append(formula)
-        end = match.end()
+        end = ended
     return found
+
+
+def spans(text: str) -> Iterator[tuple[int, int, str]]:
+    r"""Beginning, end and content of each formula in ``$$``, ``\[``, ``$``, ``\(``, in one pass over the text."""
+    at, ends = 0, dict[str, int]()  # where each kind is closed next, found once for all openings before it
+    while begun := OPENING.search(text, at):
+        at = begun.start() + 1
+        for mark in (begun.group(), "$") if begun.group() == "$$" else (begun.group(),):
+            first = begun.start() + len(mark)
+            if mark == "$" and text[begun.start() - 1 : begun.start()] == "\\":
+                continue
+            if ends.get(mark, -1) <= first:
+                close = CLOSING[mark].search(text, first + 1)
+                ends[mark] = close.start() if close else len(text) + 1
+            if ends[mark] <= len(text):
+                at = ends[mark] + len(mark)
+                yield begun.start(), at, text[first : ends[mark]]
+                break
+
+
+def _without_formulas(text: str, filler: str) -> str:
+    kept, end = list[str](), 0
+    for begun, ended, _ in spans(text):
+        kept += text[end:begun], filler
+        end = ended
+    return "".join((*kept, text[end:]))
 
 
 def decimal_comma(text: str) -> str:

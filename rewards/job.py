@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rewards.verdict import Outcome, Verdict
+from rewards.worker import encode
+
+REQUEST_LIMIT = 2**30
+"""Bytes of JSON that one grading may take on its way to a worker."""
 
 
 @dataclass(slots=True)
@@ -40,16 +44,25 @@ class Graded(NamedTuple):
 class Job:
     """One grading under way."""
 
-    kind: str
-    """What is asked, one of `rewards.worker.KINDS`."""
     verifier: str
-    completion: str
-    reference: Any
+    body: bytes
+    """Kind, verifier, completion and reference as JSON."""
     future: Future[Graded]
     is_running: bool = False
     """Whether a worker was given it, so that it cannot be cancelled any more."""
     deaths: int = 0
     """Workers that died while they had this job."""
+
+
+def request(kind: str, verifier: str, completion: str, reference: Any) -> bytes:
+    """What a worker is sent for one grading; raises `TypeError` or `ValueError` where JSON has no place for it."""
+    try:
+        body = encode((kind, verifier, completion, reference))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"reference: {reference!r:.200} cannot be sent to a worker as JSON: {error}") from error
+    if len(body) > REQUEST_LIMIT:
+        raise ValueError(f"completion and reference take {len(body)} bytes of JSON, the most is {REQUEST_LIMIT}")
+    return body
 
 
 def graded(answer: dict[str, Any]) -> tuple[Verdict, float]:
@@ -58,8 +71,8 @@ def graded(answer: dict[str, Any]) -> tuple[Verdict, float]:
 
 
 def fail(job: Job, error: Exception) -> None:
-    """End a job without a verdict."""
-    if job.is_running or job.future.set_running_or_notify_cancel():
+    """End a job without a verdict, unless it has one."""
+    if not job.future.done() and (job.is_running or job.future.set_running_or_notify_cancel()):
         job.future.set_exception(error)
 
 
@@ -71,6 +84,6 @@ def why_not(verdict: Verdict) -> str | None:
         case Outcome.TIMEOUT:
             return f"checking it did not finish within {verdict.detail['limit_seconds']} s"
         case Outcome.ERROR:
-            return f"check_reference raised {verdict.detail['reason']}\n{verdict.detail['traceback']}"
+            return f"check_reference raised {verdict.detail['reason']}\n{verdict.detail.get('traceback', '')}"
         case _:
             return str(verdict.detail["reason"])

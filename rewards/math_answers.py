@@ -16,9 +16,10 @@ from collections import OrderedDict
 from fractions import Fraction
 from typing import Any
 
-from rewards.extract import candidates, check_mode, decimal_comma, extract, reference_boxes
+from rewards.extract import candidates, check_mode, decimal_comma, extract, reference_boxes, unit_letter
 from rewards.mathematics.nodes import Node, Unreadable
 from rewards.mathematics.reader import (
+    MAX_TEXT,
     Reading,
     choice_of_answer,
     choice_of_reference,
@@ -92,7 +93,7 @@ class MathVerifier:
         found = extract(completion, self.extract)
         if found.text is None:
             return Verdict(0.0, Outcome.NO_ANSWER, {"reason": found.reason})
-        return self.grade_answer(found.text, gold)
+        return self.grade_answer(unit_letter(found.text, gold) if self.extract == "hash" else found.text, gold)
 
     def grade_answer(self, answer: str, reference: Any) -> Verdict:
         """Judge a bare answer: no extraction."""
@@ -112,7 +113,7 @@ class MathVerifier:
     def _grade_lenient(self, completion: str, gold: str) -> Verdict:
         """The first candidate that can be read decides; later ones are no second chance."""
         letter = choice_of_reference(gold)
-        found = list(dict.fromkeys(candidates(completion, choice=letter is not None)))
+        found = list(dict.fromkeys(candidates(completion, choice=letter is not None, reference=gold)))
         readable = found if letter is not None else [text for text in found if self._is_readable(text)]
         for candidate in (readable or found)[:1]:
             verdict = self.grade_answer(candidate, re.sub(r"^[\s$]*0,(?=\d+[\s$]*$)", "0.", gold))
@@ -133,6 +134,8 @@ class MathVerifier:
 
     def _judge(self, answer: str, gold: str) -> Verdict:
         detail: dict[str, Any] = {"answer": answer[:1000]}
+        if len(answer) > MAX_TEXT:
+            return Verdict(0.0, Outcome.UNREADABLE, detail | {"reason": f"longer than {MAX_TEXT} characters"})
         if r"\$" in gold and CENTS.search(answer):
             return _verdict(False, detail | {"stage": "units"})
         quick = _plain_verdict(answer.strip(), gold.strip())

@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
@@ -22,8 +23,8 @@ from dataclasses import fields
 from types import TracebackType
 from typing import Any, Self
 
-from rewards.job import Graded, Job, PoolStats, fail, graded, why_not
-from rewards.process import WorkerDied, WorkerLate, WorkerProcess, WorkerStartError
+from rewards.job import Graded, Job, PoolStats, fail, graded, request, why_not
+from rewards.process import STARVED, WorkerDied, WorkerLate, WorkerProcess, WorkerStartError, WorkerStarved
 from rewards.spec import VerifierSpec, VerifierSpecError
 from rewards.verdict import Outcome, Verdict
 from rewards.worker import KINDS
@@ -32,11 +33,15 @@ __all__ = ["Graded", "GradingPool", "PoolStats", "VerifierSpec", "VerifierSpecEr
 
 START_TIMEOUT = 120.0
 """Seconds that a worker may take to import its verifiers, on a busy machine."""
+START_PAUSE = 0.5
+"""Seconds before the next attempt where the system starts no process at the moment."""
 START_ATTEMPTS = 3
 """How often starting is tried when a worker dies or is late; a verifier that cannot be built fails at once."""
 CLOSED = "the grading pool was closed before this answer was graded"
 BATCH = 64
 """The most jobs a worker holds at once: the pipe then costs little beside an answer of 50 microseconds."""
+BATCH_BYTES = 2**20
+"""The most bytes of a batch of several jobs, so that no job pays for the reading of others."""
 BATCH_SECONDS = 0.02
 """The work, by what the verifier's last answers took, that a worker is given at once."""
 PATIENCE = 0.1
@@ -54,9 +59,10 @@ class GradingPool:
         with GradingPool(specs, workers=2, timeout=2.0) as pool:
             verdicts = pool.grade_many([("math", completion, "42") for completion in completions])
 
-    Args: specs by name; workers (processes); timeout in seconds of wall clock for one item (a spec's own timeout goes
-    before it, and a verifier whose ``needs_seconds`` is larger, because it limits itself, gets that); memory_mb that
-    a worker may allocate beyond what its verifiers took when they were built.
+    Args: specs by name; workers (processes); timeout in seconds of wall clock for one item, without those in which its
+    worker was ready and got no core (a spec's own timeout goes before it, and a verifier whose ``needs_seconds`` is
+    larger, because it limits itself, gets that); memory_mb that a worker may allocate beyond what its verifiers took
+    when they were built.
     Raises `WorkerStartError` with the worker's reason when the verifiers cannot be built.
     """
 
@@ -73,7 +79,8 @@ class GradingPool:
         self._lock = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._closed = False
-        self._broken: WorkerStartError | None = None
+        self._broken: Exception | None = None
+        self._in_hand = [deque[list[Job]](maxlen=2) for _ in range(workers)]  # what each thread took last
         self._stats = PoolStats()
         self._pace = dict.fromkeys(specs, BATCH_SECONDS)  # moving average of seconds, at first one job a batch
         self._lowest: dict[str, float] = {}
@@ -91,7 +98,8 @@ class GradingPool:
             raise first
         self._spares.put(first)
         self._threads = [
-            threading.Thread(target=self._serve, name=f"grading-{index}", daemon=True) for index in range(workers)
+            threading.Thread(target=self._serve, args=(index,), name=f"grading-{index}", daemon=True)
+            for index in range(workers)
         ]
         for thread in self._threads:
             thread.start()
@@ -121,14 +129,14 @@ class GradingPool:
             raise ValueError(f"verifier: {verifier!r} is not in this pool; it holds: {', '.join(self._specs)}")
         if not isinstance(completion, str):
             raise TypeError(f"completion: {completion!r:.200} is a {type(completion).__name__}, it must be a str")
-        return Job(kind, verifier, completion, reference, Future())
+        return Job(verifier, request(kind, verifier, completion, reference), Future())
 
     def _enqueue(self, jobs: list[Job]) -> None:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the grading pool is closed")
             if self._broken is not None:
-                raise RuntimeError("the grading pool lost its workers and cannot start new ones") from self._broken
+                raise RuntimeError(f"the grading pool has ended: {self._broken}") from self._broken
             self._jobs.extend(jobs)
             self._lock.notify(len(jobs))
 
@@ -165,6 +173,8 @@ class GradingPool:
         self._spares.put(WorkerStartError(CLOSED))
         for thread in self._threads:
             thread.join()
+        for worker in active:
+            worker.kill()  # where its thread ended by a mistake of ours
         while not self._spares.empty():
             spare = self._spares.get()
             if isinstance(spare, WorkerProcess):
@@ -180,21 +190,38 @@ class GradingPool:
 
     # -- the workers' side ---------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def _serve(self, index: int) -> None:
+        try:
+            self._serve_to_the_end(index)
+        except BaseException as error:  # a mistake of ours: without this the callers would wait for ever
+            failure = RuntimeError(f"a thread of the grading pool failed: {type(error).__name__}: {error}")
+            self._break(failure, itertools.chain(*self._in_hand[index]))
+            raise
+
+    def _break(self, failure: Exception, in_hand: Iterable[Job] = ()) -> None:
+        """End the pool: what waits, and what a thread held that failed, fails for this reason."""
+        with self._lock:
+            self._broken = self._broken or failure
+            waiting, self._jobs = list(self._jobs), deque()
+            self._lock.notify_all()
+        for job in itertools.chain(in_hand, waiting):
+            fail(job, failure)
+
+    def _serve_to_the_end(self, index: int) -> None:
         worker: WorkerProcess | None = None
-        while (jobs := self._take()) is not None:
+        while (jobs := self._take(index)) is not None:
             if worker is None:
                 worker = self._next_worker()
             if worker is None:
                 self._give_back(jobs)
                 return
-            if not self._grade(worker, jobs):
+            if not self._grade(index, worker, jobs):
                 self._lose(worker)
                 worker = None
         if worker is not None:
             self._lose(worker)
 
-    def _take(self, wait: bool = True) -> list[Job] | None:
+    def _take(self, index: int, wait: bool = True) -> list[Job] | None:
         """The next jobs for one worker, an even share of the queue; None when the pool has ended."""
         with self._lock:
             while not (self._jobs or self._closed or self._broken):
@@ -203,10 +230,14 @@ class GradingPool:
                 self._lock.wait()
             if self._closed or self._broken is not None:
                 return None
-            share, room, jobs = len(self._jobs) // self._workers, BATCH_SECONDS, list[Job]()
-            while self._jobs and (not jobs or (room > 0 and len(jobs) < min(BATCH, share))):
+            share, room, space, jobs = len(self._jobs) // self._workers, BATCH_SECONDS, BATCH_BYTES, list[Job]()
+            while self._jobs and (
+                not jobs or (room > 0 and len(jobs) < min(BATCH, share) and len(self._jobs[0].body) <= space)
+            ):
                 jobs.append(self._jobs.popleft())
                 room -= self._pace[jobs[-1].verifier]
+                space -= len(jobs[-1].body)
+            self._in_hand[index].append(jobs)
         for job in jobs:
             job.is_running = job.is_running or job.future.set_running_or_notify_cancel()
         return [job for job in jobs if job.is_running]
@@ -221,7 +252,7 @@ class GradingPool:
         for job in jobs:
             fail(job, self._broken or RuntimeError(CLOSED))
 
-    def _grade(self, worker: WorkerProcess, jobs: list[Job]) -> bool:
+    def _grade(self, index: int, worker: WorkerProcess, jobs: list[Job]) -> bool:
         """Grade batches for as long as work waits; False when the worker is lost (what it had not begun is given back).
 
         The next batch is sent before the answers to the last are handed out, so that the worker need not wait.
@@ -237,7 +268,7 @@ class GradingPool:
                     return False
                 return self._grade_one_by_one(worker, deque(left))
             answered, is_alive = jobs, answers[-1]["outcome"] != Outcome.CRASHED
-            jobs = (self._take(wait=False) or []) if is_alive else []
+            jobs = (self._take(index, wait=False) or []) if is_alive else []
             if jobs:
                 is_alive = self._send(worker, jobs)
             self._finish([(job, *graded(answer)) for job, answer in zip(answered, answers, strict=True)])
@@ -246,31 +277,37 @@ class GradingPool:
 
     def _send(self, worker: WorkerProcess, jobs: list[Job]) -> bool:
         try:
-            worker.send_batch([(job.kind, job.verifier, job.completion, job.reference) for job in jobs], START_TIMEOUT)
-        except (WorkerDied, WorkerLate):  # it died idle: nobody's answer did that
-            self._give_back(jobs)
+            worker.send_batch([job.body for job in jobs], START_TIMEOUT)
+        except (WorkerDied, WorkerLate):
+            if len(jobs) == 1:  # it may be what is too large to be read
+                self._died(worker, jobs[0])
+            else:  # it died idle: nobody's answer did that
+                self._give_back(jobs)
             return False
         return True
 
     def _grade_one_by_one(self, worker: WorkerProcess, left: deque[Job]) -> bool:
         """Wait for each answer until its limit; False when the worker is lost."""
-        owed = 0
+        is_taken_back = False
         while left:
             job = left.popleft()
             limit = self._timeouts[job.verifier]
+            worker.stopwatch.start()  # the worker begins a job when it has answered the one before
             try:
                 try:
                     answer = worker.receive(min(limit, PATIENCE))
                 except WorkerLate:
                     self._trouble.set()
-                    if self._workers > 1:  # do not let the others wait for a slow one
-                        owed += len(left)
+                    if left and self._workers > 1 and worker.take_back():  # let the others not wait for a slow one
+                        is_taken_back = True
                         self._give_back(left)
                         left = deque()
-                    answer = worker.receive(limit - min(limit, PATIENCE))
-            except WorkerLate:
-                verdict = Verdict(self._lowest[job.verifier], Outcome.TIMEOUT, {"limit_seconds": limit})
-                self._finish([(job, verdict, limit)])
+                    answer = worker.receive_fairly(limit)
+                    if "skipped" in answer:  # it had not begun this one either
+                        self._give_back([job])
+                        return True
+            except (WorkerLate, WorkerStarved) as error:
+                self._finish([(job, self._too_late(job, error), worker.stopwatch.wall())])
                 self._give_back(left)
                 return False
             except WorkerDied:
@@ -282,16 +319,19 @@ class GradingPool:
                 self._give_back(left)
                 return False
         worker.empty_stderr()
-        return self._discard(worker, owed)
-
-    def _discard(self, worker: WorkerProcess, owed: int) -> bool:
-        """Read past the answers to jobs that were given to others; False when the worker does not come to its end."""
-        try:
-            for _ in range(owed):
-                worker.receive(PATIENCE)
-        except (WorkerDied, WorkerLate):
-            return False
+        if is_taken_back:
+            try:
+                worker.skip(PATIENCE)
+            except (WorkerDied, WorkerLate, WorkerStarved):
+                return False
         return True
+
+    def _too_late(self, job: Job, error: WorkerLate | WorkerStarved) -> Verdict:
+        limit = self._timeouts[job.verifier]
+        if isinstance(error, WorkerLate):
+            return Verdict(self._lowest[job.verifier], Outcome.TIMEOUT, {"limit_seconds": limit})
+        reason = f"the machine is too busy: the worker did not get {limit} s of a core in {limit + STARVED:g} s"
+        return Verdict(None, Outcome.ERROR, {"reason": reason})
 
     def _died(self, worker: WorkerProcess, job: Job) -> None:
         """The first death may be a bystander's (the kernel's out-of-memory killer chooses freely): ask once more."""
@@ -329,7 +369,11 @@ class GradingPool:
                 self._wanted.acquire()
             if self._closed:
                 return
-            self._spares.put(self._start())
+            try:
+                started = self._start()
+            except BaseException as error:  # a mistake of ours: without this the callers would wait for ever
+                started = WorkerStartError(f"the thread that starts workers failed: {type(error).__name__}: {error}")
+            self._spares.put(started)
 
     def _start(self) -> WorkerProcess | WorkerStartError:
         for attempt in range(START_ATTEMPTS):
@@ -341,6 +385,7 @@ class GradingPool:
                 return worker
             except OSError as error:
                 failure = WorkerStartError(f"no process can be started for a grading worker: {error}")
+                time.sleep(START_PAUSE)
             except WorkerStartError as error:
                 failure = error
             if attempt == START_ATTEMPTS - 1 or failure.is_final or self._closed:
@@ -354,14 +399,11 @@ class GradingPool:
             if isinstance(spare, WorkerProcess) and not self._closed:
                 self._active.add(spare)
                 return spare
-            failure = spare if isinstance(spare, WorkerStartError) else WorkerStartError(CLOSED)
-            self._broken = self._broken or failure
-            waiting, self._jobs = list(self._jobs), deque()
+        failure = spare if isinstance(spare, WorkerStartError) else WorkerStartError(CLOSED)
         if isinstance(spare, WorkerProcess):
             spare.kill()
         self._spares.put(failure)  # the other threads learn it the same way
-        for job in waiting:
-            fail(job, failure)
+        self._break(failure)
         return None
 
     def _lose(self, worker: WorkerProcess) -> None:

@@ -11,12 +11,14 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import struct
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, BinaryIO
 
 from rewards.spec import VerifierSpec, VerifierSpecError
@@ -31,10 +33,19 @@ DETAIL_LIMIT = 20_000
 """Characters of JSON that a reply may take before its `Verdict.detail` is cut."""
 
 
-def encode_frame(message: Any) -> bytes:
-    """A message as length and JSON; what JSON cannot hold is sent as its repr."""
-    body = _JSON.encode(message).encode("ascii")
+def encode(message: Any) -> bytes:
+    """A message as JSON; a value that JSON does not have is sent as its repr (a key cannot be: `TypeError`)."""
+    return _JSON.encode(message).encode("ascii")
+
+
+def frame(body: bytes) -> bytes:
+    """A message with its length before it."""
     return HEADER.pack(len(body)) + body
+
+
+def encode_frame(message: Any) -> bytes:
+    """A message as length and JSON."""
+    return frame(encode(message))
 
 
 def main() -> int:
@@ -65,14 +76,20 @@ def main() -> int:
         return 1
     _limit_memory(hello["memory_mb"])
     _send(replies, encode_frame({"ready": lowest, "needs_seconds": needs}))
+    news = select.poll()
+    news.register(requests, select.POLLIN)
     while (batch := _read_frame(requests)) is not None:
         number, jobs = batch
-        for kind, name, completion, reference in jobs:
+        for done, (kind, name, completion, reference) in enumerate(jobs):
+            if done and news.poll(0):  # the parent speaks in the middle of a batch: it takes the rest of it back
+                break
             reply = _run(verifiers[name], lowest[name], kind, completion, reference)
             _send(replies, _encode_reply(reply))
             if reply["outcome"] == Outcome.CRASHED:
                 return 0  # memory or stack ran out inside foreign code: what is left of this process is not trusted
-        if len(jobs) > 1:
+        if not jobs:
+            _send(replies, encode_frame({"skipped": number}))
+        elif len(jobs) > 1:
             os.write(bell, bytes([number]))
     return 0
 
@@ -87,6 +104,9 @@ def _run(verifier: Verifier, lowest: float, kind: str, completion: str, referenc
             verdict = _grader(verifier, kind)(completion, reference)
             if not isinstance(verdict, Verdict):
                 raise TypeError(f"grade returned {type(verdict).__name__} ({verdict!r:.200}), it must return a Verdict")
+            if type(verdict.detail) is not dict or type(verdict.score) not in (float, NoneType):
+                score = None if verdict.score is None else float(verdict.score)  # NumPy's numbers are no JSON
+                verdict = Verdict(score, verdict.outcome, dict(verdict.detail))
     except BadReference as error:
         verdict = Verdict(None, Outcome.BAD_REFERENCE, {"reason": str(error)})
     except (MemoryError, RecursionError) as error:
@@ -98,7 +118,7 @@ def _run(verifier: Verifier, lowest: float, kind: str, completion: str, referenc
     return {
         "score": verdict.score,
         "outcome": verdict.outcome,
-        "detail": dict(verdict.detail),
+        "detail": verdict.detail,
         "seconds": round(seconds, 6),
     }
 
@@ -114,10 +134,14 @@ def _grader(verifier: Verifier, kind: str) -> Callable[[str, Any], Verdict]:
 
 
 def _encode_reply(reply: dict[str, Any]) -> bytes:
-    frame = encode_frame(reply)
-    if len(frame) <= DETAIL_LIMIT:
-        return frame
-    plain: dict[str, Any] = json.loads(frame[HEADER.size :])["detail"]
+    try:
+        body = encode(reply)
+    except Exception as error:  # foreign values: a key that is no string, a circle, a `__repr__` that raises
+        detail = {"reason": f"the detail of the verdict is no JSON: {type(error).__name__}: {error}", "traceback": ""}
+        body = encode({**reply, "score": None, "outcome": Outcome.ERROR, "detail": detail})
+    if len(body) <= DETAIL_LIMIT:
+        return frame(body)
+    plain: dict[str, Any] = json.loads(body)["detail"]
     share = DETAIL_LIMIT // max(1, len(plain))
     kept = {key: value if len(text := json.dumps(value)) <= share else text[:share] for key, value in plain.items()}
     return encode_frame({**reply, "detail": kept})
@@ -125,7 +149,7 @@ def _encode_reply(reply: dict[str, Any]) -> bytes:
 
 def _take_private_pipes() -> tuple[BinaryIO, BinaryIO]:
     """Keep the protocol's descriptors for ourselves: whatever verifier code prints goes to standard error."""
-    requests = os.fdopen(os.dup(0), "rb")
+    requests = os.fdopen(os.dup(0), "rb", buffering=0)  # what a poll does not see, nobody has read
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -135,16 +159,24 @@ def _take_private_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _read_frame(stream: BinaryIO) -> Any:
-    header = stream.read(HEADER.size)
-    if len(header) < HEADER.size:
-        return None
-    body = stream.read(HEADER.unpack(header)[0])
-    return json.loads(body)
+    header = _read(stream, HEADER.size)
+    return None if header is None else json.loads(_read(stream, HEADER.unpack(header)[0]) or b"null")
 
 
-def _send(stream: BinaryIO, frame: bytes) -> None:
-    while frame:
-        frame = frame[stream.write(frame) :]
+def _read(stream: BinaryIO, size: int) -> bytearray | None:
+    """Exactly so many bytes; None where the stream ends before."""
+    got = bytearray()
+    while len(got) < size:
+        chunk = stream.read(min(size - len(got), 2**20))
+        if not chunk:
+            return None
+        got += chunk
+    return got
+
+
+def _send(stream: BinaryIO, data: bytes) -> None:
+    while data:
+        data = data[stream.write(data) :]
 
 
 def _die_with_parent(parent: int) -> None:

@@ -1,36 +1,26 @@
-"""The `rlvr` command: train, eval, generate, sft, dpo, schema."""
+"""The `rlvr` command: train, eval, generate, sft, dpo, export, replay, view, schema."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from rlvr.config import Recipe, RecipeError, json_schema, load_recipe
+from rlvr.config import RecipeError, json_schema, load_recipe
+from rlvr.signals import Interrupted, interruptible
+from rlvr.view.arguments import add_view_arguments
 
 # torch reads this at its first allocation: activations come and go by the megabyte, and a kernel that hands them out in
 # pages of 4 KiB takes a sixth of an update's time on a CPU
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-ECHO_SECONDS = 5.0
-"""A second signal so soon after the first is a launcher's, which passes on what the terminal has sent already."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; what the command had begun is closed on the way out."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when it did what was asked, 1 when the run failed, 2 for a recipe or data
-    that cannot be run, 130 when it was interrupted."""
+    that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on."""
     arguments = _parser().parse_args(argv)
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
     if arguments.command == "schema":
@@ -38,22 +28,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with interruptible():
-            return _run(arguments, load_recipe(arguments.recipe, arguments.overrides))
+            if arguments.command == "view":
+                from rlvr.view.command import view
+
+                return view(arguments)
+            return _run(arguments)
     except Interrupted as stop:
         print(f"rlvr: stopped by {stop}; what was written is whole", file=sys.stderr)
-        return 130
+        return stop.status
     except RecipeError as error:
         print(f"rlvr: {error}", file=sys.stderr)
         return 2
 
 
-def _run(arguments: argparse.Namespace, recipe: Recipe) -> int:
-    """Import what takes time only now that the recipe is known to be sound."""
+def _run(arguments: argparse.Namespace) -> int:
+    """Import what takes time only once the recipe, where a command takes one, is known to be sound."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides) if "recipe" in arguments else None
     from rlvr import commands
     from rlvr.errors import DATA_ERRORS, PEER_GONE, RUN_ERRORS
 
     try:
-        commands.COMMANDS[arguments.command](recipe, arguments)
+        if recipe is not None:
+            commands.COMMANDS[arguments.command](recipe, arguments)
+        else:
+            commands.FOLDER_COMMANDS[arguments.command](arguments)
     except DATA_ERRORS as error:
         print(f"rlvr: {error}", file=sys.stderr)
         return 2
@@ -67,29 +65,6 @@ def _run(arguments: argparse.Namespace, recipe: Recipe) -> int:
         print(f"rlvr: rank {rank} ends because another process did; that one's message says why", file=sys.stderr)
         return 1
     return 0
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into one exception, so that both leave by the same door."""
-    first: list[float] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if first and now - first[0] < ECHO_SECONDS:
-            return
-        first[:] = [now]
-        raise Interrupted("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-
-    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except Interrupted:  # the process ends, and a launcher's echo shall not change its status
-        before = dict.fromkeys(before, signal.SIG_IGN)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _count(text: str) -> int:
@@ -116,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
         if name == "generate":
             command.add_argument("--problems", type=_count, help="only the first so many problems")
+    text = "copy the model of a checkpoint into a plain Hugging Face folder"
+    command = commands.add_parser("export", help=text, description=text)
+    command.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's: its last one")
+    command.add_argument("output", type=Path, help="the folder to write; it must not exist")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as it was trained")
+    text = "look again at a batch whose loss or gradient was not finite"
+    command = commands.add_parser("replay", help=text, description=text)
+    command.add_argument("batch", type=Path, help="what the run's message named: RUN/non_finite/step_NNNNNN")
+    text = "show runs in a browser: curves, rollouts, problems, suspects"
+    add_view_arguments(commands.add_parser("view", help=text, description=text))
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,11 +30,15 @@ from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
 from rlvr.plugins import load_plugin
 from rlvr.records import RolloutGroup
+from rlvr.resume import check_recipe, find_checkpoint, restored
 from rlvr.rollout.collector import Collector, answers_to_one_prompt
 from rlvr.rollout.engine import Engine
+from rlvr.rollout.restarting import RestartingEngine
 from rlvr.rollouts import Rollouts
 from rlvr.run_log import RunLog, run_folder
 from rlvr.sampling import ProblemSampler
+from rlvr.saver import Saver
+from rlvr.signals import Preemption
 from rlvr.state import StateRegister
 from rlvr.weight_sync import WeightSync
 
@@ -70,6 +74,8 @@ class Run:
     register: StateRegister
     weights: WeightSync
     clock: StepClock
+    saver: Saver
+    preemption: Preemption
     done: int
     """Steps that are done."""
     peak_flops: float
@@ -81,11 +87,11 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.zero is not None:
-            try:
-                self.zero.rollouts.close()
-            finally:
-                self.zero.log.close()
+        with ExitStack() as stack:
+            if self.zero is not None:
+                stack.callback(self.zero.log.close)
+                stack.callback(self.zero.rollouts.close)
+            stack.callback(self.saver.close)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps that are done."""
@@ -153,7 +159,7 @@ def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Da
     data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
     try:
         log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
-        rollouts = make_rollouts(recipe, data, model_len, log_file)
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: print(message))
     except BaseException:
         data.pool.close()
         raise
@@ -164,9 +170,11 @@ def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Da
         rollouts.close()
 
 
-def make_rollouts(recipe: Recipe, data: Data, model_len: int, log_file: Path) -> Rollouts:
+def make_rollouts(
+    recipe: Recipe, data: Data, model_len: int, log_file: Path, warn: Callable[[str, str], None]
+) -> Rollouts:
     """The sampling side of a run, not started yet."""
-    engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), log_file)
+    engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), log_file, warn)
     path = recipe.rollout.workflow
     workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
     collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
@@ -205,8 +213,9 @@ def build(recipe: Recipe) -> Run:
     try:
         config = prepare_model(recipe, accelerator, say)
         model_len = int(config.max_position_embeddings)
-        found = checkpoint.load_latest(folder, say, accelerator)
-        _check_resume(recipe, folder, found)
+        found = find_checkpoint(recipe, folder, say, accelerator)
+        if found is not None:
+            check_recipe(recipe, found, accelerator, say)
         if accelerator.is_main_process:
             tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
             data = load_data(recipe, tokenizer, model_len)
@@ -232,7 +241,7 @@ def _load(
     zero = None
     if log is not None and data is not None:
         log.say("starting the engine")
-        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log")
+        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn)
         sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
@@ -254,6 +263,11 @@ def _load(
         run = Run(
             recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
             clock=StepClock(), done=0, zero=zero, peak_flops=_peak_flops(recipe, accelerator),
+            preemption=Preemption(lambda asked: _any_rank(asked, accelerator)),
+            saver=Saver(
+                folder, register, accelerator, recipe.run, log.warn if log is not None else _no_warning,
+                last=None if found is None else found.step,
+            ),
         )  # fmt: skip
         register.add("run", run)
         register.add("learner", learner)
@@ -265,8 +279,10 @@ def _load(
             register.add("log", zero.log)
         if found is not None:
             learner.load_policy(found.path)
-        checkpoint.restore(found, register, accelerator)
+        state = checkpoint.restore(found, register, accelerator)
         if zero is not None:
+            for line in [] if found is None else restored(found, state):
+                zero.log.say(line)
             zero.log.start(run.done if found is not None else None)
         return run
     except BaseException:
@@ -282,12 +298,25 @@ def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
     return peak_flops(accelerator.device, getattr(torch, name)) * accelerator.num_processes
 
 
+def _any_rank(asked: bool, accelerator: Accelerator) -> bool:
+    """True on every rank if it is true on one."""
+    if accelerator.num_processes == 1:
+        return asked
+    flag = torch.tensor(float(asked), device=accelerator.device)
+    torch.distributed.all_reduce(flag)
+    return bool(flag.item() > 0)
+
+
+def _no_warning(name: str, message: str) -> None:
+    """Only rank 0 speaks."""
+
+
 def most_new_tokens(recipe: Recipe) -> int:
     """The longest answer that training or an eval set may ask for."""
     return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
 
 
-def make_engine(recipe: Recipe, model_len: int, log_file: Path) -> Engine:
+def make_engine(recipe: Recipe, model_len: int, log_file: Path, warn: Callable[[str, str], None]) -> Engine:
     """The recipe's engine, not started yet."""
     settings = recipe.rollout.engine
     if settings.type == "hf":
@@ -296,17 +325,8 @@ def make_engine(recipe: Recipe, model_len: int, log_file: Path) -> Engine:
         return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
     from rlvr.rollout.vllm_engine import VllmEngine
 
-    arguments = settings.model_dump(exclude={"type"})
+    own = settings.model_dump(exclude={"type", "restarts", "timeout"})
     if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
-        arguments["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
-    return VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **arguments)
-
-
-def _check_resume(recipe: Recipe, folder: Path, found: checkpoint.Checkpoint | None) -> None:
-    wanted = recipe.run.resume
-    if wanted == "must" and found is None:
-        raise RecipeError(f"run.resume: must, but {folder} holds no checkpoint")
-    log = folder / "metrics.jsonl"
-    holds_run = found is not None or (log.exists() and log.stat().st_size > 0)
-    if wanted == "never" and holds_run:
-        raise RecipeError(f"run.resume: never, but {folder} holds a run already; choose another name or run.output")
+        own["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
+    engine = VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **own)
+    return RestartingEngine(engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn)

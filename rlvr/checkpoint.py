@@ -1,40 +1,38 @@
-"""Checkpoints: written beside the old one, hashed, synced to disk and renamed, so that each is whole or not there.
+"""Checkpoints as they lie on disk, and how they are read: each is whole or not there, each file is hashed.
 
     FOLDER/checkpoints/
         step_000010/          the policy in Hugging Face format, as its writer left it
             state.pt          everything that registered itself as stateful
             manifest.json     step, format, extra facts, and the SHA-256 of every other file
         latest -> step_000010 for people and other programs; loading goes by the folders themselves
+        best -> step_000005   the same, under ``run.keep_best``
 
-An interrupted save leaves a folder whose name starts with a dot, which the next save removes.
+`rlvr.saver` writes them. What it leaves when it is interrupted has a name that starts with a dot; the next save removes
+it. A folder that was found damaged ends in ``.damaged``, one that a run went back behind in ``.abandoned``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
-from torch import Tensor
 
 from rlvr.state import StateRegister
 
-FORMAT = 1
-"""Version of the layout above."""
+FORMAT = 2
+"""Version of the layout above. 1: no NumPy random state, nothing about recipe and processes."""
 
+MANIFEST, STATE = "manifest.json", "state.pt"
 _NAME = re.compile(r"step_(\d{6,})")
-_MANIFEST, _STATE = "manifest.json", "state.pt"
 
 
 class CheckpointError(RuntimeError):
@@ -55,97 +53,95 @@ class Checkpoint:
     """Steps that were done when it was written."""
     extra: Mapping[str, Any]
     """What the saver wrote beside the state."""
+    format: int = FORMAT
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """What `StateRegister.state_dict` returned, tensors on the CPU."""
-        state: dict[str, dict[str, Any]] = torch.load(self.path / _STATE, map_location="cpu", weights_only=True)
+        """What `StateRegister.state_dict` returned, tensors on the CPU; that of an older format as today's would be."""
+        state: dict[str, dict[str, Any]] = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
+        for older in range(self.format, FORMAT):
+            _MIGRATIONS[older](state)
         return state
 
 
-def save(
+def _from_format_1(state: dict[str, dict[str, Any]]) -> None:
+    """NumPy's random state was not saved: None leaves it as it is."""
+    for states in state["learner"]["state"]["random"] if "learner" in state else ():
+        states["numpy"] = None
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, dict[str, Any]]], None]] = {1: _from_format_1}
+"""From each older format to the next."""
+
+
+def load_latest(
     folder: Path,
-    step: int,
-    write_policy: Callable[[Path], None],
-    register: StateRegister,
+    say: Callable[[str], None],
     accelerator: Accelerator,
     *,
-    extra: Mapping[str, Any] | None = None,
-    keep: int = 2,
-) -> Path:
-    """Write the checkpoint of `step` into run folder `folder` and remove all but the newest `keep`; all ranks call it.
-
-    `write_policy` puts the policy's files into the empty folder it is given; `extra` must be JSON. Raises
-    `CheckpointError` on every rank if the disk does not take it: the checkpoints that were there before are then
-    untouched.
-    """
-    root = folder / "checkpoints"
-    draft, target = root / f".draft_step_{step:06d}", root / f"step_{step:06d}"
-    state = register.state_dict()  # collective: the learner gathers what is spread over ranks
-    is_main = accelerator.is_main_process
-    if is_main:
-        _check_loadable(state, "state")
-    problem = None
-    try:
-        if is_main:
-            _clear(root, draft)
-        write_policy(draft)  # collective
-        if is_main:
-            _write_state(state, draft / _STATE)
-            _seal(draft, step, extra or {})
-            _rename(draft, target)
-            _point_latest(root, target.name)
-    except (OSError, SafetensorError) as error:
-        problem = _why_not_written(root, step, error)
-        shutil.rmtree(draft, ignore_errors=True)
-    if (problem := _from_main(problem, accelerator)) is not None:
-        raise CheckpointError(problem)
-    if is_main:
-        for _, old in _found(root)[keep:]:
-            shutil.rmtree(old, ignore_errors=True)
-    return target
-
-
-def load_latest(folder: Path, say: Callable[[str], None], accelerator: Accelerator) -> Checkpoint | None:
+    on_damaged: Literal["previous", "stop"] = "previous",
+) -> Checkpoint | None:
     """The newest whole checkpoint of a run folder; None if there is none at all. All ranks call it, the main decides.
 
-    A damaged one is named to `say`, renamed to ``step_NNNNNN.damaged`` and passed over for the one before it. Raises
-    `CheckpointError` if all are damaged: a run must not start anew by accident.
+    Under ``previous`` a damaged one is named to `say`, renamed to ``step_NNNNNN.damaged`` and passed over for the one
+    before it. Raises `CheckpointError` if all are damaged (a run must not start anew by accident), and under ``stop``
+    if the newest is.
     """
-    found: Checkpoint | str | None = None
+    return decided_by_main(lambda: newest_whole(folder, say, on_damaged), accelerator)
+
+
+def decided_by_main(decide: Callable[[], Any], accelerator: Accelerator) -> Any:
+    """What `decide` returns or raises on the main process, on every rank."""
+    found: Any = None
     if accelerator.is_main_process:
         try:
-            found = _newest_whole(folder / "checkpoints", say)
-        except CheckpointError as error:
-            found = str(error)
-    found = _from_main(found, accelerator)
-    if isinstance(found, str):
-        raise CheckpointError(found)
+            found = decide()
+        except (CheckpointError, ValueError) as error:
+            found = error
+    if accelerator.num_processes > 1:
+        found = broadcast_object_list([found])[0]
+    if isinstance(found, Exception):
+        raise found
     return found
 
 
-def restore(checkpoint: Checkpoint | None, register: StateRegister, accelerator: Accelerator) -> None:
+def restore(
+    checkpoint: Checkpoint | None, register: StateRegister, accelerator: Accelerator
+) -> dict[str, dict[str, Any]]:
     """Give every owner in the register its state back; ranks other than the main one restore the owners they have.
 
-    Without a checkpoint nothing changes. Raises `ValueError` if the checkpoint does not fit the run.
+    Returns what was restored, nothing without a checkpoint. Raises `CheckpointError` if it does not fit the run.
     """
     if checkpoint is None:
-        return
+        return {}
     saved = checkpoint.state()
     if not accelerator.is_main_process:
         saved = {name: entry for name, entry in saved.items() if name in register.names()}
-    register.load_state_dict(saved)
+    try:
+        register.load_state_dict(saved)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    return saved
 
 
-def _newest_whole(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def newest_whole(
+    folder: Path, say: Callable[[str], None], on_damaged: Literal["previous", "stop"]
+) -> Checkpoint | None:
+    """As `load_latest`, on one process."""
+    root = folder / "checkpoints"
     _recover(root)
     damaged = []
-    for _, path in _found(root):
+    for _, path in steps_in(root):
         try:
             return verify(path)
         except DamagedCheckpoint as error:
+            if on_damaged == "stop":
+                raise CheckpointError(
+                    f"{error}; nothing was changed. run.on_damaged: previous sets it aside and goes on from the one "
+                    "before it"
+                ) from None
             damaged.append(str(error))
             say(f"{error}; it is set aside as {path.name}.damaged, and the one before it is used")
-            _set_aside(path)
+            set_aside(path, "damaged")
     if damaged:
         raise CheckpointError(
             f"no checkpoint in {root} is whole ({'; '.join(damaged)}); to start anew, choose another run name or "
@@ -160,80 +156,58 @@ def verify(path: Path) -> Checkpoint:
     Raises `DamagedCheckpoint` naming the first file that is missing or differs, and `CheckpointError` for a format
     that this version of rlvr does not read.
     """
-    try:
-        text = (path / _MANIFEST).read_bytes()
-        manifest = json.loads(text)
-        intact = text == _manifest_bytes({key: value for key, value in manifest.items() if key != "sha256"})
-    except (OSError, ValueError, AttributeError) as error:
-        raise DamagedCheckpoint(f"checkpoint {path}: {_MANIFEST} cannot be read ({error})") from None
-    if not intact:
-        raise DamagedCheckpoint(f"checkpoint {path}: {_MANIFEST} is damaged (it does not match its own hash)")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"checkpoint {path} has format {manifest['format']}, this rlvr reads {FORMAT}")
+    manifest = read_manifest(path)
+    if not 1 <= manifest["format"] <= FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} has format {manifest['format']}, this rlvr reads 1 to {FORMAT}: it was written by a "
+            "newer one, use that"
+        )
     for name, wanted in manifest["files"].items():
         try:
-            found = _sha256(path / name)
+            found = sha256(path / name)
         except OSError as error:
             raise DamagedCheckpoint(f"checkpoint {path}: {name} cannot be read ({error.strerror})") from None
         if found != wanted:
             raise DamagedCheckpoint(f"checkpoint {path}: {name} is damaged (its hash is not the manifest's)")
-    return Checkpoint(path=path, step=manifest["step"], extra=manifest["extra"])
+    return Checkpoint(path=path, step=manifest["step"], extra=manifest["extra"], format=manifest["format"])
 
 
-def _from_main(value: Any, accelerator: Accelerator) -> Any:
-    """What the main process holds, on every rank."""
-    if accelerator.num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
-
-
-def _clear(root: Path, draft: Path) -> None:
-    """Make an empty draft, and remove what interrupted saves left."""
-    root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob(".draft_*"):
-        shutil.rmtree(leftover)
-    draft.mkdir()
-
-
-def _write_state(state: dict[str, Any], path: Path) -> None:
-    """torch.save, with a full disk as the `OSError` that it is: torch covers it up with a failed assertion."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of one checkpoint; its files are not read. Raises `DamagedCheckpoint`."""
     try:
-        with path.open("wb") as file:
-            torch.save(state, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+        text = (path / MANIFEST).read_bytes()
+        manifest: dict[str, Any] = json.loads(text)
+        intact = text == manifest_bytes({key: value for key, value in manifest.items() if key != "sha256"})
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedCheckpoint(f"checkpoint {path}: {MANIFEST} cannot be read ({error})") from None
+    if not intact:
+        raise DamagedCheckpoint(f"checkpoint {path}: {MANIFEST} is damaged (it does not match its own hash)")
+    return manifest
 
 
-def _seal(draft: Path, step: int, extra: Mapping[str, Any]) -> None:
-    """Hash and sync every file, then write the manifest."""
-    files = {}
-    for path in sorted(one for one in draft.rglob("*") if one.is_file()):
-        files[path.relative_to(draft).as_posix()] = _sha256(path)
-        _sync(path)
-    manifest = draft / _MANIFEST
-    manifest.write_bytes(_manifest_bytes({"format": FORMAT, "step": step, "extra": dict(extra), "files": files}))
-    _sync(manifest)
-    for directory in (draft, *(one for one in draft.rglob("*") if one.is_dir())):
-        _sync(directory)
-
-
-def _manifest_bytes(body: dict[str, Any]) -> bytes:
+def manifest_bytes(body: dict[str, Any]) -> bytes:
     """The one spelling of a manifest, its own hash included: any changed byte is noticed."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()
     return json.dumps(body | {"sha256": digest}, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
 
 
-def _rename(draft: Path, target: Path) -> None:
-    """Put a finished draft in its place; one that stands there gives way and is never gone before."""
-    aside = target.parent / f".old_{target.name}"
-    if target.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        target.rename(aside)
-    draft.rename(target)
-    _sync(target.parent)
+def steps_in(root: Path) -> list[tuple[int, Path]]:
+    """Step and path of every checkpoint in a folder ``checkpoints``, newest first."""
+    matches = ((_NAME.fullmatch(path.name), path) for path in root.glob("step_*"))
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename a checkpoint so that it is no longer found; one set aside before for the same reason gives way."""
+    aside = path.with_name(f"{path.name}.{why}")
     shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's contents, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _recover(root: Path) -> None:
@@ -244,65 +218,3 @@ def _recover(root: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.rename(target)
-
-
-def _point_latest(root: Path, name: str) -> None:
-    """Make ``latest`` a link to `name` in one step; where links are not to be had, a text file that holds it."""
-    draft = root / ".latest"
-    draft.unlink(missing_ok=True)
-    try:
-        draft.symlink_to(name, target_is_directory=True)
-    except OSError:
-        draft.write_text(name + "\n")
-    draft.replace(root / "latest")
-    _sync(root)
-
-
-def _found(root: Path) -> list[tuple[int, Path]]:
-    """Step and path of every checkpoint, newest first."""
-    matches = ((_NAME.fullmatch(path.name), path) for path in root.glob("step_*"))
-    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
-
-
-def _set_aside(path: Path) -> None:
-    aside = path.with_name(path.name + ".damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_loadable(value: Any, where: str) -> None:
-    """Refuse at saving what `torch.load(weights_only=True)` would refuse at loading, by its place."""
-    if isinstance(value, Tensor) or type(value) in (type(None), bool, int, float, str, bytes):
-        return
-    if type(value) in (dict, OrderedDict):
-        for key, inner in value.items():
-            _check_loadable(key, f"a key of {where}")
-            _check_loadable(inner, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for index, inner in enumerate(value):
-            _check_loadable(inner, f"{where}[{index}]")
-    else:
-        raise TypeError(f"{where} holds {type(value).__name__}: a state is made of JSON values and tensors")
-
-
-def _why_not_written(root: Path, step: int, error: Exception) -> str:
-    try:
-        free = f"{shutil.disk_usage(root).free / 2**20:.0f} MiB free when it stopped"
-    except OSError:
-        free = "its folder is not there"
-    found = _found(root)
-    left = f"the last good one is {found[0][1]}, untouched" if found else "there is no earlier one"
-    return f"the checkpoint of step {step} could not be written to {root}: {error} ({free}); {left}"

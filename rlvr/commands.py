@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 from rich.table import Table
+from transformers import AutoModelForCausalLM
 
 from rlvr import loop
 from rlvr.build import Run, build, make_accelerator, prepare_model, quiet_libraries, sampling_only
+from rlvr.checkpoint import MANIFEST, STATE, newest_whole, verify
 from rlvr.config import Algorithm, Recipe, RecipeError
 from rlvr.console import make_console
 from rlvr.data import load_examples, load_pairs
@@ -21,6 +24,8 @@ from rlvr.learn.update import Learner
 from rlvr.lines import JsonLines
 from rlvr.plots import console_curve, draw_curve
 from rlvr.records import RolloutGroup
+from rlvr.replay import replay
+from rlvr.rollout.weights import DTYPES
 from rlvr.run_log import read_metrics, rollout_record
 from rlvr.sft import fit
 from rlvr.tasks.templates import Renderer
@@ -183,6 +188,45 @@ def _write(output: JsonLines | None, groups: Sequence[RolloutGroup], renderer: R
             for rollout in group.rollouts
         )
 
+
+def export(arguments: argparse.Namespace) -> None:
+    """Copy the model of a verified checkpoint; with --dtype its weights are converted."""
+    source, output = arguments.checkpoint, arguments.output
+    if output.exists():
+        raise RecipeError(f"output: {output} exists already; choose another folder")
+    if (source / "checkpoints").is_dir():
+        found = newest_whole(source, print, "stop")
+    else:
+        found = verify(source.resolve()) if (source / MANIFEST).is_file() else None
+    if found is None:
+        raise RecipeError(f"checkpoint: {source} is no checkpoint, nor a run's folder that holds one")
+    draft = output.with_name(f".{output.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(found.path, draft, ignore=shutil.ignore_patterns(STATE, MANIFEST))
+    if arguments.dtype is not None:
+        model = AutoModelForCausalLM.from_pretrained(draft, dtype=DTYPES[arguments.dtype])
+        for old in draft.glob("*.safetensors*"):
+            old.unlink()
+        model.save_pretrained(draft)
+    draft.rename(output)
+    print(f"{output}: the model of {found.path}, after step {found.step}")
+
+
+def replay_batch(arguments: argparse.Namespace) -> None:
+    """Say what each sample of a kept batch does, those that are not finite first."""
+    found = sorted(replay(arguments.batch), key=lambda one: one.is_finite)
+    bad = sum(not one.is_finite for one in found)
+    table = Table(title=f"{bad} of {len(found)} samples are not finite", title_justify="left")
+    for name in ("rank", "micro-batch", "sample", "trained tokens", "loss", "least logprob", "gradient of micro-batch"):
+        table.add_column(name, justify="right")
+    for one in found:
+        numbers = (f"{one.loss:.4g}", f"{one.least_logprob:.4g}", f"{one.grad_norm:.4g}")
+        table.add_row(str(one.rank), str(one.micro_batch), str(one.sample), str(one.tokens), *numbers)
+    make_console().print(table)
+
+
+FOLDER_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"export": export, "replay": replay_batch}
+"""Commands that read what a run has written."""
 
 COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], None]] = {
     "train": train,

@@ -73,6 +73,18 @@ _ROLLOUTS = (
             (Outcome.ERROR, "The verifier raised or the machinery failed: read the verdict's detail.", (None, 0.0)),
         )
     ),
+    Metric(
+        "judge/{name}/agreement",
+        "share",
+        "answers on which rules and judge say the same / answers on which the judge voted",
+        "A term of rewards.hybrid: with args.audit above 0, a fall says that one of the two is being fooled.",
+    ),
+    Metric(
+        "judge/{name}/repaired",
+        "share",
+        "answers that the rules refused and the judge accepted / verdicts of the term",
+        "What the judge adds to a term of rewards.hybrid; when it rises late in a run, read some in rollouts.jsonl.",
+    ),
     Metric("rollouts/count", "rollouts", "P * G", "Answers sampled in the step."),
     Metric(
         "rollouts/unscored",
@@ -382,6 +394,11 @@ def find(key: str) -> Metric | None:
     """The row of a logged key; an exact one goes before a pattern. None if the glossary does not know it."""
     exact, patterns = _index()
     return exact.get(key) or next((metric for pattern, metric in patterns if pattern.fullmatch(key)), None)
+
+
+def section_of(metric: Metric) -> str:
+    """The title of the section that holds a row."""
+    return next(title for title, metrics in SECTIONS if metric in metrics)
 
 
 def undocumented(keys: Iterable[str]) -> list[str]:

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+NEWEST_ROLLOUT = 2
+"""The ``schema_version`` of a line of ``rollouts.jsonl``: 2 may hold tokens with the learner's log-probabilities."""
+
 _BLOCK = 1 << 20
 """Bytes read at a time when a file is searched from its end."""
 

@@ -13,32 +13,40 @@ Rank 0 owns every decision; the other ranks execute. What surrounds the five cal
 
 from __future__ import annotations
 
-from rlvr import checkpoint
-from rlvr.build import Run
-from rlvr.learn.samples import advantages_of, make_samples
+import math
+from typing import Any, NoReturn
+
+from rlvr.build import RankZero, Run
+from rlvr.learn.samples import advantages_of, groups_with_tokens, make_samples, places_of
+from rlvr.learn.update import NonFiniteError
 from rlvr.metrics import memory_metrics, refill_metrics, rollout_metrics, sample_metrics, throughput_metrics
 from rlvr.records import RolloutGroup, TrainingSample
+from rlvr.replay import keep_batch
+from rlvr.signals import TERMINATED, Interrupted
 
 
 def train(run: Run) -> None:
-    """Do the steps of the recipe that the run has not done yet."""
-    start_engine(run)
-    if run.done == 0:
-        measure_start(run)
-    for step in range(run.done + 1, run.recipe.run.steps + 1):
-        train_step(run, step)
+    """Do the steps of the recipe that the run has not done yet. Raises `Interrupted` where SIGTERM ends it before."""
+    with run.preemption:
+        start_engine(run)
+        if run.done == 0:
+            measure_start(run)
+        for step in range(run.done + 1, run.recipe.run.steps + 1):
+            train_step(run, step)
+        run.saver.wait()
 
 
 def train_step(run: Run, step: int) -> None:
     """One step of all ranks; rank 0 has the groups and the samples, the others have None."""
     clock, zero = run.clock, run.zero
-    groups: list[RolloutGroup] = []
+    before = {} if zero is None else zero.sampler.state_dict()
+    groups = collect(run)
+    if run.preemption.agreed():
+        stop_early(run, before)
     samples: list[TrainingSample] | None = None
     metrics: dict[str, float] = {}
+    shown: set[int] = set()
     if zero is not None:
-        with clock.phase("generate"):
-            groups = zero.rollouts.fill(zero.sampler.next, zero.progress("generate"))
-        clock.move("generate", "grade_wait", zero.rollouts.grade_wait)
         with clock.phase("pack"):
             samples, counts = make_samples(
                 groups, run.recipe.algorithm, step, terms=zero.data.terms, average=zero.average
@@ -46,7 +54,9 @@ def train_step(run: Run, step: int) -> None:
             metrics |= rollout_metrics(groups) | counts | sample_metrics(samples)
             metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
-    metrics |= run.learner.update(samples, clock=clock)
+            shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
+    keep = [index for index, sample in enumerate(samples or ()) if sample.group in shown]
+    metrics |= update(run, step, samples, keep)
     with clock.phase("sync"):
         metrics |= run.weights.send(version=step)
     run.done = step
@@ -55,12 +65,66 @@ def train_step(run: Run, step: int) -> None:
             metrics |= evaluate(run)
     if zero is not None:
         with clock.phase("log"):
-            zero.log.rollouts(step, groups, zero.prompts_of(groups), advantages_of(groups, samples or []))
+            log_rollouts(run, zero, step, groups, samples or [], shown)
         metrics |= clock.lap() | memory_metrics()
         zero.log.step(step, metrics | throughput_metrics(metrics, run.peak_flops))
     if is_due(run.recipe.run.save_every, step, run):
         with clock.phase("checkpoint"):
-            save(run, step)
+            save(run, metrics)
+
+
+def collect(run: Run) -> list[RolloutGroup]:
+    """The graded groups of one step, on rank 0; none if SIGTERM came meanwhile."""
+    if run.zero is None:
+        return []
+    zero = run.zero
+
+    def work() -> list[RolloutGroup]:
+        return zero.rollouts.fill(zero.sampler.next, zero.progress("generate"))
+
+    with run.clock.phase("generate"):
+        groups = run.preemption.attempt(work)
+    if groups is None:
+        return []
+    run.clock.move("generate", "grade_wait", zero.rollouts.grade_wait)
+    return groups
+
+
+def update(run: Run, step: int, samples: list[TrainingSample] | None, keep: list[int]) -> dict[str, float]:
+    """The learner's update; a batch that it cannot take is kept for ``rlvr replay``."""
+    try:
+        return run.learner.update(samples, clock=run.clock, keep=keep)
+    except NonFiniteError as error:
+        try:
+            kept = f"The batch is kept: rlvr replay {keep_batch(run.folder, step, error, run.learner, run.recipe)}"
+        except OSError as why:
+            kept = f"The batch could not be kept: {why}"
+        error.args = (f"{error}. {kept}",)
+        raise
+
+
+def log_rollouts(
+    run: Run, zero: RankZero, step: int, groups: list[RolloutGroup], samples: list[TrainingSample], shown: set[int]
+) -> None:
+    """Every rollout with its advantage; tokens with both log-probabilities for the groups in `shown`."""
+    known = run.learner.kept
+    kept = [[None if place is None else known.get(place) for place in row] for row in places_of(groups, samples)]
+    zero.log.rollouts(
+        step, groups, zero.prompts_of(groups), advantages_of(groups, samples), token_groups=shown, kept_P_G=kept
+    )
+
+
+def stop_early(run: Run, before: dict[str, Any]) -> NoReturn:
+    """End between two steps because SIGTERM came: the problems drawn since count as never drawn."""
+    text = "SIGTERM before the first step was done"
+    if run.zero is not None:
+        run.zero.sampler.load_state_dict(before)
+    if run.done > 0:
+        if run.saver.last != run.done:
+            save(run, {})
+        run.saver.wait()
+        text = f"SIGTERM after step {run.done}, which is saved: the same command goes on"
+    raise Interrupted(text, TERMINATED)
 
 
 def start_engine(run: Run) -> None:
@@ -96,8 +160,11 @@ def is_due(every: int | None, step: int, run: Run) -> bool:
     return step == run.recipe.run.steps or (every is not None and step % every == 0)
 
 
-def save(run: Run, step: int) -> None:
-    """A checkpoint of everything that registered itself: all ranks gather, rank 0 writes."""
+def save(run: Run, metrics: dict[str, float]) -> None:
+    """A checkpoint of everything that registered itself: all ranks gather, rank 0 writes, beside the next step."""
     if run.zero is not None:
         run.zero.log.sync()
-    checkpoint.save(run.folder, step, run.learner.save_policy, run.register, run.accelerator, keep=run.recipe.run.keep)
+    finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+    recipe = run.recipe.model_dump(mode="json", by_alias=True)
+    extra = {"metrics": finite, "recipe": recipe, "processes": run.accelerator.num_processes}
+    run.saver.save(run.done, run.learner.copy_policy, extra)

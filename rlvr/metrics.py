@@ -14,10 +14,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from rewards import Outcome
+from rewards.hybrid import agreement
 from rlvr.records import Rollout, RolloutGroup, TrainingSample
 
 PHASES = (
@@ -59,6 +61,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return {
         **_reward_metrics(groups),
         **_outcome_metrics(rollouts),
+        **_hybrid_metrics(rollouts),
         **_group_metrics(groups),
         **_length_metrics(rollouts),
         **_greedy_metrics(groups),
@@ -111,6 +114,19 @@ def _outcome_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         for name, counter in counts.items()
         for outcome in Outcome
     }
+
+
+def _hybrid_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Rules against judge for each term graded by a `HybridVerifier`, whose details alone hold both keys."""
+    details: dict[str, list[Mapping[str, Any]]] = {}
+    for rollout in rollouts:
+        for name, verdict in rollout.verdicts.items():
+            if verdict.detail.keys() >= {"rules", "decided_by"}:
+                details.setdefault(name, []).append(verdict.detail)
+    found = {name: agreement(of_name) for name, of_name in details.items()}
+    rates = {f"judge/{name}/agreement": counts.rate for name, counts in found.items() if counts.rate is not None}
+    shares = {f"judge/{name}/repaired": counts.repaired / counts.graded for name, counts in found.items()}
+    return rates | shares
 
 
 def _group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:

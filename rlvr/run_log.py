@@ -20,7 +20,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from rich.console import Console, RenderableType
 from rlvr.config import Recipe
 from rlvr.console import Display, make_console
 from rlvr.glossary import undocumented
-from rlvr.lines import JsonLines
+from rlvr.lines import NEWEST_ROLLOUT, JsonLines
 from rlvr.records import Rollout, RolloutGroup
 
 
@@ -123,21 +123,26 @@ class RunLog:
         prompts_P: Sequence[str],
         advantages_P_G: Sequence[Sequence[float | None]],
         *,
-        tokens: bool = False,
+        token_groups: Collection[int] = (),
+        kept_P_G: Sequence[Sequence[Sequence[float] | None]] | None = None,
     ) -> None:
         """Log the rollouts of one step: prompts as the model saw them, and the advantage of each answer (None where it
         was not trained; a greedy answer comes behind its group, as sample -1). All lines are written or none; does
-        nothing under ``run.log_rollouts: false``."""
+        nothing under ``run.log_rollouts: false``.
+
+        For the groups in `token_groups` tokens are written too, with what the learner has kept of their trained tokens
+        (`rlvr.learn.kept`; None where it has nothing)."""
         if not self._recipe.run.log_rollouts:
             return
-        records = [
-            rollout_record(step, index, group, rollout, prompt, advantage, tokens=tokens)
-            for index, (group, prompt, advantages_G) in enumerate(zip(groups, prompts_P, advantages_P_G, strict=True))
-            for rollout, advantage in [
-                *zip(group.rollouts, advantages_G, strict=True),
-                *([(group.greedy, None)] if group.greedy is not None else []),
-            ]
-        ]
+        records = []
+        for index, (group, prompt, advantages_G) in enumerate(zip(groups, prompts_P, advantages_P_G, strict=True)):
+            kept_G = kept_P_G[index] if kept_P_G else [None] * len(group.rollouts)
+            answers = list(zip(group.rollouts, advantages_G, kept_G, strict=True))
+            if group.greedy is not None:
+                answers.append((group.greedy, None, None))
+            for rollout, advantage, kept in answers:
+                record = rollout_record(step, index, group, rollout, prompt, advantage)
+                records.append(record | (token_record(rollout, kept) if index in token_groups else {}))
         self._guarded(lambda: self._rollouts.append(records))
 
     def warn(self, name: str, message: str) -> None:
@@ -229,14 +234,9 @@ def rollout_record(
     rollout: Rollout,
     prompt: str,
     advantage: float | None,
-    *,
-    tokens: bool = False,
 ) -> dict[str, Any]:
-    """One line of ``rollouts.jsonl``. ``versions`` and ``loss_mask`` are runs: ``[[value, tokens], ...]``.
-
-    With ``tokens`` the ids and the engine's log-probabilities are added, about 15 bytes a token.
-    """
-    record = {
+    """One line of ``rollouts.jsonl``. ``versions`` and ``loss_mask`` are runs: ``[[value, tokens], ...]``."""
+    return {
         "step": step,
         "group": group_index,
         "sample": rollout.sample_index,
@@ -258,12 +258,22 @@ def rollout_record(
         "loss_mask": _runs(rollout.loss_mask),
         "request_seed": rollout.request_seed,
         "grade_seconds": round(rollout.grade_seconds, 6),
-        "schema_version": rollout.schema_version,
+        "schema_version": NEWEST_ROLLOUT,
     }
-    if tokens:
-        record["prompt_ids"] = list(rollout.prompt_ids)
-        record["ids"] = list(rollout.ids)
-        record["behaviour_logprobs"] = [round(value, 5) for value in rollout.behaviour_logprobs]
+
+
+def token_record(rollout: Rollout, kept: Sequence[float] | None) -> dict[str, Any]:
+    """What a line holds of its tokens: ids, and log-probabilities rounded to 5 digits. ``trainer_logprobs`` is None as
+    a whole where the learner has kept nothing, and at each token that it did not train."""
+    record: dict[str, Any] = {
+        "prompt_ids": list(rollout.prompt_ids),
+        "ids": list(rollout.ids),
+        "behaviour_logprobs": [round(value, 5) for value in rollout.behaviour_logprobs],
+        "trainer_logprobs": None,
+    }
+    if kept and len(kept) == sum(rollout.loss_mask):  # a truncated answer may be masked as a whole
+        values = iter(kept)
+        record["trainer_logprobs"] = [round(next(values), 5) if trained else None for trained in rollout.loss_mask]
     return record
 
 

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from rlvr.learn.update import Learner
+from rlvr.rollout.engine import EngineError
 from rlvr.rollout.freshness import Probe, self_test
 from rlvr.rollouts import Rollouts
 
 PROBE_TOKENS = 128
 """Most tokens of a probe sequence: enough to tell, little to compute."""
+
+
+class _Weights:
+    """The learner's weights, read each time they are asked for, as long as they are those that were sent."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner, self._updates = learner, learner.updates
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        if self._learner.updates != self._updates:
+            raise EngineError("the engine died while the learner was changing the weights that it served")
+        return self._learner.named_weights()
 
 
 class WeightSync:
@@ -54,7 +69,7 @@ class WeightSync:
             for _ in self._learner.named_weights():  # gathering a sharded weight takes all ranks
                 pass
         else:
-            self._rollouts.load_weights(self._learner.named_weights(), version)
+            self._rollouts.load_weights(self._weights(), version)
         if not self._sequences:
             return {}
         ours = self._learner.score(self._sequences)
@@ -69,6 +84,12 @@ class WeightSync:
         if reading.followed is not None:
             metrics["sync/followed"] = reading.followed
         return metrics
+
+    def _weights(self) -> Iterable[tuple[str, Tensor]]:
+        """What can be read again after the engine has died: copies where reading takes all ranks."""
+        if any(isinstance(one, DTensor) for one in self._learner.policy.model.parameters()):
+            return [(name, tensor.to("cpu", copy=True)) for name, tensor in self._learner.named_weights()]
+        return _Weights(self._learner)
 
     def state_dict(self) -> dict[str, Any]:
         """The probe's window, and the last version in it."""

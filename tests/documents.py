@@ -65,9 +65,12 @@ def faults(command: str) -> list[str]:
 
 def _rlvr_faults(words: list[str]) -> list[str]:
     """Parsed by the real command line; recipes that are named have to load with the overrides that are given."""
-    real = [word for word in words if not PLACEHOLDER.search(word) or ("=" in word and word[0] != "[")]
-    if len(real) < 2 and "RECIPE" in words:
-        real.append("RECIPE")
+    real = [
+        word for word in words
+        if word in ("RECIPE", "RUN") or not PLACEHOLDER.search(word) or ("=" in word and word[0] != "[")
+    ]  # fmt: skip
+    if words[0] in ("export", "replay"):  # these take folders, whatever their names
+        real = words
     parser = _parser()
     parser.exit_on_error = False
     try:

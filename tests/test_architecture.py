@@ -19,9 +19,10 @@ ROOMS = {
         "__main__",
     ),
     "rlvr": (
-        "__init__", "records", "state", "config", "plugins", "tasks", "sampling", "rollout", "learn", "sft", "dpo",
-        "metrics", "glossary", "evaluate", "lines", "console", "run_log", "checkpoint", "plots", "versions", "data",
-        "rollouts", "first_screen", "weight_sync", "build", "errors", "loop", "commands", "__main__",
+        "__init__", "records", "state", "config", "signals", "plugins", "tasks", "sampling", "rollout", "learn", "sft",
+        "dpo", "metrics", "glossary", "evaluate", "lines", "console", "run_log", "checkpoint", "saver", "resume",
+        "replay", "plots", "versions", "data", "rollouts", "first_screen", "weight_sync", "build", "errors", "loop",
+        "view", "commands", "__main__",
     ),
 }  # fmt: skip
 """Modules and folders of each package; each imports only from those before it, and from itself."""

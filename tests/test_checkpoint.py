@@ -18,7 +18,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from rlvr.checkpoint import CheckpointError, DamagedCheckpoint, load_latest, restore, save, verify
+from rlvr.checkpoint import CheckpointError, DamagedCheckpoint, load_latest, restore, verify
+from rlvr.config import Run
+from rlvr.saver import Saver
 from rlvr.state import StateRegister
 
 
@@ -53,6 +55,20 @@ def policy(value: float = 1.0, size: int = 8) -> Callable[[Path], None]:
         save_file({"weight": torch.full((size,), value)}, folder / "model.safetensors")
 
     return write
+
+
+def save(
+    folder: Path, step: int, write_policy: Callable[[Path], None], register: StateRegister, accelerator: Accelerator,
+    *, extra: dict[str, Any] | None = None, **settings: Any,
+) -> Path:  # fmt: skip
+    """One checkpoint, written and waited for."""
+    saver = Saver(folder, register, accelerator, Run(steps=1, **settings), lambda name, text: pytest.fail(text))
+    try:
+        saver.save(step, lambda: write_policy, extra or {})
+        saver.wait()
+    finally:
+        saver.close()
+    return folder / f"checkpoints/step_{step:06d}"
 
 
 def nothing_said(message: str) -> None:
@@ -171,10 +187,10 @@ def test_a_checkpoint_of_another_format_is_refused_by_name(
     tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register, _ = register_of(a={"x": 1})
-    monkeypatch.setattr("rlvr.checkpoint.FORMAT", 2)
+    monkeypatch.setattr("rlvr.saver.FORMAT", 3)
     save(tmp_path, 5, policy(), register, accelerator)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="step_000005 has format 2, this rlvr reads 1"):
+    with pytest.raises(CheckpointError, match="step_000005 has format 3, this rlvr reads 1 to 2"):
         load_latest(tmp_path, nothing_said, accelerator)
 
 
@@ -309,8 +325,8 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from tests.test_checkpoint import Owner, policy
-from rlvr.checkpoint import CheckpointError, load_latest, restore, save
+from tests.test_checkpoint import Owner, policy, save
+from rlvr.checkpoint import CheckpointError, load_latest, restore
 from rlvr.state import StateRegister
 
 folder = Path(sys.argv[1])

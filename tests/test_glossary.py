@@ -30,10 +30,15 @@ from tests.helpers import make_tiny_model
 
 
 def groups() -> list[RolloutGroup]:
-    """Two groups in which everything is defined: right, wrong, cut, unscored, and a greedy answer."""
+    """Two groups in which everything is defined: right, wrong, cut, unscored, judged by rules and a judge, and a greedy
+    answer."""
+    hybrid = {"rules": "WRONG", "decided_by": "judge", "judge": {"outcome": "CORRECT"}, "agree": False}
     outcomes = (Outcome.CORRECT, Outcome.WRONG, Outcome.CORRECT, Outcome.ERROR)
     found = [
-        make_group(*(make_rollout(outcome, tokens=3 + i, sample=i) for i, outcome in enumerate(outcomes)), problem=name)
+        make_group(
+            *(make_rollout(outcome, tokens=3 + i, sample=i, **hybrid) for i, outcome in enumerate(outcomes)),
+            problem=name,
+        )
         for name in ("a", "b")
     ]
     return [dataclasses.replace(group, greedy=make_rollout(sample=-1)) for group in found]

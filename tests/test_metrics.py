@@ -206,3 +206,19 @@ def test_throughput_and_memory() -> None:
         "tokens/per_second": 0.0
     }
     assert 0.05 < memory_metrics()["memory/peak"] < 1000  # a Python process with torch holds more than 50 MiB
+
+
+def test_rules_and_judge_of_a_hybrid_term() -> None:
+    """Four answers: the rules took one (seen by nobody else), refused three; of two votes one agreed, one repaired;
+    the third was kept from the judge. agreement = 1/2, repaired = 1/4. Other terms have neither key."""
+    judged = {"rules": "WRONG", "decided_by": "judge", "judge": {"outcome": "WRONG"}}
+    group = make_group(
+        make_rollout(Outcome.CORRECT, rules="CORRECT", decided_by="rules"),
+        make_rollout(Outcome.WRONG, **judged, agree=True),
+        make_rollout(Outcome.CORRECT, **judged, agree=False),
+        make_rollout(Outcome.WRONG, **judged),
+    )
+    metrics = rollout_metrics([group])
+    assert metrics["judge/answer/agreement"] == 0.5
+    assert metrics["judge/answer/repaired"] == 0.25
+    assert not [key for key in rollout_metrics([make_group(make_rollout())]) if key.startswith("judge/")]

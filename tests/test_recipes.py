@@ -20,6 +20,7 @@ from rlvr.data import all_terms
 from rlvr.learn.objective import PolicyGradient
 from rlvr.learn.samples import make_samples
 from rlvr.records import Problem
+from rlvr.rollout.restarting import RestartingEngine
 from rlvr.rollout.vllm_engine import VllmEngine
 from rlvr.tasks.sources import load_problems
 from rlvr.tasks.templates import Renderer
@@ -104,8 +105,9 @@ def test_its_verifiers_exist_and_take_their_arguments(path: Path) -> None:
 
 @each
 def test_its_engine_takes_its_settings(path: Path, tmp_path: Path) -> None:
-    engine = make_engine(load_recipe(path), 512, tmp_path / "engine.log")
-    assert isinstance(engine, VllmEngine)
+    engine = make_engine(load_recipe(path), 512, tmp_path / "engine.log", lambda name, message: None)
+    assert isinstance(engine, RestartingEngine)
+    assert isinstance(engine.inner, VllmEngine)
 
 
 @each

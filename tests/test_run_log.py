@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -174,7 +175,7 @@ def test_a_run_leaves_its_recipe_metrics_and_rollouts(tmp_path: Path, accelerato
         "prompt": "What is 3*7?", "text": "text",
         "verdicts": {"answer": {"score": 1.0, "outcome": "CORRECT", "detail": {"answer": "21"}}},
         "reward": 1.0, "advantage": 0.5, "finish_reason": "stop", "tokens": 3, "versions": [[3, 2], [4, 1]],
-        "loss_mask": [[1, 3]], "request_seed": 7, "grade_seconds": 0.0, "schema_version": 1,
+        "loss_mask": [[1, 3]], "request_seed": 7, "grade_seconds": 0.0, "schema_version": 2,
     }  # fmt: skip
     assert (wrong["sample"], wrong["advantage"], wrong["finish_reason"]) == (1, None, "length")
     assert wrong["grade_seconds"] == 0.25
@@ -183,12 +184,21 @@ def test_a_run_leaves_its_recipe_metrics_and_rollouts(tmp_path: Path, accelerato
 
 
 def test_rollouts_with_tokens(tmp_path: Path, accelerator: Accelerator) -> None:
+    """Only of the groups that were asked for; the learner's side is None where it kept nothing and where a token was
+    not the policy's."""
     log, _ = open_log(tmp_path / "test", accelerator)
+    spliced = dataclasses.replace(make_rollout(RIGHT, tokens=3, sample=1), loss_mask=(1, 0, 1))
+    groups = [make_group(make_rollout(RIGHT)), make_group(make_rollout(RIGHT, tokens=2), spliced)]
     with log:
         log.start(None)
-        log.rollouts(1, [make_group(make_rollout(RIGHT, tokens=2))], ["q"], [[1.0]], tokens=True)
-    (line,) = (json.loads(line) for line in (tmp_path / "test/rollouts.jsonl").read_text().splitlines())
-    assert (line["prompt_ids"], line["ids"], line["behaviour_logprobs"]) == ([5, 6], [0, 1], [-0.5, -0.5])
+        log.rollouts(
+            1, groups, ["q", "q"], [[None], [None, 1.0]], token_groups={1}, kept_P_G=[[None], [None, [-0.25, -1.0]]]
+        )
+    plain, whole, cut = (json.loads(line) for line in (tmp_path / "test/rollouts.jsonl").read_text().splitlines())
+    assert not {"prompt_ids", "ids", "behaviour_logprobs", "trainer_logprobs"} & plain.keys()
+    assert (whole["prompt_ids"], whole["ids"], whole["behaviour_logprobs"]) == ([5, 6], [0, 1], [-0.5, -0.5])
+    assert whole["trainer_logprobs"] is None
+    assert cut["trainer_logprobs"] == [-0.25, None, -1.0]
 
 
 def test_rollouts_can_be_switched_off(tmp_path: Path, accelerator: Accelerator) -> None:

@@ -118,6 +118,16 @@ def launch(work: Workspace, *overrides: str, interrupt: bool = False) -> Launch:
     return Launch(process.returncode, out, err, left, [line["step"] for line in read_metrics(work.results("two"))])
 
 
+def assert_same_rollouts(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """The same lines; what the learner says of their tokens is computed by the rank that has them, and agrees to
+    float32 rounding."""
+    own = [[line.pop("trainer_logprobs", None) for line in lines] for lines in (ours, theirs)]
+    assert ours == theirs
+    assert sum(values is not None for values in own[0]) >= STEPS
+    for mine, other in zip(*own, strict=True):
+        assert mine == (other if other is None else pytest.approx(other, abs=1e-4))
+
+
 def test_two_processes_end_with_the_weights_of_one(story: Story) -> None:
     """Theorem: five steps of `rlvr train` (sampling played back; grading, advantages, packing, ten optimiser steps with
     a reference model, sync, self-test and checkpoints all real) on two gloo processes, interrupted and resumed on the
@@ -131,7 +141,7 @@ def test_two_processes_end_with_the_weights_of_one(story: Story) -> None:
     apart = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
     assert moved > 1e-2
     assert apart < 2e-5, f"weights moved by {moved:.2g}"
-    assert [one for one in work.rollouts("two") if one["step"] <= STEPS] == work.rollouts("one")
+    assert_same_rollouts([one for one in work.rollouts("two") if one["step"] <= STEPS], work.rollouts("one"))
     one, two = work.metrics("one"), work.metrics("two")
     assert_trained(one)
     for ours_then, theirs_then in zip(two, one, strict=True):

@@ -14,6 +14,7 @@ from rewards.mathematics.nodes import (
     Unreadable,
     add,
     divide,
+    double_factorial,
     minus_plus,
     multiply,
     neg,
@@ -161,7 +162,9 @@ class Arithmetic:
                 node = power(node, self._argument())
             elif token == "!":
                 self.at += 1
-                node = Node("fn", (node,), "factorial")
+                if is_double := self._peek() == "!":
+                    self.at += 1
+                node = double_factorial(node) if is_double else Node("fn", (node,), "factorial")
             elif token == "%":
                 self.at += 1
                 node = Node("percent", (node,))

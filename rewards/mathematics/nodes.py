@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -103,3 +104,10 @@ def plus_minus(node: Node) -> Node:
 def minus_plus(node: Node) -> Node:
     r"""The node behind ``\mp``."""
     return Node("pm", (node,), -1)
+
+
+def double_factorial(node: Node) -> Node:
+    """``7!!`` = 7 * 5 * 3 * 1, which is not (7!)!; raises `Unreadable` for what is no integer from 0 to 300."""
+    if node.op != "num" or node.value.denominator != 1 or not 0 <= node.value <= 300:
+        raise Unreadable("a double factorial of something else than an integer from 0 to 300")
+    return num(Fraction(math.prod(range(int(node.value), 0, -2))))

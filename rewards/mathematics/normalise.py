@@ -64,9 +64,11 @@ EATEN = [
     (re.compile("\\\\?\r(?=ight|angle|ceil|floor)"), r"\\r"),
     (re.compile("\\\\?\x0b(?=ec|matrix)"), r"\\v"),
 ]
-CIRCLED = re.compile(r"(?:\\text\{\s*)?[①-⑳](?:\s*(?:,|，|、)?\s*[①-⑳])*\}?")
+CIRCLED = re.compile(r"(?:\\text\{\s*)?[①-⑳](?:\s*(?:[,，、]\s*)?[①-⑳])*\}?")
 HIDDEN = re.compile("[\u200b-\u200d\u2060\ufeff\u00ad]")
 """Characters without width; those that change the direction of writing are none of them."""
+SPACES = re.compile(r"\s{2,}")
+"""Long runs would cost a rule with several optional spaces the square or the cube of their length."""
 CONTROL = re.compile("[\t\r\x08\x0b\x0c]")
 DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!%$])")
 
@@ -113,8 +115,8 @@ RULES: list[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[str
         re.compile(r"(?:m\s*)?\\(?:measured)?(angle|triangle)\s*\{?\s*([A-Z]{1,4}(?:_\{?\d\}?)?|\d)\s*\}?"),
         r"\\\1_{\2} ",
     ),
-    (("<sup>",), re.compile(r"<sup>(.*?)</sup>"), r"^{\1}"),
-    (("<sub>",), re.compile(r"<sub>(.*?)</sub>"), r"_{\1}"),
+    (("<sup>",), re.compile(r"<sup>([^<]*)</sup>"), r"^{\1}"),
+    (("<sub>",), re.compile(r"<sub>([^<]*)</sub>"), r"_{\1}"),
     (
         ("\\left", "\\right", "\\big", "\\Big"),
         re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)\s*\.(?!\d)|\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])"),
@@ -238,6 +240,7 @@ def normalise(text: str) -> str:
     if CONTROL.search(text):
         for pattern, repaired in EATEN:
             text = pattern.sub(repaired, text)
+    text = SPACES.sub(" ", text)
     if not text.isascii():
         text = HIDDEN.sub("", text)
         text = CIRCLED.sub(lambda match: ", ".join(f"({ord(c) - 0x245F})" for c in match.group() if c >= "①"), text)
@@ -254,7 +257,7 @@ def normalise(text: str) -> str:
             if part in text:
                 text = rule.sub(replacement, text)
                 break
-    text = _strip(text)
+    text = SPACES.sub(" ", _strip(text))
     if text.startswith("**") and text.endswith("**"):
         text = _strip(text.strip("*"))
     while text.endswith("\\"):

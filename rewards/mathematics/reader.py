@@ -8,8 +8,10 @@ from functools import lru_cache
 
 from rewards.mathematics.nodes import Node, TooLarge, Unreadable
 from rewards.mathematics.normalise import normalise
-from rewards.mathematics.parse import Parser
+from rewards.mathematics.parse import MAX_LENGTH, Parser
 
+MAX_TEXT = 2 * MAX_LENGTH
+"""Characters of an answer as it was written; a longer one is not even normalised."""
 TEXT_COMMAND = re.compile(r"\\text\s*\{([^{}]*)\}")
 CHOICE = re.compile(r"\(?([A-Za-z])\)?(?:\s*[.:)]\s*.*|\s+[^*+=^_/<>].*)?\Z", re.DOTALL)
 CHOICE_WITH_CONTENT = re.compile(r"\(([A-J])\)\s*\S|([A-J])[.:)]\s+\S")
@@ -41,6 +43,8 @@ SKELETON = re.compile(
 SHORT_INTEGER = re.compile(r"[1-9][0-9]{0,99}\Z")
 ALL_REALS = re.compile(r"(?:all |every )?(?:the )?real(?:s| numbers?)\Z", re.IGNORECASE)
 PROGRAMMED = re.compile(r"0[xXbBoO][0-9A-Fa-f]+\Z")
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}\Z|\d{1,2}/\d{1,2}/\d{4}\Z")
+"""A date is no difference and no quotient."""
 NO_SOLUTION = re.compile(
     r"(?:there (?:is|are) |(?:the )?(?:equation|system|it) has )?"
     r"no (?:real |integer )?(?:solutions?|roots?)(?: exists?)?\Z",
@@ -92,6 +96,8 @@ class Reading:
 @lru_cache(maxsize=8192)
 def read(text: str, thousands: bool = True) -> Reading:
     """The answer as a tree where it is mathematics. Raises `TooLarge` for what is too long or too deep."""
+    if len(text) > MAX_TEXT:
+        raise TooLarge(f"longer than {MAX_TEXT} characters")
     normal = normalise(text)
     if not normal:
         raise Unreadable("an empty answer")
@@ -100,6 +106,8 @@ def read(text: str, thousands: bool = True) -> Reading:
         return Reading(normal, None, "words")
     if plain[:1] == "0" and PROGRAMMED.match(plain):
         raise Unreadable(f"{plain!r} is a number of a programming language")
+    if DATE.match(plain):
+        return Reading(normal, None, "a date")
     if NO_SOLUTION.match(plain):
         return Reading(normal, Node("set"))
     if ALL_REALS.match(plain):

@@ -112,6 +112,14 @@ class Dpo(Section):
     """Pairs an optimiser step."""
 
 
+class KeepBest(Section):
+    """Which checkpoint is the best."""
+
+    metric: str
+    """A metric of the checkpoint's own step, such as eval/NAME/pass@1: save where it is measured."""
+    mode: Literal["max", "min"] = "max"
+
+
 class Run(Section):
     """The run itself: how long, where to, what is written."""
 
@@ -124,17 +132,30 @@ class Run(Section):
     save_every: PositiveInt | None = None
     """Steps between checkpoints; the last step always saves one."""
     keep: PositiveInt = 2
-    """Checkpoints kept."""
-    resume: Literal["auto", "never", "must"] = "auto"
-    """``auto`` goes on from the run's last checkpoint if it has one; ``never`` refuses a folder that holds a run."""
+    """Newest checkpoints kept."""
+    keep_best: KeepBest | None = None
+    """The checkpoint kept because no other has a better value of a metric; ``checkpoints/best`` points to it."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints of every so many-th step are kept for good."""
+    background_save: bool = True
+    """Write a checkpoint in a thread beside the next steps, from a copy in memory."""
+    resume: str = "auto"
+    """``auto`` goes on from the run's last checkpoint if it has one; ``must`` asks for one; ``never`` refuses a folder
+    that holds a run; the path of a checkpoint or of another run's folder starts from there."""
+    on_damaged: Literal["previous", "stop"] = "previous"
+    """What a damaged checkpoint does: it is set aside and the one before it used, or the run stops."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
     """metrics.jsonl is always written."""
     project: str = "rlvr"
     """The trackers' project name."""
     log_rollouts: bool = True
     """Write every rollout to rollouts.jsonl."""
+    log_token_groups: NonNegativeInt = 2
+    """Of how many groups a step rollouts.jsonl holds the tokens too, with the log-probabilities of engine and learner:
+    about 25 bytes a token. Groups that are trained go first."""
     on_disk_full: Literal["stop", "warn"] = "stop"
-    """What a log line that cannot be written does: end the run after a clear message, or go on without it."""
+    """What a log line or a checkpoint that cannot be written does: end the run after a clear message, or go on without
+    it."""
     process_timeout: PositiveInt = 7200
     """Seconds that one process may wait for the others before the run ends."""
     threads: PositiveInt | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from rlvr.config.base import Fraction01, ImportPath, Section
+from rlvr.config.base import Fraction01, ImportPath, NonNegativeInt, Section
 from rlvr.config.problems import RewardTerm
 
 
@@ -50,6 +50,10 @@ class VllmEngine(Section):
     threads: PositiveInt | None = None
     """Cores that vLLM uses on a CPU; None takes all."""
     tensor_parallel: PositiveInt = 1
+    restarts: NonNegativeInt = 3
+    """How often an engine that died is started again, its requests with it, before the run stops."""
+    timeout: PositiveFloat = 1800.0
+    """Seconds without the end of any request after which the engine is taken to hang, and is started again."""
     extra: dict[str, Any] = {}
     """Further arguments of vLLM's AsyncEngineArgs."""
 

@@ -14,7 +14,7 @@ from rlvr.learn.policy import Policy
 
 
 class ReferencePolicy:
-    """The starting policy, sharded as the policy under training is; ``module`` gives log-probabilities.
+    """The starting policy; ``module`` gives log-probabilities.
 
     A fixed one is not saved: it is the recipe's model. One that changes is state. All ranks call every method.
     """
@@ -28,7 +28,7 @@ class ReferencePolicy:
     @torch.no_grad()
     def follow(self, policy: Policy, *, before: int, after: int) -> bool:
         """Take over or move towards the policy if a multiple of ``every`` lies among the optimiser steps
-        ``before < n <= after``; says whether it did. Each rank does it with its own shards."""
+        ``before < n <= after``; says whether it did."""
         config = self.config
         if isinstance(config, FixedReference) or before // config.every == after // config.every:
             return False
@@ -37,10 +37,11 @@ class ReferencePolicy:
         _reshard(self._policy)
         theirs = dict(policy.model.named_parameters())
         for name, parameter in self._policy.model.named_parameters():
+            theirs_now = _laid_out_like(theirs[name].detach(), parameter)
             if alpha == 1.0:
-                parameter.copy_(theirs[name])
+                parameter.copy_(theirs_now)
             else:
-                parameter.lerp_(theirs[name].to(parameter.dtype), alpha)
+                parameter.lerp_(theirs_now.to(parameter.dtype), alpha)
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -70,6 +71,11 @@ class ReferencePolicy:
                 parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements))
             else:
                 parameter.copy_(value)
+
+
+def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A sharded value whole where the reference is whole on every rank, as accelerate leaves it in evaluation mode."""
+    return value.full_tensor() if isinstance(value, DTensor) and not isinstance(parameter, DTensor) else value
 
 
 def _reshard(module: nn.Module) -> None:

@@ -56,19 +56,30 @@ def make_samples(
     return samples, counts
 
 
-def advantages_of(groups: Sequence[RolloutGroup], samples: Sequence[TrainingSample]) -> list[list[float | None]]:
-    """The advantage of each rollout of each group by `make_samples`, None where it was not trained."""
-    queues: dict[int, Iterator[TrainingSample]] = {
-        index: iter([sample for sample in samples if sample.group == index])
-        for index in {sample.group for sample in samples}
+def places_of(groups: Sequence[RolloutGroup], samples: Sequence[TrainingSample]) -> list[list[int | None]]:
+    """For each rollout of each group the index of its sample by `make_samples`, None where it was not trained."""
+    queues: dict[int, Iterator[int]] = {
+        group: iter([index for index, sample in enumerate(samples) if sample.group == group])
+        for group in {sample.group for sample in samples}
     }
     return [
-        [
-            next(queues[index]).advantage if index in queues and rollout.reward is not None else None
-            for rollout in group.rollouts
-        ]
+        [next(queues[index]) if index in queues and rollout.reward is not None else None for rollout in group.rollouts]
         for index, group in enumerate(groups)
     ]
+
+
+def advantages_of(groups: Sequence[RolloutGroup], samples: Sequence[TrainingSample]) -> list[list[float | None]]:
+    """The advantage of each rollout of each group by `make_samples`, None where it was not trained."""
+    return [
+        [None if place is None else samples[place].advantage for place in places_G]
+        for places_G in places_of(groups, samples)
+    ]
+
+
+def groups_with_tokens(groups: Sequence[RolloutGroup], samples: Sequence[TrainingSample], count: int) -> set[int]:
+    """The `count` groups whose tokens are logged: the first that are trained, then the first of the others."""
+    trained = {sample.group for sample in samples}
+    return set(sorted(range(len(groups)), key=lambda index: index not in trained)[:count])
 
 
 def has_enough(group: RolloutGroup, algorithm: Algorithm) -> bool:

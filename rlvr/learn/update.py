@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,19 +32,26 @@ from rlvr.config.recipe import Model
 from rlvr.learn.backend import make_backend
 from rlvr.learn.distill import load_teacher
 from rlvr.learn.flops import update_flops
+from rlvr.learn.kept import Kept, gather_kept, kept_of
 from rlvr.learn.lora import base_policy, is_adapter, load_adapters, merged, save_adapters
 from rlvr.learn.meter import Meter, update_metrics
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
 from rlvr.learn.packing import pack, pack_for_ranks
 from rlvr.learn.policy import Policy
 from rlvr.learn.preference import DirectPreference, pack_pairs_for_ranks
+from rlvr.learn.random_states import random_states, set_random_states
 from rlvr.learn.reference import ReferencePolicy
 from rlvr.learn.schedule import learning_rate
 from rlvr.records import MicroBatch, TrainingSample
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient is not finite; the message says which, where, and what to do."""
+    """A loss or gradient is not finite; the message says which, where, and what to do. Raised on every rank."""
+
+    def __init__(self, message: str, batches: Sequence[MicroBatch], *, first: bool) -> None:
+        """``batches`` are this rank's of the optimiser step; ``first`` as `Objective.loss` was told."""
+        super().__init__(message)
+        self.batches, self.first = tuple(batches), first
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Plan:
     steps: tuple[tuple[MicroBatch, ...], ...]
     over_limit: int
     """Samples longer than the limit, each in a micro-batch of its own (all ranks)."""
+    keep: tuple[Mapping[int, int], ...]
+    """For each optimiser step the samples to keep log-probabilities of: index in the step -> index in the batch."""
 
 
 class Clock(Protocol):
@@ -105,11 +112,18 @@ class Learner:
             self._reference_module = base_policy(self.policy.model, self.backend.module)
         self.updates = 0
         """Optimiser steps taken or left out so far: the schedule's clock."""
+        self.kept: Kept = {}
+        """Rank 0, after an update: what it was asked to keep; see `update`."""
 
     # -------------------------------------------------------------------------------------------------------- update
 
-    def update(self, samples: Sequence[TrainingSample] | None, *, clock: Clock | None = None) -> dict[str, float]:
+    def update(
+        self, samples: Sequence[TrainingSample] | None, *, clock: Clock | None = None, keep: Collection[int] = ()
+    ) -> dict[str, float]:
         """Train on one batch of rollouts; rank 0 passes the samples, all ranks get the metrics.
+
+        For the samples whose indices rank 0 passes in ``keep``, `kept` then holds the log-probabilities of their
+        trained tokens before the first optimiser step on this batch, wherever those were computed.
 
         ``clock`` is told the phases pack, old_logprobs, ref_logprobs, teacher_logprobs, forward_backward and
         optimizer.
@@ -120,7 +134,7 @@ class Learner:
         before = self.updates
         if self.objective.algorithm.reset_optimizer:
             self.backend.load_optimizer_state({})
-        metrics = self._run(samples, self.objective, clock or _NoClock())
+        metrics = self._run(samples, self.objective, clock or _NoClock(), keep)
         metrics |= self.objective.observe(metrics)
         if self.reference is not None:
             followed = self.reference.follow(self.policy, before=before, after=self.updates)
@@ -137,9 +151,15 @@ class Learner:
         """One optimiser step of direct preference optimisation on pairs, as `rlvr.dpo` makes them."""
         return self._run(samples, objective, _NoClock())
 
-    def _run(self, samples: Sequence[TrainingSample] | None, objective: Objective, clock: Clock) -> dict[str, float]:
+    def _run(
+        self,
+        samples: Sequence[TrainingSample] | None,
+        objective: Objective,
+        clock: Clock,
+        keep: Collection[int] = (),
+    ) -> dict[str, float]:
         with clock.phase("pack"):
-            plan = self._share(samples, objective)
+            plan = self._share(samples, objective, keep)
             steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
         for needed, field, module in (
             (objective.needs_old, "old_logprobs", self.backend.module),
@@ -153,20 +173,22 @@ class Learner:
             numbers = objective.statistics(step, self.updates + place) if step else None
             if numbers is not None:
                 steps[place] = [dataclasses.replace(batch, statistics=numbers) for batch in step]
-        meter = Meter(self.accelerator.device)
-        outcomes = [
-            self._step(step, objective, meter, clock, first=epoch == 0 and (objective.needs_old or place == 0))
-            for epoch in range(objective.epochs)
-            for place, step in enumerate(steps)
-        ]
+        meter, kept = Meter(self.accelerator.device), Kept()
+        outcomes = []
+        for epoch in range(objective.epochs):
+            for place, step in enumerate(steps):
+                first = epoch == 0 and (objective.needs_old or place == 0)
+                outcomes.append(self._step(step, objective, meter, clock, kept, first=first, keep=plan.keep[place]))
+        self.kept = gather_kept(kept) if any(plan.keep) else {}
         return {
             **update_metrics(meter.totals(), outcomes),
             **self._sizes(steps, plan.over_limit, objective.epochs),
         }
 
     def _step(
-        self, batches: Sequence[MicroBatch], objective: Objective, meter: Meter, clock: Clock, *, first: bool
-    ) -> dict[str, float]:
+        self, batches: Sequence[MicroBatch], objective: Objective, meter: Meter, clock: Clock, kept: Kept, *,
+        first: bool, keep: Mapping[int, int],
+    ) -> dict[str, float]:  # fmt: skip
         """One optimiser step over this rank's micro-batches; says what it did."""
         lr = learning_rate(self.updates, self.total_updates, self.config.lr, self.config.schedule)
         self.updates += 1
@@ -180,6 +202,9 @@ class Learner:
                     logprobs, entropy = _logprobs(self.backend.module, batch, objective.temperature)
                     loss = objective.loss(batch, logprobs, entropy, meter, first)
                     self.backend.backward(loss)
+                if first and keep:
+                    old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+                    kept |= kept_of(batch, old, keep)
                 total += loss.detach()
         with self._phase(clock, "optimizer"):
             if dist.is_initialized():
@@ -189,7 +214,7 @@ class Learner:
             if not bad:
                 self.backend.step()
             elif self.config.non_finite == "stop":
-                raise NonFiniteError(self._explain(bad))
+                raise NonFiniteError(self._explain(bad), batches, first=first)
             else:
                 outcome = {"lr": lr, "non_finite": 1.0}
         return outcome
@@ -219,14 +244,14 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------------- rank 0 decides
 
-    def _share(self, samples: Sequence[TrainingSample] | None, objective: Objective) -> Plan:
+    def _share(self, samples: Sequence[TrainingSample] | None, objective: Objective, keep: Collection[int]) -> Plan:
         """Rank 0 plans, every rank gets its share. If rank 0 raises, the others are told before it does."""
         plans: list[Plan] | None = None
         try:
             if self.accelerator.is_main_process:
                 if samples is None:
                     raise ValueError("rank 0 must pass the samples of an update")
-                plans = self._plan(samples, objective)
+                plans = self._plan(samples, objective, keep)
         finally:
             plan = self._scatter(plans)
         if plan is None:
@@ -242,22 +267,25 @@ class Learner:
         dist.scatter_object_list(received, (plans or [None] * ranks) if self.accelerator.is_main_process else None)
         return received[0]
 
-    def _plan(self, samples: Sequence[TrainingSample], objective: Objective) -> list[Plan]:
+    def _plan(self, samples: Sequence[TrainingSample], objective: Objective, keep: Collection[int]) -> list[Plan]:
         """For each rank the micro-batches of each optimiser step of an epoch; a step is an equal share of groups."""
         groups = sorted({sample.group for sample in samples})
         share = math.ceil(len(groups) / objective.updates) if groups else 0
         per_step: list[list[list[MicroBatch]]] = []
+        kept: list[dict[int, int]] = []
         limit, ranks = self.config.micro_batch_tokens, self.accelerator.num_processes
         for place in range(objective.updates):
             mine = set(groups[place * share : (place + 1) * share])
-            chosen = [sample for sample in samples if sample.group in mine]
+            chosen = [index for index, sample in enumerate(samples) if sample.group in mine]
+            kept.append({place: index for place, index in enumerate(chosen) if index in keep})
+            mine_samples = [samples[index] for index in chosen]
             if isinstance(objective, DirectPreference):
-                packed = pack_pairs_for_ranks(chosen, limit, self.config.packing, ranks=ranks)
+                packed = pack_pairs_for_ranks(mine_samples, limit, self.config.packing, ranks=ranks)
             else:
-                packed = pack_for_ranks(chosen, objective.aggregation, limit, self.config.packing, ranks=ranks)
+                packed = pack_for_ranks(mine_samples, objective.aggregation, limit, self.config.packing, ranks=ranks)
             per_step.append(packed)
         over = sum(1 for sample in samples if sample.trained_tokens and len(sample.ids) - 1 > limit)
-        return [Plan(tuple(tuple(packed[rank]) for packed in per_step), over) for rank in range(ranks)]
+        return [Plan(tuple(tuple(packed[rank]) for packed in per_step), over, tuple(kept)) for rank in range(ranks)]
 
     @torch.no_grad()
     def _with(self, batch: MicroBatch, field: str, module: Any, objective: Objective) -> MicroBatch:
@@ -330,20 +358,32 @@ class Learner:
                 scores[index][1:] = logprobs[there.sequence == place].tolist()
         return scores
 
-    def save_policy(self, folder: Path) -> None:
-        """Write the policy as a plain Hugging Face folder, with its tokenizer, and its adapters, if it has any, in a
-        folder inside; rank 0 writes, all ranks call."""
+    def copy_policy(self) -> Callable[[Path], None]:
+        """A copy of the policy's weights on the CPU, as what writes it and the tokenizer into an empty folder as a
+        plain Hugging Face model, with its adapters, if it has any, in a folder inside: on rank 0, at any later time.
+        All ranks call this."""
         state: dict[str, Tensor] = {}
         adapters: dict[str, Tensor] = {}
         for name, tensor in self._plain_parameters(adapters):
             if self.accelerator.is_main_process:
-                state[name] = tensor.to("cpu")
+                state[name] = tensor.to("cpu", copy=True)
+        if self.accelerator.is_main_process:
+            saved = self.policy.model.state_dict().keys()
+            state |= {n: b.to("cpu", copy=True) for n, b in self.policy.model.named_buffers() if n in saved}
+
+        def write(folder: Path) -> None:
+            self.policy.save(folder, state)
+            if adapters:
+                save_adapters(self.policy.model, adapters, folder)
+
+        return write
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy as a plain Hugging Face folder, with its tokenizer; rank 0 writes, all ranks call."""
+        write = self.copy_policy()
         try:
             if self.accelerator.is_main_process:
-                buffers = {n: b for n, b in self.policy.model.named_buffers() if n in self.policy.model.state_dict()}
-                self.policy.save(folder, {**state, **buffers})
-                if adapters:
-                    save_adapters(self.policy.model, adapters, folder)
+                write(folder)
         finally:  # a disk that is full for rank 0 must not leave the others waiting
             self.accelerator.wait_for_everyone()
 
@@ -360,7 +400,7 @@ class Learner:
 
         All ranks call it, rank 0's answer is the one to save.
         """
-        rng = _random_states(self.accelerator.device)
+        rng = random_states(self.accelerator.device)
         everyone: list[Any] = [rng]
         if self.accelerator.num_processes > 1:
             everyone = [None] * self.accelerator.num_processes
@@ -374,20 +414,17 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned; every rank passes rank 0's."""
+        """Take over what `state_dict` returned; every rank passes rank 0's.
+
+        Random states are those of ranks: another number of ranks than before keeps its own (the learner draws nothing).
+        """
         self.updates = state["updates"]
         self.backend.load_optimizer_state(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
         if len(state["random"]) == self.accelerator.num_processes:
-            _set_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
-        else:
-            warnings.warn(
-                f"the checkpoint was written by {len(state['random'])} processes, this run has "
-                f"{self.accelerator.num_processes}: their random states are not restored (the learner draws nothing)",
-                stacklevel=2,
-            )
+            set_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
 
 
 def _logprobs(module: Any, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -400,20 +437,3 @@ class _NoClock:
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         return nullcontext()
-
-
-def _random_states(device: torch.device) -> dict[str, Any]:
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-    }
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["python"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -26,6 +26,10 @@ class EngineError(RuntimeError):
     """The engine died, refused weights, or serves others than it was given; the message says what to do."""
 
 
+class EngineDied(EngineError):
+    """The engine is gone or answers nothing any more; another start may help."""
+
+
 class Engine(Protocol):
     """What samples from the policy."""
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rlvr.records import Completion, FinishReason, Request
-from rlvr.rollout.engine import EngineError
+from rlvr.rollout.engine import EngineDied, EngineError
 from rlvr.rollout.text import answer_text, check_fits, check_lengths
 from rlvr.rollout.vllm_process import child_environment, log_to, output_to, reason_in, without_interrupt
 from rlvr.rollout.weights import DTYPES, Manifest, checked, read_manifest, staged
@@ -104,7 +104,7 @@ class VllmEngine:
         if self._core is not None:
             return
         self._manifest = read_manifest(self.model)
-        self._broken, self._is_paused = "", False
+        self._broken, self._is_paused, self._holds = "", False, 0
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file.touch()
         self._log_start = self.log_file.stat().st_size
@@ -294,7 +294,7 @@ class VllmEngine:
                     await self._call(core.pause_generation(mode="keep", clear_cache=False))
             yield
         finally:
-            self._holds -= 1
+            self._holds -= self._core is core  # the holds of a core that is gone ended with it
             async with self._pausing:
                 if not self._holds and self._is_paused and self._core is core and not core.errored:
                     await self._call(core.resume_generation())
@@ -382,9 +382,9 @@ class VllmEngine:
             raise self._died()
         return self._core
 
-    def _died(self) -> EngineError:
+    def _died(self) -> EngineDied:
         reason = self._reason() or "no reason given, so it was killed"
-        return EngineError(f"the vLLM engine died: {reason}; its log is {self.log_file}")
+        return EngineDied(f"the vLLM engine died: {reason}; its log is {self.log_file}")
 
     def _reason(self) -> str:
         return reason_in(self.log_file, self._log_start)

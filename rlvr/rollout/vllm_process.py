@@ -44,13 +44,13 @@ def child_environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_interrupt() -> Iterator[None]:
-    """Processes started within do not see Ctrl-C: it belongs to the run, which ends them in order.
+    """Processes started within do not see Ctrl-C and SIGTERM: they belong to the run, which ends them in order.
 
-    The signal is blocked, which children inherit, whatever handler they set. multiprocessing's resource tracker would
+    The signals are blocked, which children inherit, whatever handler they set. multiprocessing's resource tracker would
     unblock it here when it starts, so it starts before.
     """
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

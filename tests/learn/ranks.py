@@ -30,7 +30,7 @@ ALGORITHM = Algorithm.model_validate(
         "correction": {"type": "truncate"},
         "aggregation": {"type": "prompt_mean"},
         "surrogate": {"type": "clip_cov", "share": 0.1, "cov_low": -9.0, "cov_high": 9.0},
-        "top_entropy": 0.7,
+        "top_entropy": 0.6,  # a selection: rounding decides about a token on its border
         "positive_nll": 0.1,
         "entropy": {"type": "fixed", "coefficient": 0.01},
     }

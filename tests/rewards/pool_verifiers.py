@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
+
+import numpy
 
 from rewards import BadReference, Outcome, Verdict
 
@@ -42,6 +45,16 @@ class Naughty:
                 os.abort()
             case "memory":
                 self.hoard = [bytes(50_000_000) for _ in range(10_000)]  # calloc: fast also on a busy machine
+            case "slow":
+                time.sleep(0.4)
+            case "burn":
+                end = time.process_time() + 0.3
+                while time.process_time() < end:
+                    pass
+            case "write anywhere":
+                for descriptor in range(3, 64):  # the worker's pipes are among them
+                    with suppress(OSError):
+                        os.write(descriptor, b"\x05\x00\x00\x00hello")
             case "recursion":
                 self._obey_again(0)
             case "raise":
@@ -78,6 +91,17 @@ class NoVerdict:
         pass
 
     def grade(self, completion: str, reference: Any) -> Any:
+        match completion:
+            case "numpy":
+                return Verdict(numpy.float32(0.5), Outcome.PARTIAL)
+            case "key":
+                return Verdict(1.0, Outcome.CORRECT, {(1, 2): 3})
+            case "circle":
+                circle: list[Any] = []
+                circle.append(circle)
+                return Verdict(1.0, Outcome.CORRECT, {"circle": circle})
+            case "no mapping":
+                return Verdict(1.0, Outcome.CORRECT, 5)  # type: ignore[arg-type]  # the error under test
         if completion == "detail":
             return Verdict(1.0, Outcome.CORRECT, {"object": object, "big": "x" * 100_000})
         return 1.0

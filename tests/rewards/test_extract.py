@@ -2,13 +2,16 @@ r"""Extraction by its stated rules: what the strict modes take, and everything t
 
 from __future__ import annotations
 
+import random
+import re
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.extract import MODES, candidates, check_mode, extract, find_boxed
+from rewards.extract import MODES, candidates, check_mode, extract, find_boxed, spans
+from rewards.math_answers import MathVerifier
 
 
 @pytest.mark.parametrize(
@@ -132,3 +135,50 @@ def test_extraction_never_raises_and_never_invents(text: str, mode: str) -> None
     assert found.text is None or found.text.strip()
     for box in find_boxed(text):
         assert box.content is None or box.content in text
+
+
+def test_a_letter_glued_to_the_number_behind_the_hashes_is_a_unit() -> None:
+    """GSM8K labels are numbers; where the reference has the letter itself it stays what it is."""
+    for mode in ("hash", "lenient"):
+        verifier = MathVerifier(extract=mode)
+        for answer in ("26g", "26 g", "26 grams", "26cm", "26"):
+            assert verifier.grade(f"text so\n#### {answer}", "26").score == 1.0, (mode, answer)
+        assert verifier.grade("text so\n#### 26g", "26 kg").score == 0.0
+        assert verifier.grade("text so\n#### 26x", "26").score == 0.0
+        assert verifier.grade("text so\n#### 26 g", "26 g").score == 1.0
+
+
+HOSTILE = [
+    ("#### 1", " a", ""), ("#### -", " ", "x"), ("5", " ", "\n#### 1 "), ("#### 1", " ", "<a"), ("#### 1", " </a", ""),
+    (r"\boxed{1}", " ", "x"), (r"\boxed{1} answer is 1", " ", "-x"), (r"\boxed{", r"\land ", "}"),
+    (r"\boxed{", "<sup>", "}"), (r"\boxed{①", " ", "x}"), (r"\boxed{st 1", " ", "x}"), (r"\boxed{1, ", "for ", "}"),
+    (r"\boxed{1 \mod", "~", "}"), (r"\boxed{x\in", "~", "}"), (r"\boxed{", "(", "}"), (r"\boxed{/", "1 ", "}"),
+    ("final answer is x", " ", "y"), ("", "final answer is ", ""), ("it's", " ", "x"), ("1", ",111", "1"),
+    ("", "1", ""), ("", r"\(", ""), ("", r"\[", ""), ("", "$", ""), ("", r"\(x$$ ", ""), ("", r"\boxed{", ""),
+    ("", "A and ", "x"), ("are ", "1, ", "x"), ("1 since ", "x ", "."), ("", "(that is", ""), ("", "(1,", ""),
+    ("", "<answer>", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_text_costs_more_than_its_length(mode: str) -> None:
+    """In the time of a pattern that is linear in the text there is room for 200 000 characters; a pattern of the
+    square takes minutes, and of the cube for ever. It is the process's own time, not the clock's."""
+    verifier = MathVerifier(extract=mode, second_stage=False)
+    verifier.warm_up()
+    for head, unit, tail in HOSTILE:
+        text = head + unit * (200_000 // len(unit)) + tail
+        for reference in ("1", "B") if mode == "lenient" else ("1",):
+            start = time.process_time()
+            assert verifier.grade(text, reference).outcome.is_scored
+            assert time.process_time() - start < 2.0, (head, unit, tail)
+
+
+def test_formulas_are_found_as_a_pattern_would_find_them() -> None:
+    """One pass gives what the alternatives of one expression give, which takes the square of the text's length."""
+    pattern = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)", re.DOTALL)
+    draw, parts = random.Random(1), ["$", "$", r"\$", "$$", r"\[", r"\]", r"\(", r"\)", "a", "\\", " "]
+    for _ in range(5_000):
+        text = "".join(draw.choices(parts, k=draw.randint(0, 14)))
+        wanted = [(m.start(), m.end(), next(g for g in m.groups() if g is not None)) for m in pattern.finditer(text)]
+        assert list(spans(text)) == wanted, text

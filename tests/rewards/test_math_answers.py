@@ -485,3 +485,23 @@ def test_a_worked_solution_of_gsm8k_is_a_reference(extract: str) -> None:
     verifier.check_reference(gold)
     for answer, score in (("1018", 1.0), ("1,018", 1.0), ("1018.", 1.0), ("18", 0.0), ("1,019", 0.0)):
         assert verifier.grade(f"so \\boxed{{{answer}}}\n#### {answer}", gold).score == score
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "is_right"),
+    [
+        ("7!!", "105", True),
+        ("3!!", "720", False),  # (3!)!
+        ("(3!)!", "720", True),
+        ("8!!", "384", True),
+        ("0!!", "1", True),
+        ("2024-01-02", "2024-01-02", True),
+        ("2024-01-02", "2024-02-01", False),  # the same difference
+        ("2024-01-02", "2021", False),
+        ("4/2/2024", "2/1/2024", False),  # the same quotient
+        ("2021", "2024-01-02", False),
+    ],
+)
+def test_double_factorials_and_dates(reference: str, answer: str, is_right: bool) -> None:
+    verdict = MathVerifier().grade(rf"\boxed{{{answer}}}", reference)
+    assert (verdict.score == 1.0) is is_right, verdict

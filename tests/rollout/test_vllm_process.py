@@ -60,7 +60,7 @@ def test_the_life_of_an_engine(story: subprocess.Popen[str], tmp_path: Path) -> 
     assert told() == {"after_interrupt": 8}
     errors = told()["errors"]
     assert len(errors) == 3
-    assert all(error.startswith("EngineError: the vLLM engine died") for error in errors)
+    assert all(error.startswith("EngineDied: the vLLM engine died") for error in errors)
     assert "the vLLM engine died" in told()["afterwards"]
     assert not is_alive(first["core"])
     second = told()
