@@ -46,8 +46,12 @@ def add_adapters(model: PreTrainedModel, config: Lora) -> None:
             f"it has {sorted(known)}"
         )
     settings = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=sorted(targets), task_type="CAUSAL_LM"
-    )  # type: ignore[arg-type]  # alpha may be any number
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+        lora_dropout=0.0,
+        target_modules=sorted(targets),
+        task_type="CAUSAL_LM",
+    )
     settings.base_model_name_or_path = model.config._name_or_path
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
