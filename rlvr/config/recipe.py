@@ -15,6 +15,19 @@ from rlvr.config.rollout import Rewards, Rollout
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+class Lora(Section):
+    """Low-rank adapters by peft, instead of training the weights themselves; without dropout, because the policy must
+    be the distribution that is sampled. Engine and checkpoints get merged weights, checkpoints the adapters too."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The product of the adapters is multiplied by alpha / rank."""
+    targets: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+    """Names of linear layers, such as q_proj; all but the head."""
+    seed: int = 0
+    """Of the adapters' random half; the other starts at zero."""
+
+
 class Model(Section):
     """The policy to start from."""
 
@@ -31,6 +44,7 @@ class Model(Section):
     which takes most of the rounding out of log-probabilities. vLLM on a GPU is told to do the same; on a CPU its packed
     head stays in the engine's dtype, and so does that of the engine `hf`."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    lora: Lora | None = None
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time. On a CPU the memory is well
     spent on larger micro-batches, whose matrix products run so much faster that the update takes less time in all."""
@@ -194,6 +208,12 @@ class Recipe(Section):
                     f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
                     f"{shaping.max_tokens}: no answer could get `exceeded`"
                 )
+        kl = algorithm.kl
+        if self.model.lora is not None and kl.type != "none" and kl.reference.type == "average":
+            raise ValueError(
+                "algorithm.kl.reference must be fixed or copy with model.lora, got 'average': the average of adapters "
+                "is not the average of the weights they make"
+            )
         if self.algorithm.correction.type != "none" and self.rollout.temperature <= 0:
             raise ValueError("a correction by probability ratios needs rollout.temperature above 0")
         return self

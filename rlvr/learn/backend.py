@@ -55,7 +55,7 @@ class Backend(Protocol):
         """Each parameter of ``policy.model``, whole, one at a time."""
 
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
-        """Overwrite each parameter of ``policy.model`` with the whole tensor of its name; all ranks pass the same."""
+        """Overwrite parameters of ``policy.model`` with the whole tensors of their names; all ranks pass the same."""
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         """The optimizer's state with whole tensors on the CPU."""
@@ -141,8 +141,9 @@ class TorchBackend:
     @torch.no_grad()
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
         self._reshard()
-        for name, parameter in policy.model.named_parameters():
-            parameter.copy_(_like(values[name], parameter))
+        parameters = dict(policy.model.named_parameters())
+        for name, value in values.items():
+            parameters[name].copy_(_like(value, parameters[name]))
 
     def _reshard(self) -> None:
         """After a forward pass without backward, FSDP2's root keeps whole copies, which are not the parameters."""
@@ -213,9 +214,10 @@ class DeepSpeedBackend:
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
         import deepspeed
 
-        for name, parameter in policy.model.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(values[name])
+        parameters = dict(policy.model.named_parameters())
+        for name, value in values.items():
+            with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
+                parameters[name].copy_(value)
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         raise ValueError("the state of DeepSpeed's optimizer is sharded and cannot be written into one file yet")
