@@ -38,13 +38,7 @@ def add_adapters(model: PreTrainedModel, config: Lora) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise LoraError(f"model.lora needs peft ({error}); pip install 'rlvr[lora]'") from error
-    known = {name.rpartition(".")[2] for name, one in model.base_model.named_modules() if isinstance(one, nn.Linear)}
-    targets = known if config.targets == "all" else set(config.targets)
-    if not known or targets - known:
-        raise LoraError(
-            f"model.lora.targets: {type(model).__name__} has no linear layer {sorted(targets - known)} below its head; "
-            f"it has {sorted(known)}"
-        )
+    targets = {name.rpartition(".")[2] for name in adapted_layers(model, config)}
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
@@ -60,6 +54,33 @@ def add_adapters(model: PreTrainedModel, config: Lora) -> None:
         parameter.requires_grad = is_adapter(name)
         if is_adapter(name):
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def adapted_layers(model: PreTrainedModel, config: Lora) -> dict[str, nn.Linear]:
+    """The layers that get adapters, by name. Raises `LoraError` for targets that are not there, or that are so narrow
+    that an adapter would be larger than the layer."""
+    body: nn.Module = model.base_model
+    linear = {name: one for name, one in body.named_modules() if isinstance(one, nn.Linear)}
+    known = {name.rpartition(".")[2] for name in linear}
+    targets = known if config.targets == "all" else set(config.targets)
+    if not known or targets - known:
+        raise LoraError(
+            f"model.lora.targets: {type(model).__name__} has no linear layer {sorted(targets - known)} below its head; "
+            f"it has {sorted(known)}"
+        )
+    layers = {name: one for name, one in linear.items() if name.rpartition(".")[2] in targets}
+    for name, one in layers.items():
+        if config.rank > (most := min(one.in_features, one.out_features)):
+            raise LoraError(
+                f"model.lora.rank must be at most {most}, the full rank of {name} ({one.in_features} to "
+                f"{one.out_features}), got {config.rank}: lower it or leave that layer out of model.lora.targets"
+            )
+    return layers
+
+
+def adapter_size(model: PreTrainedModel, config: Lora) -> int:
+    """How many numbers the adapters of ``model`` have together; raises as `adapted_layers` does."""
+    return sum(config.rank * (one.in_features + one.out_features) for one in adapted_layers(model, config).values())
 
 
 def is_adapter(name: str) -> bool:

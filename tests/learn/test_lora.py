@@ -106,6 +106,32 @@ def test_only_adapters_train(model_folder: Folder, tied: bool) -> None:
     assert changed == {name for name in base if "_proj" in name}
 
 
+def test_any_micro_batches_packing_and_checkpointing_make_the_same_adapters(model_folder: Folder, tied: bool) -> None:
+    """Three updates against a KL term whose reference is the policy without adapters: also while layers are recomputed
+    in the backward pass, which must then see the adapters again."""
+    folder, algorithm = model_folder(tied=tied), {"kl": {"type": "k3", "coefficient": 0.5}}
+
+    def trained(lora: Lora, gradient_checkpointing: bool = False, **settings: Any) -> dict[str, Tensor]:
+        learner = Learner(
+            Model(path=folder, lora=lora, gradient_checkpointing=gradient_checkpointing),
+            LearnerConfig.model_validate({"lr": 1e-2, "epsilon": 1e-3, **settings}),
+            Algorithm.model_validate(algorithm), total_updates=10, temperature=1.0, accelerator=Accelerator(cpu=True),
+        )  # fmt: skip
+        for step in range(3):
+            learner.update(samples_of_groups(8, seed=step))
+        return adapters(learner)
+
+    lora = Lora(rank=RANK, alpha=ALPHA)
+    whole = trained(lora)
+    for other in (
+        trained(lora, packing="bucketed", micro_batch_tokens=60),
+        trained(lora, packing="packed", micro_batch_tokens=90),
+        trained(lora, gradient_checkpointing=True, micro_batch_tokens=60),
+    ):
+        for name, tensor in whole.items():
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-5)
+
+
 def test_the_engine_has_the_learners_log_probabilities_after_training(tmp_path: Path) -> None:
     """Merged weights, sent by name through the engine's own checks: 1e-5 apart in float32, where training has moved
     them by more than 0.01."""
@@ -206,6 +232,11 @@ def test_what_cannot_work_is_refused(model_folder: Folder, tmp_path: Path) -> No
 
     with pytest.raises(PolicyError, match=r"model.lora.targets: Llama.* has no linear layer \['lm_head'\].*q_"):
         learner(targets=["q_proj", "lm_head"])
+    with pytest.raises(
+        PolicyError, match=r"model.lora.rank must be at most 16, the full rank of .*k_proj \(32 to 16\)"
+    ):
+        learner(rank=17)
+    assert len(adapters(learner(rank=17, targets=["q_proj"]))) == 4
     few = learner(targets=["q_proj"], rank=2)
     assert len(adapters(few)) == 4
     few.save_policy(tmp_path / "few")
