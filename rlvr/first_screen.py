@@ -69,8 +69,8 @@ def _memory(recipe: Recipe, config: PretrainedConfig, weights: int, adapters: in
 
 
 def learner_bytes(recipe: Recipe, weights: int, adapters: int | None) -> int:
-    """Weights, gradients, AdamW's two moments, and the reference's weights. Adapters are trained in float32 over weights
-    that are only read; a fixed reference is then the policy without them."""
+    """Weights, gradients, AdamW's two moments, and the reference's weights. Adapters are trained in float32 over
+    weights that are only read; a fixed reference is then the policy without them."""
     width, kl = BYTES[recipe.model.dtype], recipe.algorithm.kl
     reference = 0 if kl.type == "none" else weights * width
     if adapters is None:
