@@ -66,6 +66,9 @@ class Learner(Section):
     """How the policy is updated; supervised fine-tuning uses the same section."""
 
     lr: PositiveFloat
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """``adamw_8bit`` keeps the moments in 8 bits by blocks (bitsandbytes; Dettmers et al. 2022, arXiv 2110.02861): 2
+    bytes a weight instead of two numbers of its type; not with sharded weights."""
     schedule: Schedule = Schedule()
     betas: Annotated[tuple[Decay, Decay], Field(description="AdamW's moments")] = (0.9, 0.95)
     epsilon: PositiveFloat = 1e-8

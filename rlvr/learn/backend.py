@@ -14,6 +14,7 @@ DeepSpeed backend is written against DeepSpeed's source and has not been run.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -64,16 +65,19 @@ class Backend(Protocol):
         """Take over what `optimizer_state` returned; every rank passes the same."""
 
 
-def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.AdamW:
+def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; vectors (norms, biases) do not decay."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True
-    )
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True)
+    from bitsandbytes.optim import AdamW8bit  # an extra
+
+    return AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.epsilon)
 
 
 class LaunchError(ValueError):
@@ -88,6 +92,14 @@ def check_launch(accelerator: Accelerator, config: LearnerConfig) -> None:
             f"accelerate was launched with mixed_precision {accelerator.mixed_precision!r}, which must be 'no': "
             "the recipe's model.dtype and model.autocast decide"
         )
+    if config.optimizer == "adamw_8bit":
+        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise LaunchError(
+                f"learner.optimizer: 'adamw_8bit' does not work with sharded weights, accelerate was launched for "
+                f"{kind.value}; use adamw, or launch one process or DDP"
+            )
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise LaunchError("learner.optimizer: 'adamw_8bit' needs bitsandbytes; pip install 'rlvr[adamw-8bit]'")
     if kind == DistributedType.DEEPSPEED and config.non_finite == "skip":
         raise LaunchError("learner.non_finite must be 'stop' with DeepSpeed: it steps inside its backward pass")
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
@@ -154,10 +166,7 @@ class TorchBackend:
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         state = self._optimizer.state_dict()
         # On a CPU the tensors are the live ones: a checkpoint must not change under its writer's hands
-        return {
-            index: {key: _whole(v).to("cpu", copy=True) if isinstance(v, Tensor) else v for key, v in entry.items()}
-            for index, entry in state["state"].items()
-        }
+        return {index: {key: _saved(value) for key, value in entry.items()} for index, entry in state["state"].items()}
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -243,6 +252,13 @@ def _wide(tensor: Tensor) -> torch.dtype:
 def _whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from its ranks; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _saved(value: Any) -> Any:
+    """A value of the optimizer's state, its tensors whole copies on the CPU; bitsandbytes has tensors in a dict."""
+    if isinstance(value, dict):
+        return {key: _saved(inner) for key, inner in value.items()}
+    return _whole(value).to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 def _like(value: Any, parameter: Tensor) -> Any:
