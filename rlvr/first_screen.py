@@ -73,11 +73,13 @@ def learner_bytes(recipe: Recipe, weights: int, adapters: int | None) -> int:
     weights that are only read; a fixed reference is then the policy without them."""
     width, kl = BYTES[recipe.model.dtype], recipe.algorithm.kl
     reference = 0 if kl.type == "none" else weights * width
-    if adapters is None:
-        return weights * width * 4 + reference
-    if kl.type != "none":
-        reference = 0 if kl.reference.type == "fixed" else weights * width + adapters * 4
-    return weights * width + adapters * 4 * 4 + reference
+    trained, trained_width, frozen = weights, width, 0
+    if adapters is not None:
+        trained, trained_width, frozen = adapters, BYTES["float32"], weights * width
+        if kl.type != "none":
+            reference = 0 if kl.reference.type == "fixed" else reference + adapters * trained_width
+    moments = 2 * (1 if recipe.learner.optimizer == "adamw_8bit" else trained_width)
+    return frozen + trained * (2 * trained_width + moments) + reference
 
 
 def _gib(count: float) -> str:

@@ -90,12 +90,13 @@ def test_targets_that_are_not_there_are_refused_before_the_engine_starts(
 def test_the_learners_memory_is_counted_by_hand(tmp_path: Path) -> None:
     """1000 weights and 10 numbers of adapters. All weights: 4 copies (weights, gradient, two moments). Adapters: the
     weights once, 4 float32 copies of the 10. A reference is one more copy, but for adapters' fixed one: they are
-    switched off."""
+    switched off. In 8 bits the two moments of a number take 2 bytes."""
 
-    def count(dtype: str, adapters: int | None, kl: dict[str, object] | None = None) -> int:
+    def count(dtype: str, adapters: int | None, kl: dict[str, object] | None = None, optimizer: str = "adamw") -> int:
         data = recipe_data(tmp_path)
         data["model"] |= {"dtype": dtype, "lora": None if adapters is None else {}}
         data["algorithm"] = {"kl": kl or {"type": "none"}}
+        data["learner"] |= {"optimizer": optimizer}
         return learner_bytes(Recipe.model_validate(data), 1000, adapters)
 
     copied = {"type": "k3", "reference": {"type": "copy", "every": 3}}
@@ -103,6 +104,8 @@ def test_the_learners_memory_is_counted_by_hand(tmp_path: Path) -> None:
     assert count("float32", None, {"type": "k3"}) == 20000
     assert count("bfloat16", 10) == 2000 + 160
     assert count("bfloat16", 10, {"type": "k3"}) == 2000 + 160
+    assert count("bfloat16", None, optimizer="adamw_8bit") == 2000 + 2000 + 2000
+    assert count("float32", 10, optimizer="adamw_8bit") == 4000 + 40 + 40 + 20
     assert count("bfloat16", 10, copied) == 2000 + 160 + 2000 + 40
 
 

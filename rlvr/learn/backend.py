@@ -29,6 +29,10 @@ from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.learn.policy import Policy
 
 
+_QUANTISED = "__bnb_optimizer_quant_state__"
+"""Where bitsandbytes keeps the moments in its state, both those in 8 bits and the small ones in float32."""
+
+
 class Backend(Protocol):
     """How gradients come about and become a step; every call is made by all ranks."""
 
@@ -66,7 +70,11 @@ class Backend(Protocol):
 
 
 def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters; vectors (norms, biases) do not decay."""
+    """AdamW over the trainable parameters; vectors (norms, biases) do not decay.
+
+    In 8 bits by bitsandbytes, which has kernels for CPUs and GPUs; torchao's AdamW8bit compiles itself at its first
+    step (28 s on a CPU), and its states are tensors of its own class, which no checkpoint of plain tensors holds.
+    """
     parameters = [p for p in policy.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -75,7 +83,7 @@ def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.Optimiz
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True)
-    from bitsandbytes.optim import AdamW8bit  # an extra
+    from bitsandbytes.optim import AdamW8bit  # an extra, and slow to import
 
     return AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.epsilon)
 
@@ -95,8 +103,8 @@ def check_launch(accelerator: Accelerator, config: LearnerConfig) -> None:
     if config.optimizer == "adamw_8bit":
         if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise LaunchError(
-                f"learner.optimizer: 'adamw_8bit' does not work with sharded weights, accelerate was launched for "
-                f"{kind.value}; use adamw, or launch one process or DDP"
+                "learner.optimizer must be adamw where weights are sharded, got 'adamw_8bit': bitsandbytes takes whole "
+                f"tensors, and accelerate was launched for {kind.value}; launch one process or DDP for 8 bits"
             )
         if importlib.util.find_spec("bitsandbytes") is None:
             raise LaunchError("learner.optimizer: 'adamw_8bit' needs bitsandbytes; pip install 'rlvr[adamw-8bit]'")
@@ -126,6 +134,7 @@ class TorchBackend:
 
     def __init__(self, accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> None:
         self._accelerator, self._max_norm = accelerator, config.max_grad_norm
+        self._quantised = config.optimizer == "adamw_8bit"
         self.module, self._optimizer = accelerator.prepare(policy, make_optimizer(policy, config))
 
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -170,6 +179,9 @@ class TorchBackend:
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        found = {key for entry in state.values() for key in entry}
+        if found and (_QUANTISED in found) != self._quantised:
+            raise ValueError("the optimizer's state is that of another learner.optimizer")
         values = {
             index: {key: _like(value, parameters[index]) for key, value in entry.items()}
             for index, entry in state.items()

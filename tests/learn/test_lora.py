@@ -232,9 +232,7 @@ def test_what_cannot_work_is_refused(model_folder: Folder, tmp_path: Path) -> No
 
     with pytest.raises(PolicyError, match=r"model.lora.targets: Llama.* has no linear layer \['lm_head'\].*q_"):
         learner(targets=["q_proj", "lm_head"])
-    with pytest.raises(
-        PolicyError, match=r"model.lora.rank must be at most 16, the full .*k_proj \(32 to 16\)"
-    ):
+    with pytest.raises(PolicyError, match=r"model.lora.rank must be at most 16, the full .*k_proj \(32 to 16\)"):
         learner(rank=17)
     assert len(adapters(learner(rank=17, targets=["q_proj"]))) == 4
     few = learner(targets=["q_proj"], rank=2)

@@ -449,39 +449,6 @@ def test_saved_and_restored_it_goes_on_bit_by_bit(model_folder: Folder, tmp_path
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_moments_in_8_bits_step_as_float_ones_and_resume_bit_by_bit(model_folder: Folder, tmp_path: Path) -> None:
-    """Large tensors have their moments in one byte a number, the steps stay near AdamW's, and 4 updates = 2, a
-    checkpoint through a file, and 2 more."""
-    folder = model_folder(tied=True)
-    samples = [random_samples(6, seed=step) for step in range(4)]
-    plain, whole, first = make(folder), make(folder, optimizer="adamw_8bit"), make(folder, optimizer="adamw_8bit")
-    start = weights(plain)
-    for one in samples:
-        plain.update(one)
-        whole.update(one)
-    for one in samples[:2]:
-        first.update(one)
-    state = first.state_dict()
-    moments = [entry["__bnb_optimizer_quant_state__"]["state1"] for entry in state["optimizer"].values()]
-    quantised = [one for one in moments if one.dtype == torch.uint8]
-    assert len(quantised) == sum(one.numel() >= 4096 for one in moments)  # the small ones stay float32
-    assert quantised
-    first.save_policy(tmp_path / "policy")
-    torch.save(state, tmp_path / "state.pt")
-    second = make(folder, optimizer="adamw_8bit")
-    second.load_policy(tmp_path / "policy")
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    for one in samples[2:]:
-        second.update(one)
-    ours, theirs, exact = weights(whole), weights(second), weights(plain)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    moved = sum(float((exact[n] - start[n]).abs().sum()) for n in exact)
-    apart = sum(float((exact[n] - ours[n]).abs().sum()) for n in exact)
-    assert 0 < apart < 0.1 * moved
-    second.backend.load_optimizer_state({})  # as reset_optimizer does
-    assert second.backend.optimizer_state() == {}
-
-
 def test_a_saved_state_does_not_change_when_training_goes_on(model_folder: Folder) -> None:
     """A writer may take its time."""
     learner = make(model_folder(tied=True))
