@@ -21,12 +21,14 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
+from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.data import Data, load_data
 from rlvr.first_screen import first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
+from rlvr.learn.texts import GivenTexts
 from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
 from rlvr.plugins import load_plugin
@@ -255,7 +257,7 @@ def _load(
         learner = Learner(
             recipe.model, recipe.learner, recipe.algorithm,
             total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,
-            temperature=recipe.rollout.temperature, accelerator=accelerator,
+            temperature=recipe.rollout.temperature, accelerator=accelerator, texts=_given_texts(recipe, data),
         )  # fmt: skip
         probes = (
             []
@@ -292,6 +294,13 @@ def _load(
         if zero is not None:
             zero.rollouts.close()
         raise
+
+
+def _given_texts(recipe: Recipe, data: Data | None) -> GivenTexts | None:
+    given = recipe.algorithm.given_text
+    if data is None or not isinstance(given, GivenTextLikelihood):
+        return None
+    return GivenTexts(data.texts, given.rows, recipe.run.seed)
 
 
 def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:

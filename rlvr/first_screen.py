@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rlvr.config import Recipe
+from rlvr.config.algorithm import GivenText, GivenTextLikelihood
 from rlvr.config.recipe import Lora
 from rlvr.data import Data
 from rlvr.learn.lora import adapter_size
@@ -36,6 +37,7 @@ def first_screen(
         *_adapters(model.lora, adapters),
         ("problems", f"{len(data.train)} to train on; measured on {sets}"),
         ("prompt", f"template {recipe.template.type}, up to {data.longest_prompt} tokens, stops at {', '.join(stops)}"),
+        *_given_text(algorithm.given_text, data),
         ("rewards", ", ".join(f"{t.name} x {t.weight:g}" + (f" if {t.gate}" if t.gate else "") for t in data.terms)),
         ("samples a step", f"{rollout.prompts_per_step} problems x {rollout.group_size} answers = {samples}"),
         ("tokens a step", f"at most {samples * (data.longest_prompt + rollout.max_new_tokens)}"),
@@ -53,6 +55,12 @@ def _adapters(lora: Lora | None, size: int | None) -> list[tuple[str, str]]:
         return []
     where = "all linear layers below the head" if lora.targets == "all" else ", ".join(lora.targets)
     return [("adapters", f"rank {lora.rank}, alpha {lora.alpha:g}, on {where}: {size / 1e6:.3g} M weights are trained")]
+
+
+def _given_text(given: GivenText, data: Data) -> list[tuple[str, str]]:
+    if not isinstance(given, GivenTextLikelihood):
+        return []
+    return [("given text", f"{len(data.texts)} rows, {given.rows} an update, their likelihood x {given.coefficient:g}")]
 
 
 def _memory(recipe: Recipe, config: PretrainedConfig, weights: int, adapters: int | None) -> str:
