@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 from accelerate import Accelerator
@@ -108,7 +107,7 @@ class Run:
 def quiet_libraries() -> None:
     """Progress bars of libraries would break our lines."""
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # importing datasets for it would take 85 MB
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:

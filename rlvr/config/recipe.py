@@ -17,7 +17,12 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 class Lora(Section):
     """Low-rank adapters by peft, instead of training the weights themselves; without dropout, because the policy must
-    be the distribution that is sampled. Engine and checkpoints get merged weights, checkpoints the adapters too."""
+    be the distribution that is sampled.
+
+    Engine and checkpoints get merged weights, checkpoints the adapters too. Adapters alone would be less to send, but in
+    vLLM they come as a second path: named by each request, read from a folder, in products of their own that round
+    otherwise, and outside the transfer that stamps the weight version on each token and that the start's proof tests.
+    """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
