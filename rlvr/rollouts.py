@@ -107,8 +107,9 @@ class Rollouts:
             most += algorithm.filter.most_extra(wanted)
         groups: list[RolloutGroup] = []
         self._stop_watching()
-        dropped = self.buffer.drop_stale(step)
         try:
+            await self._wake_restored()
+            dropped = self.buffer.drop_stale(step)
             self.grade_wait = 0.0
             while missing > 0:
                 await self._admit(draw, self._schedule.in_flight(wanted) + missing - wanted)
@@ -129,9 +130,24 @@ class Rollouts:
         self.sampling_time, self._busy_before = busy - self._busy_before, busy
         return groups
 
+    async def _wake_restored(self) -> None:
+        """Bring the groups of a checkpoint to where they were: finished, or waiting at the gate."""
+        if restored := [one for one in self.buffer.pending if one.task is None]:
+            for one in restored:
+                self._start(one)
+            await self._until(self._is_quiet)
+
+    def _start(self, one: Pending) -> None:
+        work = self._collector.group(
+            one.problem, one.visit, group_size=self._recipe.rollout.group_size, sampling=self.sampling,
+            gate=self._gate, journal=one.journal, order=one.order,
+            greedy=isinstance(self._recipe.algorithm.baseline, GreedyBaseline),
+        )  # fmt: skip
+        one.task = asyncio.create_task(work)
+        one.task.add_done_callback(partial(self._finish, one))
+
     async def _admit(self, draw: Callable[[int], Sequence[tuple[Problem, int]]], target: int) -> None:
         """Draw until `target` groups are on their way, and let all that are not running sample."""
-        rollout = self._recipe.rollout
         version = self.engine.version
         if (missing := target - len(self.buffer.pending)) > 0:
             self.buffer.add(draw(missing), version)
@@ -145,13 +161,7 @@ class Rollouts:
                 if one.journal.oldest() is None:
                     one.admitted = version
                 if one.task is None:
-                    work = self._collector.group(
-                        one.problem, one.visit, group_size=rollout.group_size, sampling=self.sampling, gate=self._gate,
-                        journal=one.journal, order=one.order,
-                        greedy=isinstance(self._recipe.algorithm.baseline, GreedyBaseline),
-                    )  # fmt: skip
-                    one.task = asyncio.create_task(work)
-                    one.task.add_done_callback(partial(self._finish, one))
+                    self._start(one)
             await admission(self._gate, {one.order: one.task for one in waiting if one.task is not None})
 
     def _finish(self, one: Pending, task: asyncio.Task[RolloutGroup]) -> None:

@@ -11,6 +11,7 @@ from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegati
 from rlvr.config.groups import CosineLength, SoftOverlong, check_sizes
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
+from rlvr.config.schedule import Schedule as RolloutSchedule
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -151,6 +152,17 @@ class Run(Section):
     the maker's figure for a known GPU, else measures it at the start."""
 
 
+def check_off_policy(schedule: RolloutSchedule, algorithm: Algorithm) -> None:
+    """Raise `ValueError` where tokens of older weights would be trained as if the policy had just sampled them."""
+    corrects = algorithm.correction.type != "none" or algorithm.ratio.against == "behaviour"
+    if schedule.bound > 0 and not corrects and algorithm.surrogate.type != "squared":
+        raise ValueError(
+            f"rollout.schedule {schedule.type!r} trains on tokens up to {schedule.bound} versions old, and with "
+            "algorithm.correction: none and ratio.against: recomputed nothing weighs them; set correction: {type: "
+            "truncate} (or mask), or ratio: {against: behaviour}"
+        )
+
+
 class Recipe(Section):
     """One training run, complete."""
 
@@ -194,6 +206,7 @@ class Recipe(Section):
                     f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
                     f"{shaping.max_tokens}: no answer could get `exceeded`"
                 )
+        check_off_policy(rollout.schedule, algorithm)
         if self.algorithm.correction.type != "none" and self.rollout.temperature <= 0:
             raise ValueError("a correction by probability ratios needs rollout.temperature above 0")
         return self
