@@ -52,7 +52,7 @@ def train_step(run: Run, step: int) -> None:
                 groups, run.recipe.algorithm, step, terms=zero.data.terms, average=zero.average
             )
             metrics |= rollout_metrics(groups) | counts | sample_metrics(samples)
-            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step)
+            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step) | zero.sampler.observe(groups)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
             shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
     keep = [index for index, sample in enumerate(samples or ()) if sample.group in shown]
