@@ -228,6 +228,12 @@ class Problems(Section):
     overlap: Literal["refuse", "drop", "report"] = "refuse"
     """What to do with training problems that an eval set also holds (by canonical key): stop, leave them out, or only
     say so."""
+    difficulty: str | None = None
+    """A file that ``rlvr generate --difficulty`` wrote: its columns pass_rate, mean_length and guess_rate join those of
+    the training problems, by canonical key."""
+    keep: dict[str, tuple[float | None, float | None]] = {}
+    """Columns and the range, ends included, that a training problem must lie in: ``{pass_rate: [0.1, 0.9]}``;
+    ``{guess_rate: [null, 0]}`` leaves out what is guessed without reasoning (Kimi k1.5)."""
     sampler: Sampler = ShuffledSampler()
     """Which problem comes next."""
 
@@ -236,6 +242,9 @@ class Problems(Section):
         names = [one.name for one in self.eval]
         if len(set(names)) != len(names):
             raise ValueError(f"eval sets need different names, got {names}")
+        for name, (low, high) in self.keep.items():
+            if (low is None and high is None) or (low is not None and high is not None and low > high):
+                raise ValueError(f"keep.{name} must be [lowest, highest], null for no end, got [{low}, {high}]")
         return self
 
 
