@@ -13,11 +13,17 @@ from rlvr.config import EvalSet, Recipe
 from rlvr.config.groups import GreedyBaseline, RefillGroups
 from rlvr.evaluate import summarise
 from rlvr.learn.samples import has_enough, has_variance
-from rlvr.records import Problem, RolloutGroup, Sampling
+from rlvr.records import Problem, RepetitionStop, RolloutGroup, Sampling
 from rlvr.rollout.background import Background
 from rlvr.rollout.collector import Collector
 from rlvr.rollout.engine import Engine
 from rlvr.tasks.templates import Renderer
+
+
+def repetition_stop(recipe: Recipe) -> RepetitionStop | None:
+    """When the recipe ends answers that repeat themselves."""
+    settings = recipe.rollout.repetition
+    return None if settings is None else RepetitionStop(**settings.model_dump())
 
 
 class TooManyUnscored(RuntimeError):
@@ -38,6 +44,7 @@ class Rollouts:
             temperature=recipe.rollout.temperature,
             stop=renderer.stop,
             stop_token_ids=renderer.stop_token_ids,
+            repetition=repetition_stop(recipe),
         )
         self.grade_wait = 0.0
         """Seconds from the last token of the last `fill` or `collect` to its last verdict, over its rounds: grading not

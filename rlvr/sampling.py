@@ -60,8 +60,9 @@ class ProblemSampler:
             raise ValueError("a sampler needs at least one problem, got none")
         self._problems, self._settings, self._seed = list(problems), settings, seed
         self._index = {problem.id: index for index, problem in enumerate(self._problems)}
-        is_curriculum = isinstance(settings, CurriculumSampler)
-        self._hardness = [hardness(one, settings) for one in self._problems] if is_curriculum else []
+        self._hardness: list[float] = []
+        if isinstance(settings, CurriculumSampler):
+            self._hardness = [hardness(one, settings) for one in self._problems]
         self._names = np.array([_hash64(problem.id) for problem in self._problems], dtype=np.uint64)
         self._remembers = (
             isinstance(settings, PrioritisedSampler) or settings.rest is not None or settings.retire_at is not None
