@@ -249,9 +249,9 @@ def _load(
     register = StateRegister()
     zero = None
     if log is not None and data is not None:
+        sampler = ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed)
         log.say("starting the engine")
         rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn)
-        sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
         zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, average=average)

@@ -146,6 +146,21 @@ _LEARNER = (
     Metric(
         "greedy/reward", "reward", "mean of r over greedy answers", "What baseline: greedy compares with, unshaped."
     ),
+    Metric("sampler/epoch", "epochs", "", "Passes over the training problems; prioritised: draws / problems."),
+    Metric(
+        "sampler/seen",
+        "problems",
+        "problems with a scored answer",
+        "Whose success rates the sampler knows, where problems.sampler goes by them.",
+    ),
+    Metric(
+        "sampler/success_rate",
+        "share",
+        "mean over sampler/seen of discounted successes / answers",
+        "By problems.sampler.success and .memory.",
+    ),
+    Metric("sampler/rested", "problems", "", "Left out for problems.sampler.rest.epochs."),
+    Metric("sampler/retired", "problems", "", "Reached problems.sampler.retire_at, never drawn again."),
     Metric("samples/trained", "answers", "answers with at least one trained token", "What the update sees."),
     Metric("samples/unscored", "answers", "rollouts without reward", "Left out of the baseline and of the loss."),
     Metric(

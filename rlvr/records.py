@@ -54,6 +54,19 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepetitionStop:
+    """When sampling ends because the answer repeats itself: its last tokens are `count` copies of one pattern.
+
+    A continued answer is looked at from where it was continued.
+    """
+
+    shortest: int
+    """Tokens of the shortest pattern that counts."""
+    longest: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How tokens are drawn; the same for all requests of a phase.
 
@@ -71,6 +84,8 @@ class Sampling:
     """Strings that end an answer; the tokens that complete one are kept."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer; the token itself is kept and trained."""
+    repetition: RepetitionStop | None = None
+    """None lets an answer repeat itself up to the token limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from rlvr.config.groups import GreedyBaseline, RefillGroups
 from rlvr.config.schedule import Asynchronous, OneStepAhead, Partial
 from rlvr.evaluate import summarise
 from rlvr.learn.samples import has_enough, has_variance
-from rlvr.records import Problem, RolloutGroup, Sampling
+from rlvr.records import Problem, RepetitionStop, RolloutGroup, Sampling
 from rlvr.rollout.background import Background
 from rlvr.rollout.buffer import Buffer, Pending
 from rlvr.rollout.collector import Collector, admission
@@ -28,6 +28,12 @@ T = TypeVar("T")
 
 WARNINGS = 10
 """How often the wait for something that does not come is told before it ends."""
+
+
+def repetition_stop(recipe: Recipe) -> RepetitionStop | None:
+    """When the recipe ends answers that repeat themselves."""
+    settings = recipe.rollout.repetition
+    return None if settings is None else RepetitionStop(**settings.model_dump())
 
 
 class TooManyUnscored(RuntimeError):
@@ -68,6 +74,7 @@ class Rollouts:
             temperature=recipe.rollout.temperature,
             stop=renderer.stop,
             stop_token_ids=renderer.stop_token_ids,
+            repetition=repetition_stop(recipe),
         )
         self.grade_wait = 0.0
         """Seconds from the last token of the last `take` to its last verdict: grading not hidden by generation."""

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
-from rlvr.config.groups import CosineLength, SoftOverlong, check_sizes
+from rlvr.config.groups import CosineLength, RepetitionStopped, SoftOverlong, check_sizes
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
 from rlvr.config.schedule import Schedule as RolloutSchedule
@@ -199,6 +199,11 @@ class Recipe(Section):
                 raise ValueError(
                     f"soft_overlong.max_tokens must be at most rollout.max_new_tokens = {self.rollout.max_new_tokens}, "
                     "or the punishment never applies"
+                )
+            if isinstance(shaping, RepetitionStopped) and rollout.repetition is None:
+                raise ValueError(
+                    "rollout.repetition must be set with shaping 'repetition_stop', got null: no answer would end for "
+                    "that reason; use rollout.repetition: {count: 16}, or shaping 'repetition'"
                 )
             most = shaping.max_tokens if isinstance(shaping, CosineLength) and shaping.exceeded is not None else 0
             if isinstance(shaping, CosineLength) and most > rollout.max_new_tokens:

@@ -9,7 +9,8 @@ is added to it. What it would put after a text (an EOS, for some) is left out: a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,7 @@ class Renderer:
             raise RecipeError("template.stop: an empty string would end every answer before it begins")
         self.stop_token_ids = end_token_ids(tokenizer)
         self._before = _added_before(tokenizer)
+        self._begin = ""
         if template.type == "chat" and not tokenizer.chat_template:
             raise RecipeError(
                 "template.type 'chat': this tokenizer has no chat template (it belongs to a base model?); "
@@ -124,8 +126,18 @@ class Renderer:
             begun = BEGUN_THOUGHT.search(text)  # chat templates of reasoning models begin the thought themselves
             prefill = (begun.group() if begun else "") + prefill
             text = text[: begun.start()] if begun else text
+        prefill += self._begin
         ids = self._tokenize(text + prefill, source)
         return Prompt(ids=ids, text=text + prefill, prefill=prefill, source=source)
+
+    @contextmanager
+    def beginning(self, text: str) -> Iterator[None]:
+        """Within the block every answer begins with `text`, behind the template's own prefill."""
+        self._begin = text
+        try:
+            yield
+        finally:
+            self._begin = ""
 
     def _tokenize(self, text: str, source: str) -> tuple[int, ...]:
         bos, bos_id = self.tokenizer.bos_token, self.tokenizer.bos_token_id

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlvr.records import Completion, Sampling
+from rlvr.records import Completion, RepetitionStop, Sampling
 from rlvr.rollout.background import Background
 from rlvr.rollout.engine import EngineError
 from rlvr.rollout.hf_engine import HfEngine, processed_logprobs
+from rlvr.rollout.repetition import repeats
 from tests.helpers import make_tiny_tokenizer
 from tests.rollout.conftest import Learner, Sync, request
 
@@ -191,3 +192,19 @@ def test_cancelled_and_closed_requests_do_not_hang(tiny_tied: Path, background: 
     assert isinstance(second, Completion)
     assert isinstance(third, Completion)
     assert isinstance(closed, EngineError)
+
+
+def test_an_answer_that_repeats_itself_ends_where_the_detector_says(sync: Sync, learner: Learner) -> None:
+    """Greedy answers of a tiny model run in circles: each ends at the first token after which its ending is 3 copies of
+    at most 8 tokens, has the free answer's tokens up to there, and says why; the length limit goes first."""
+    stop = RepetitionStop(shortest=1, longest=8, count=3)
+    free = batch(sync, Sampling(max_new_tokens=48, temperature=0.0))
+    ended = batch(sync, Sampling(max_new_tokens=48, temperature=0.0, repetition=stop))
+    lengths = [next((n for n in range(1, 48) if repeats(one.ids[:n], stop)), 48) for one in free]
+    assert min(lengths) < 48
+    for whole, one, length in zip(free, ended, lengths, strict=True):
+        assert one.ids == whole.ids[:length]
+        assert one.finish_reason == ("length" if length == 48 else "repetition")
+    first = lengths.index(min(lengths))
+    same = Sampling(max_new_tokens=min(lengths), temperature=0.0, repetition=stop)
+    assert sync.one(PROMPTS[first], same, 0).finish_reason == "length"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlvr.records import Completion, Request, Sampling
+from rlvr.records import Completion, RepetitionStop, Request, Sampling
 from rlvr.rollout.background import Background
 from rlvr.rollout.engine import EngineError
 from rlvr.rollout.freshness import distance, parameter_groups, self_test
 from rlvr.rollout.hf_engine import processed_logprobs
+from rlvr.rollout.repetition import repeats
 from rlvr.rollout.vllm_engine import VllmEngine
 from tests.helpers import make_tiny_tokenizer
 from tests.rollout.conftest import Learner, Sync, request
@@ -286,6 +287,21 @@ def test_a_stop_token_as_the_last_allowed_one_is_a_stop(tied: Pair) -> None:
     length = next(n for n in range(5, 24) if free.ids[n - 1] not in free.ids[: n - 1])
     one = tied.sync.one(prompts(1)[0], Sampling(max_new_tokens=length, stop_token_ids=(free.ids[length - 1],)))
     assert (one.ids, one.finish_reason) == (free.ids[:length], "stop")
+
+
+def test_an_answer_that_repeats_itself_ends_where_the_detector_says(tied: Pair) -> None:
+    """Greedy answers of a tiny model run in circles: each ends at the first token after which our own detector, which
+    the engine `hf` uses, finds 3 copies of at most 8 tokens; a stop string on the way goes first."""
+    stop = RepetitionStop(shortest=1, longest=8, count=3)
+    greedy = Sampling(max_new_tokens=100, temperature=0.0)
+    free = tied.sync.batch(requests(12, greedy))
+    lengths = [next((n for n in range(1, 100) if repeats(one.ids[:n], stop)), 100) for one in free]
+    assert min(lengths) < 100
+    unused = replace(greedy, repetition=stop, stop=("a string that never comes",))
+    for whole, one, length in zip(free, tied.sync.batch(requests(12, unused)), lengths, strict=True):
+        assert one.ids == whole.ids[:length]
+        assert one.finish_reason == ("length" if length == 100 else "repetition")
+        assert one.text == TOKENIZER.decode(one.ids, skip_special_tokens=True)
 
 
 def test_a_cancelled_request_leaves_the_engine(tied: Pair) -> None:
