@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -201,6 +202,8 @@ def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
         )
     if recipe.model.autocast == "float16":
         raise RecipeError("model.autocast must be none or bfloat16, got 'float16': gradients would need loss scaling")
+    if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
+        raise RecipeError("model.lora needs peft, which is not installed; pip install 'rlvr[lora]'")
     algorithm = recipe.algorithm
     slots = [*((one, 3) for one in algorithm.shaping), (algorithm.baseline, 2), (algorithm.surrogate, 1)]
     for slot, positional in slots:
