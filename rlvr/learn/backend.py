@@ -28,7 +28,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.learn.policy import Policy
 
-
 _QUANTISED = "__bnb_optimizer_quant_state__"
 """Where bitsandbytes keeps the moments in its state, both those in 8 bits and the small ones in float32."""
 
