@@ -230,6 +230,11 @@ class Recipe(Section):
                     f"{shaping.max_tokens}: no answer could get `exceeded`"
                 )
         check_off_policy(rollout.schedule, algorithm)
+        if rollout.engine.type == "vllm" and rollout.engine.sleep and rollout.schedule.overlaps:
+            raise ValueError(
+                f"rollout.engine.sleep must be false with rollout.schedule {rollout.schedule.type!r}, got true: its "
+                "engine samples while the learner computes; use synchronous or partial"
+            )
         kl = algorithm.kl
         if self.model.lora is not None and kl.type != "none" and kl.reference.type == "average":
             raise ValueError(

@@ -51,6 +51,9 @@ class VllmEngine(Section):
     threads: PositiveInt | None = None
     """Cores that vLLM uses on a CPU; None takes all."""
     tensor_parallel: PositiveInt = 1
+    sleep: bool = False
+    """While the learner computes, the engine's weights wait in the host's memory and its keys and values are given up:
+    GPU memory for larger micro-batches, for some seconds a step. Not with a schedule that overlaps, nor on a CPU."""
     restarts: NonNegativeInt = 3
     """How often an engine that died is started again, its requests with it, before the run stops."""
     timeout: PositiveFloat = 1800.0

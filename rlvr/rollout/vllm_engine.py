@@ -46,6 +46,7 @@ class VllmEngine:
         enforce_eager: bool = True,
         threads: int | None = None,
         tensor_parallel: int = 1,
+        sleep: bool = False,
         extra: Mapping[str, Any] | None = None,
         log_file: str | Path | None = None,
     ) -> None:
@@ -69,6 +70,7 @@ class VllmEngine:
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",
             "enable_prefix_caching": True,
+            "enable_sleep_mode": sleep,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             "enable_chunked_prefill": False,  # a seeded request would lose its place in its noise between chunks
@@ -82,6 +84,7 @@ class VllmEngine:
         self._version = NO_VERSION
         self._holds = 0
         self._is_paused = False
+        self._is_asleep = False
         self._in_flight = 0
         self._admitting = 0
         self._all_admitted = asyncio.Event()
@@ -104,7 +107,7 @@ class VllmEngine:
         if self._core is not None:
             return
         self._manifest = read_manifest(self.model)
-        self._broken, self._is_paused, self._holds = "", False, 0
+        self._broken, self._is_paused, self._is_asleep, self._holds = "", False, False, 0
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file.touch()
         self._log_start = self.log_file.stat().st_size
@@ -311,10 +314,20 @@ class VllmEngine:
         if not await self._call(self._running().reset_prefix_cache()):
             raise EngineError("vLLM could not clear its prefix cache although nothing is in flight")
 
+    async def release(self) -> None:
+        """With `sleep`: weights to the host's memory, keys and values forgotten, until `load_weights`. Written against
+        vLLM's source, never run: sleeping needs a GPU."""
+        if self._arguments["enable_sleep_mode"]:
+            self._is_asleep = True
+            await self._call(self._running().sleep(level=1))
+
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights by Hugging Face parameter names; requests in flight wait and go on with the new ones."""
         assert self._manifest is not None
         core = self._running()
+        if self._is_asleep:
+            await self._call(core.wake_up())
+            self._is_asleep = False
         if self._on_cpu:
             with staged(self._manifest, tensors, self._dtype) as path:
                 await self._replace(core, {"path": path}, version)

@@ -89,6 +89,8 @@ class Chatter:
 
     async def start(self) -> None: ...
 
+    async def release(self) -> None: ...
+
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         raise NotImplementedError
 
