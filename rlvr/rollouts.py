@@ -72,6 +72,9 @@ class Rollouts:
         self.sampling = Sampling(
             max_new_tokens=recipe.rollout.max_new_tokens,
             temperature=recipe.rollout.temperature,
+            top_p=recipe.rollout.top_p,
+            top_k=recipe.rollout.top_k,
+            min_p=recipe.rollout.min_p,
             stop=renderer.stop,
             stop_token_ids=renderer.stop_token_ids,
             repetition=repetition_stop(recipe),

@@ -98,6 +98,14 @@ class Rollout(Section):
     """Answers to each problem, G."""
     max_new_tokens: PositiveInt
     temperature: PositiveFloat = 1.0
+    """Engine and learner divide logits by it; an evaluation may be greedy, training never."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Sample from the likeliest tokens that hold this much probability. This and the next two leave tokens out and
+    scale up the others, which an objective that weighs the learner's probabilities against the engine's cannot have."""
+    top_k: NonNegativeInt = 0
+    """Sample from so many tokens, the likeliest; 0 is all."""
+    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Sample from the tokens whose probability is at least this share of the likeliest one's."""
     schedule: Schedule = Synchronous()
     """When the engine samples and when the learner trains."""
     patience: PositiveFloat = 3600.0
@@ -112,6 +120,22 @@ class Rollout(Section):
     """Prove at the start that the engine follows each group of parameters."""
     probe: PositiveInt = 4
     """Sequences whose log-probabilities are compared between engine and learner at each sync."""
+
+    def filters(self) -> dict[str, float]:
+        """What leaves tokens out of the distribution that is sampled from."""
+        values: dict[str, tuple[float, float]] = {
+            "top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0), "min_p": (self.min_p, 0.0)
+        }  # fmt: skip
+        return {name: value for name, (value, off) in values.items() if value != off}
+
+    @model_validator(mode="after")
+    def _can_vary(self) -> Rollout:
+        if self.top_k == 1:
+            raise ValueError(
+                "top_k must be 0 (all tokens) or at least 2, got 1: every answer of a group would be the greedy one, "
+                "and nothing could be learned from comparing them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_end(self) -> Rollout:
