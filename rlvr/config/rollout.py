@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeInt, Section
 from rlvr.config.problems import RewardTerm
+from rlvr.config.schedule import Schedule, Synchronous
 
 
 class Rewards(Section):
@@ -77,6 +78,11 @@ class Rollout(Section):
     """Answers to each problem, G."""
     max_new_tokens: PositiveInt
     temperature: PositiveFloat = 1.0
+    schedule: Schedule = Synchronous()
+    """When the engine samples and when the learner trains."""
+    patience: PositiveFloat = 3600.0
+    """Seconds without the end of any answer or grading after which the run stops, naming what it waits for; each tenth
+    of it is told."""
     workflow: ImportPath | None = None
     """What happens between prompt and verdict; None is G answers to one prompt."""
     self_test: bool = True
