@@ -18,6 +18,7 @@ from rlvr.config import Algorithm, Recipe, RecipeError
 from rlvr.console import make_console
 from rlvr.data import load_examples, load_pairs
 from rlvr.dpo import prefer
+from rlvr.engines import serve_recipe
 from rlvr.evaluate import comparison, problem_result
 from rlvr.learn.preference import DirectPreference
 from rlvr.learn.update import Learner
@@ -82,6 +83,14 @@ def generate(recipe: Recipe, arguments: argparse.Namespace) -> None:
         console.print(f"[bold]the first prompt[/bold]\n{data.renderer.render(groups[0].problem).text}", highlight=False)
         console.print(f"[bold]its first answer, reward {first.reward}[/bold]\n{first.text}\n", highlight=False)
     console.print(_pass_rates(groups))
+
+
+def serve(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Become `vllm serve` for this recipe's runs."""
+    check_versions("vllm_servers")
+    quiet_libraries()
+    prepare_model(recipe, make_accelerator(recipe), print)
+    serve_recipe(recipe, arguments.host, arguments.port)
 
 
 def _pass_rates(groups: Sequence[RolloutGroup]) -> Table:
@@ -232,6 +241,7 @@ COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], None]] = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "serve": serve,
     "sft": sft,
     "dpo": dpo,
 }

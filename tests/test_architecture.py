@@ -21,7 +21,7 @@ ROOMS = {
     "rlvr": (
         "__init__", "records", "state", "config", "signals", "plugins", "tasks", "sampling", "rollout", "learn", "sft",
         "dpo", "metrics", "glossary", "evaluate", "lines", "console", "run_log", "checkpoint", "saver", "resume",
-        "replay", "watch", "plots", "versions", "data", "rollouts", "first_screen", "weight_sync", "build", "errors",
+        "replay", "watch", "plots", "versions", "data", "engines", "rollouts", "first_screen", "weight_sync", "build", "errors",
         "loop",
         "view", "commands", "__main__",
     ),

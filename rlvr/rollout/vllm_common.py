@@ -14,6 +14,7 @@ from rlvr.rollout.text import Decoder, answer_text
 Dtype = Literal["float32", "bfloat16", "float16"]
 FILE_BACKEND = "rlvr_file"
 CUDA_BACKEND = "rlvr_ipc"
+NCCL_BACKEND = "nccl"
 WORKER_EXTENSION = "rlvr.rollout.vllm_worker.WorkerExtension"
 INLINE_EXECUTOR = "rlvr.rollout.vllm_worker.InlineExecutor"
 PARENT_VARIABLE = "RLVR_PARENT_PID"
