@@ -31,6 +31,7 @@ _FRESH = "default"
 """What a server calls its weights before any update."""
 _RETRY_SECONDS = 1.0
 """Between two attempts to reach a server that is not there."""
+_POLL_SECONDS = 0.01
 _LONGEST_NAP = 5.0
 """Seconds between two looks at a server that works."""
 T = TypeVar("T")
@@ -107,6 +108,7 @@ class ServerPool:
         for child in self._child_of.values():
             child.kill()
         self._wire.close()
+        self.tell()
 
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Stage weights and give them to all that are ready; the others get them when they are back."""
@@ -176,8 +178,12 @@ class ServerPool:
             await self.each(wrong, lambda one: one.pause() if self._holds else one.resume())
 
     async def clear(self, server: Server) -> None:
-        if not await server.clear_cache() and not server.in_flight:
-            raise EngineError(f"{server} could not clear its prefix cache although nothing is in flight")
+        """Forget cached prefixes of a server with nothing in flight, as soon as it has let go of what was given up."""
+        deadline = self._now() + self._timeout
+        while not server.in_flight and not await server.clear_cache():
+            if self._now() > deadline:
+                raise EngineError(f"{server} could not clear its prefix cache although nothing is in flight")
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def blame(self, server: Server, error: Exception, life: int) -> None:
         """A call failed: find out whether the server is lost, or only the call."""
@@ -200,6 +206,7 @@ class ServerPool:
                     life, label = server.lives, await server.version()
                     if life == server.lives and not server.is_updating and label != server.label:
                         raise ServerLost(f"{server} has weights {label!r} instead of {server.label!r}: started anew?")
+                    await self._set_pauses()  # for a hold that was cancelled while it let go
             except (ServerLost, ServerFault) as error:
                 if server.is_ready:
                     self.lose(server, error, server.lives)
@@ -220,6 +227,7 @@ class ServerPool:
         async with self._changing:
             await server.pause()
             await server.abort([])  # what an earlier life or run left there
+            label = await server.version()
             if label != self._label:
                 (error,) = await self._give([server])
                 if error is not None:
