@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "train the recipe's model by reinforcement learning"),
         ("eval", "measure the recipe's model on its eval sets"),
         ("generate", "sample and grade answers to the recipe's training problems"),
+        ("serve", "serve the recipe's model to runs with rollout.engine {type: vllm_servers, urls: [...]}"),
         ("sft", "fine-tune the recipe's model on rows of prompt and answer"),
         ("dpo", "train the recipe's model on rows of prompt, chosen and rejected answer"),
     ):
@@ -92,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "generate":
             command.add_argument("--problems", type=_count, help="only the first so many problems")
             _add_difficulty_arguments(command)
+        if name == "serve":
+            command.add_argument("--host", default="127.0.0.1", help="a private address: weights can be replaced there")
+            command.add_argument("--port", type=_count, help="default: a free one, which is printed")
     text = "copy the model of a checkpoint into a plain Hugging Face folder"
     command = commands.add_parser("export", help=text, description=text)
     command.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's: its last one")

@@ -23,6 +23,7 @@ from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.config.groups import EmaBaseline
 from rlvr.data import Data, load_data
+from rlvr.engines import make_engine, most_new_tokens
 from rlvr.first_screen import first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
@@ -33,8 +34,6 @@ from rlvr.plugins import load_plugin
 from rlvr.records import RolloutGroup
 from rlvr.resume import check_recipe, find_checkpoint, restored
 from rlvr.rollout.collector import Collector, answers_to_one_prompt
-from rlvr.rollout.engine import Engine
-from rlvr.rollout.restarting import RestartingEngine
 from rlvr.rollouts import Rollouts
 from rlvr.run_log import RunLog, run_folder
 from rlvr.sampling import ProblemSampler
@@ -169,7 +168,7 @@ def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Da
     data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
     try:
         log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
-        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: print(message))
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: print(message), print)
     except BaseException:
         data.pool.close()
         raise
@@ -181,10 +180,12 @@ def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Da
 
 
 def make_rollouts(
-    recipe: Recipe, data: Data, model_len: int, log_file: Path, warn: Callable[[str, str], None]
-) -> Rollouts:
+    recipe: Recipe, data: Data, model_len: int, log_file: Path,
+    warn: Callable[[str, str], None], say: Callable[[str], None],
+) -> Rollouts:  # fmt: skip
     """The sampling side of a run, not started yet."""
-    engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), log_file, warn)
+    needed = min(model_len, data.longest_prompt + most_new_tokens(recipe))
+    engine = make_engine(recipe, needed, log_file, warn, say)
     path = recipe.rollout.workflow
     workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
     collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
@@ -254,7 +255,7 @@ def _load(
     if log is not None and data is not None:
         sampler = ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed)
         log.say("starting the engine")
-        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn)
+        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn, log.say)
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
         zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, average=average)
@@ -325,27 +326,3 @@ def _any_rank(asked: bool, accelerator: Accelerator) -> bool:
 
 def _no_warning(name: str, message: str) -> None:
     """Only rank 0 speaks."""
-
-
-def most_new_tokens(recipe: Recipe) -> int:
-    """The longest answer that training or an eval set may ask for."""
-    return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
-
-
-def make_engine(recipe: Recipe, model_len: int, log_file: Path, warn: Callable[[str, str], None]) -> Engine:
-    """The recipe's engine, not started yet."""
-    settings = recipe.rollout.engine
-    if settings.type == "hf":
-        from rlvr.rollout.hf_engine import HfEngine
-
-        return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
-    from rlvr.rollout.vllm_engine import VllmEngine
-
-    own = settings.model_dump(exclude={"type", "restarts", "timeout"})
-    if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
-        own["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
-    engine = VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **own)
-    return RestartingEngine(
-        engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn,
-        repeats_batches=recipe.rollout.schedule.type != "asynchronous",
-    )  # fmt: skip

@@ -19,6 +19,7 @@ from rlvr.console import make_console
 from rlvr.data import load_examples, load_pairs
 from rlvr.difficulty import Guess, measure
 from rlvr.dpo import prefer
+from rlvr.engines import serve_recipe
 from rlvr.evaluate import comparison
 from rlvr.learn.preference import DirectPreference
 from rlvr.learn.update import Learner
@@ -106,6 +107,14 @@ def generate(recipe: Recipe, arguments: argparse.Namespace) -> None:
             f"{hacked} of {len(rates)} problems are guessed without reasoning in {guess.tries} tries; "
             "problems.keep: {guess_rate: [null, 0]} leaves them out", markup=False, highlight=False,
         )  # fmt: skip
+
+
+def serve(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Become `vllm serve` for this recipe's runs."""
+    check_versions("vllm_servers")
+    quiet_libraries()
+    prepare_model(recipe, make_accelerator(recipe), print)
+    serve_recipe(recipe, arguments.host, arguments.port)
 
 
 def _pass_rates(known: Sequence[float | None]) -> Table:
@@ -256,6 +265,7 @@ COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], None]] = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "serve": serve,
     "sft": sft,
     "dpo": dpo,
 }

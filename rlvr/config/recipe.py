@@ -229,7 +229,6 @@ class Recipe(Section):
                     f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
                     f"{shaping.max_tokens}: no answer could get `exceeded`"
                 )
-<<<<<<< HEAD
         if (filters := rollout.filters()) and (weighs := algorithm.weighs_behaviour()) is not None:
             name, value = next(iter(filters.items()))
             raise ValueError(
@@ -238,7 +237,6 @@ class Recipe(Section):
                 "above the learner's by 1 / the mass that was kept, and a ratio of the two would be biased by it; or "
                 "use ratio: {against: recomputed} and correction: {type: none}, which look at the learner's alone"
             )
-=======
         check_off_policy(rollout.schedule, algorithm)
         if rollout.engine.type == "vllm" and rollout.engine.sleep and rollout.schedule.overlaps:
             raise ValueError(
@@ -253,5 +251,4 @@ class Recipe(Section):
             )
         if self.algorithm.correction.type != "none" and self.rollout.temperature <= 0:
             raise ValueError("a correction by probability ratios needs rollout.temperature above 0")
->>>>>>> main
         return self
