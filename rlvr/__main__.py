@@ -1,4 +1,4 @@
-"""The `rlvr` command: train, eval, generate, sft, dpo, export, replay, view, schema."""
+"""The `rlvr` command: train, doctor, eval, generate, sft, dpo, export, replay, view, schema."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when it did what was asked, 1 when the run failed, 2 for a recipe or data
-    that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on."""
+    that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on, 3 when a
+    rule of ``run.stop_on`` did."""
     arguments = _parser().parse_args(argv)
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
     if arguments.command == "schema":
@@ -48,6 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from rlvr.errors import DATA_ERRORS, PEER_GONE, RUN_ERRORS
 
     try:
+        if arguments.command == "doctor":
+            return commands.doctor(arguments)
         if recipe is not None:
             commands.COMMANDS[arguments.command](recipe, arguments)
         else:
@@ -96,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         if name == "serve":
             command.add_argument("--host", default="127.0.0.1", help="a private address: weights can be replaced there")
             command.add_argument("--port", type=_count, help="default: a free one, which is printed")
+    text = "say what stops or slows learning: in a recipe before its run, or in a run's folder"
+    command = commands.add_parser("doctor", help=text, description=text)
+    command.add_argument("target", metavar="RECIPE|RUN", help="YAML file, or a run's folder")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the recipe")
+    command.add_argument("--groups", type=_count, default=8, help="problems to sample answers to (default %(default)s)")
+    command.add_argument("--no-engine", action="store_true", help="settings, data, template and verifiers only")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
     text = "copy the model of a checkpoint into a plain Hugging Face folder"
     command = commands.add_parser("export", help=text, description=text)
     command.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's: its last one")

@@ -17,14 +17,14 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.config.groups import EmaBaseline
 from rlvr.data import Data, load_data
 from rlvr.engines import make_engine, most_new_tokens
-from rlvr.first_screen import first_screen
+from rlvr.first_screen import count_weights, first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
@@ -40,6 +40,8 @@ from rlvr.sampling import ProblemSampler
 from rlvr.saver import Saver
 from rlvr.signals import Preemption
 from rlvr.state import StateRegister
+from rlvr.watch.before import examine_cheaply, first_prompts, lines, refuse
+from rlvr.watch.watch import Watch
 from rlvr.weight_sync import WeightSync
 
 
@@ -51,6 +53,7 @@ class RankZero:
     rollouts: Rollouts
     sampler: ProblemSampler
     log: RunLog
+    watch: Watch
     average: MovingAverage | None
     """State of ``baseline: ema``; None with any other."""
 
@@ -95,10 +98,11 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with ExitStack() as stack:
             if self.zero is not None:
                 stack.callback(self.zero.log.close)
+                stack.callback(self.zero.log.end, self.done, error)
                 stack.callback(self.zero.rollouts.close)
             stack.callback(self.saver.close)
 
@@ -155,20 +159,29 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
 
 
 @contextmanager
-def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Data]]:
-    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on."""
+def sampling_only(
+    recipe: Recipe,
+    *,
+    train: bool,
+    say: Callable[[str], None] = print,
+    ready: Callable[[Data, PreTrainedTokenizerBase, PretrainedConfig], None] = lambda data, tokenizer, config: None,
+) -> Iterator[tuple[Rollouts, Data]]:
+    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on.
+    `ready` is called when all is loaded and the engine not yet started."""
     quiet_libraries()
     accelerator = make_accelerator(recipe)
     if accelerator.num_processes > 1:
         raise RecipeError(
             f"this command samples from one process, got {accelerator.num_processes}: call it without a launcher"
         )
-    config = prepare_model(recipe, accelerator, print)
+    config = prepare_model(recipe, accelerator, say)
     model_len = int(config.max_position_embeddings)
-    data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    data = load_data(recipe, tokenizer, model_len, train=train)
     try:
+        ready(data, tokenizer, config)
         log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
-        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: print(message), print)
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: say(message), say)
     except BaseException:
         data.pool.close()
         raise
@@ -236,6 +249,11 @@ def build(recipe: Recipe) -> Run:
             log.start_screen(first_screen(recipe, accelerator, config, data, folder))
             for note in data.notes:
                 say(note)
+            seen = first_prompts(data.train, data.renderer, tokenizer)
+            findings = examine_cheaply(recipe, data.train, seen, data.pool, data.terms, weights=count_weights(config))
+            for line in lines(findings):
+                say(line)
+            refuse(recipe, findings)
         return _load(recipe, folder, accelerator, found, log, data, model_len)
     except BaseException:
         if data is not None:
@@ -258,7 +276,8 @@ def _load(
         rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn, log.say)
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
-        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, average=average)
+        watch = Watch(recipe, log.warn)
+        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
     try:
         if zero is not None:
             zero.rollouts.start()
@@ -294,6 +313,7 @@ def _load(
             if zero.average is not None:
                 register.add("baseline", zero.average)
             register.add("log", zero.log)
+            register.add("watch", zero.watch)
         if found is not None:
             learner.load_policy(found.path)
         state = checkpoint.restore(found, register, accelerator)

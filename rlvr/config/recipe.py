@@ -125,6 +125,17 @@ class KeepBest(Section):
     mode: Literal["max", "min"] = "max"
 
 
+RuleName = Literal[
+    "non_finite", "stale_engine", "engine_mismatch", "verifier_timeouts", "verifier_crashes", "unscored",
+    "learning_rate_too_large", "policy_not_moving", "length_exploding", "all_truncated", "no_answer", "entropy_gone",
+    "always_right", "all_wrong", "constant_reward", "no_variance", "reward_without_eval", "reward_collapsed",
+    "gradient_zero", "learning_rate_too_small", "mismatch_growing", "clip_share", "entropy_exploding",
+    "gradient_exploding", "length_collapsing", "often_truncated", "dead_term", "no_progress", "too_good_too_soon",
+    "solved",
+]  # fmt: skip
+"""The rules that watch a running loop, `rlvr.watch.rules`."""
+
+
 class Run(Section):
     """The run itself: how long, where to, what is written."""
 
@@ -147,6 +158,8 @@ class Run(Section):
     resume: str = "auto"
     """``auto`` goes on from the run's last checkpoint if it has one; ``must`` asks for one; ``never`` refuses a folder
     that holds a run; the path of a checkpoint or of another run's folder starts from there."""
+    insist: bool = False
+    """Train even where the doctor's cheap rules say that this recipe cannot learn (docs/doctor.md)."""
     on_damaged: Literal["previous", "stop"] = "previous"
     """What a damaged checkpoint does: it is set aside and the one before it used, or the run stops."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
@@ -161,6 +174,9 @@ class Run(Section):
     on_disk_full: Literal["stop", "warn"] = "stop"
     """What a log line or a checkpoint that cannot be written does: end the run after a clear message, or go on without
     it."""
+    stop_on: list[RuleName] = []
+    """Rules of docs/doctor.md that end the run, with a checkpoint and status 3, when they fire on it; all others warn
+    the first time."""
     process_timeout: PositiveInt = 7200
     """Seconds that one process may wait for the others before the run ends."""
     threads: PositiveInt | None = None
