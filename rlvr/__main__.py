@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when it did what was asked, 1 when the run failed, 2 for a recipe or data
     that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on, 3 when a
     rule of ``run.stop_on`` did."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
     if arguments.command == "schema":
         print(json.dumps(json_schema(), indent=1))
@@ -40,6 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecipeError as error:
         print(f"rlvr: {error}", file=sys.stderr)
         return 2
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with changes of settings before and behind options: argparse takes them in one place only."""
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    changes = [one for one in left if "=" in one and not one.startswith("-")]
+    if len(changes) < len(left) or (left and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(one for one in left if one not in changes) or ' '.join(left)}")
+    if left:
+        arguments.overrides += changes
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:
