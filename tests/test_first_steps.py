@@ -39,6 +39,16 @@ def test_a_mistake_is_named(
     assert "Traceback" not in error
 
 
+def test_settings_may_stand_before_and_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is neither a setting nor an option is refused, and so is a setting where a command takes none."""
+    line = ["doctor", "r.yaml", "run.seed=1", "--no-engine", "learner.lr=1", "--groups", "3", "run.steps=2"]
+    assert _parsed(line).overrides == ["run.seed=1", "learner.lr=1", "run.steps=2"]
+    for wrong in (["train", "r.yaml", "--engine=x", "a=1"], ["view", "runs/a", "--port", "1", "--no-such", "a=1"]):
+        with pytest.raises(SystemExit):
+            _parsed(wrong)
+        assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "2.5", "all"])
 def test_a_number_of_problems_is_a_whole_number(count: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -55,16 +65,6 @@ def test_a_number_of_problems_is_a_whole_number(count: str, capsys: pytest.Captu
         {"surrogate": {"type": "no_such_module:f"}},
     ],
 )
-def test_settings_may_stand_before_and_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is neither a setting nor an option is refused, and so is a setting where a command takes none."""
-    line = ["doctor", "r.yaml", "run.seed=1", "--no-engine", "learner.lr=1", "--groups", "3", "run.steps=2"]
-    assert _parsed(line).overrides == ["run.seed=1", "learner.lr=1", "run.steps=2"]
-    for wrong in (["train", "r.yaml", "--engine=x", "a=1"], ["view", "runs/a", "--port", "1", "--no-such", "a=1"]):
-        with pytest.raises(SystemExit):
-            _parsed(wrong)
-        assert "unrecognized arguments: --" in capsys.readouterr().err
-
-
 def test_a_plug_in_that_is_not_there_is_found_before_the_engine_starts(
     algorithm: dict[str, object], tmp_path: Path
 ) -> None:
