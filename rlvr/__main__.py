@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
         if name == "generate":
             command.add_argument("--problems", type=_count, help="only the first so many problems")
+            _add_difficulty_arguments(command)
     text = "copy the model of a checkpoint into a plain Hugging Face folder"
     command = commands.add_parser("export", help=text, description=text)
     command.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's: its last one")
@@ -104,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     add_view_arguments(commands.add_parser("view", help=text, description=text))
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
+
+
+def _add_difficulty_arguments(command: argparse.ArgumentParser) -> None:
+    text = "JSON-lines file of pass rates and mean lengths that problems.difficulty reads; it must not exist"
+    command.add_argument("--difficulty", type=Path, metavar="FILE", help=text)
+    text = "also try so many answers without reasoning to each problem: the file's guess_rate"
+    command.add_argument("--guess", type=_count, metavar="TRIES", help=text)
+    text = "what such an answer begins with; default: an empty thought and <answer>, or 'The answer is \\boxed{'"
+    command.add_argument("--guess-begin", metavar="TEXT", help=text)
+    command.add_argument("--guess-tokens", type=_count, default=32, metavar="N", help="most tokens of one; default 32")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeInt, Section
 from rlvr.config.problems import RewardTerm
+from rlvr.config.schedule import Schedule, Synchronous
 
 
 class Rewards(Section):
@@ -67,6 +68,23 @@ class HfEngine(Section):
     """Sequences that are generated together."""
 
 
+class RepetitionStop(Section):
+    """An answer ends, with a finish reason of its own, once its last tokens are the same pattern again and again."""
+
+    shortest: PositiveInt = 1
+    """Tokens of the shortest pattern that is looked for."""
+    longest: PositiveInt = 64
+    """Tokens of the longest one; looking costs up to so many comparisons a token."""
+    count: Annotated[int, Field(ge=2)] = 16
+    """Copies in a row that end the answer."""
+
+    @model_validator(mode="after")
+    def _range(self) -> RepetitionStop:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest must be at most longest = {self.longest}, got {self.shortest}")
+        return self
+
+
 class Rollout(Section):
     """How answers are sampled."""
 
@@ -77,9 +95,27 @@ class Rollout(Section):
     """Answers to each problem, G."""
     max_new_tokens: PositiveInt
     temperature: PositiveFloat = 1.0
+    schedule: Schedule = Synchronous()
+    """When the engine samples and when the learner trains."""
+    patience: PositiveFloat = 3600.0
+    """Seconds without the end of any answer or grading after which the run stops, naming what it waits for; each tenth
+    of it is told."""
+    repetition: RepetitionStop | None = None
+    """End answers that repeat themselves (Kimi k1.5), in training, not in evaluations; None lets them run on. A penalty
+    is `algorithm.shaping: [{type: repetition_stop}]`."""
     workflow: ImportPath | None = None
     """What happens between prompt and verdict; None is G answers to one prompt."""
     self_test: bool = True
     """Prove at the start that the engine follows each group of parameters."""
     probe: PositiveInt = 4
     """Sequences whose log-probabilities are compared between engine and learner at each sync."""
+
+    @model_validator(mode="after")
+    def _can_end(self) -> Rollout:
+        stop = self.repetition
+        if stop is not None and stop.shortest * stop.count > self.max_new_tokens:
+            raise ValueError(
+                f"repetition.count must be at most max_new_tokens / shortest = {self.max_new_tokens // stop.shortest}, "
+                f"got {stop.count}: no answer could repeat itself so often"
+            )
+        return self

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
-from rlvr.records import Completion, FinishReason, Request
+from rlvr.records import Completion, FinishReason, Request, Sampling
 from rlvr.rollout.engine import EngineDied, EngineError
 from rlvr.rollout.text import answer_text, check_fits, check_lengths
 from rlvr.rollout.vllm_process import child_environment, log_to, output_to, reason_in, without_interrupt
@@ -174,6 +174,7 @@ class VllmEngine:
             logprobs=0,
             flat_logprobs=True,
             detokenize=bool(sampling.stop),
+            repetition_detection=_detection(sampling),
             output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
         output = await self._run(request.id, request.prompt_ids, parameters)
@@ -196,12 +197,12 @@ class VllmEngine:
             )
         if output.finish_reason not in _FINISH_REASONS:
             raise EngineError(f"request {request.id!r}: vLLM ended it with {output.finish_reason!r}")
-        stops = request.sampling.stop if isinstance(output.stop_reason, str) else ()
+        by_string = output.finish_reason == "stop" and isinstance(output.stop_reason, str)
         return Completion(
             ids=ids,
             behaviour_logprobs=logprobs,
             weight_version=versions,
-            text=answer_text(self._running().get_tokenizer(), ids, stops),
+            text=answer_text(self._running().get_tokenizer(), ids, request.sampling.stop if by_string else ()),
             finish_reason=cast(FinishReason, output.finish_reason),
         )
 
@@ -299,6 +300,12 @@ class VllmEngine:
                 if not self._holds and self._is_paused and self._core is core and not core.errored:
                     await self._call(core.resume_generation())
                     self._is_paused = False
+
+    async def interrupt(self) -> None:
+        """End every request in flight: each `generate` returns the tokens it has, with finish reason ``abort``."""
+        await self._all_admitted.wait()
+        async with self._paused():
+            await self._call(self._running().pause_generation(mode="abort", clear_cache=False))
 
     async def _clear_cache(self) -> None:
         if not await self._call(self._running().reset_prefix_cache()):
@@ -398,3 +405,15 @@ class VllmEngine:
 
         core.output_processor.propagate_error(EngineDeadError())
         core.shutdown(timeout=1)  # then it is killed: its own teardown takes seconds and keeps nothing
+
+
+def _detection(sampling: Sampling) -> Any:
+    """vLLM's settings of its repetition detector."""
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    stop = sampling.repetition
+    if stop is None:
+        return None
+    return RepetitionDetectionParams(
+        max_pattern_size=stop.longest, min_pattern_size=stop.shortest, min_count=stop.count
+    )
