@@ -122,16 +122,12 @@ def log_rollouts(
 
 
 def stop_early(run: Run, before: dict[str, Any]) -> NoReturn:
-<<<<<<< HEAD
-    """End between two steps because SIGTERM came or a rule fired: problems drawn since count as never drawn."""
+    """End between two steps because SIGTERM came or a rule fired: what was drawn and sampled since
+    counts as never begun."""
     why, status = "SIGTERM", TERMINATED
     if run.preemption.agreed_on_rule():
         why, status = run.preemption.rule or "a rule of run.stop_on, which fired on rank 0", STOPPED
     text = f"{why} before the first step was done"
-=======
-    """End between two steps because SIGTERM came: what was drawn and sampled since counts as never begun."""
-    text = "SIGTERM before the first step was done"
->>>>>>> main
     if run.zero is not None:
         run.zero.undraw(before)
     if run.done > 0:
