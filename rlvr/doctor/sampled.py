@@ -71,7 +71,8 @@ ALL_RIGHT = Rule(
 )  # fmt: skip
 NONE_RIGHT = Rule(
     "none_right", Grade.STOPS,
-    f"all answers, {EVIDENCE} or more, get the same reward and none full marks; with fewer answers it slows learning",
+    f"all answers, {EVIDENCE} or more, get the same reward and none full marks; with fewer answers, or where only "
+    "terms behind the first tell them apart, it slows learning",
     "take easier problems or a better base model, fine-tune on solutions first (`rlvr sft`), or give partial credit",
 )  # fmt: skip
 TOO_SMALL = Rule(
@@ -303,6 +304,12 @@ def _rewards(recipe: Recipe, groups: Sequence[RolloutGroup], rollouts: Sequence[
             evidence=shown(rollouts), grade=Grade.STOPS if enough else Grade.SLOWS,
         )  # fmt: skip
         return
+    elif rate == 0.0 and enough and len(_first_scores(rollouts)) == 1:
+        yield NONE_RIGHT.found(
+            f"none of {len(rollouts)} answers gets full marks or a part of them from {recipe.rewards.terms[0].name!r}; "
+            "only other terms tell answers apart",
+            evidence=shown(rollouts), grade=Grade.SLOWS,
+        )  # fmt: skip
     if isinstance(recipe.algorithm.baseline, OUTSIDE_THE_GROUP):
         return
     now = expected_mixed(groups, size)
@@ -317,6 +324,12 @@ def _rewards(recipe: Recipe, groups: Sequence[RolloutGroup], rollouts: Sequence[
         )
     else:
         yield FEW_MIXED.found(numbers)
+
+
+def _first_scores(rollouts: Sequence[Rollout]) -> set[float]:
+    """The different scores of the term that says whether an answer is right."""
+    first = [next(iter(one.verdicts.values())) for one in rollouts if one.verdicts]
+    return {verdict.score for verdict in first if verdict.score is not None}
 
 
 def _forms(recipe: Recipe, rollouts: Sequence[Rollout]) -> Iterator[Finding]:

@@ -29,8 +29,10 @@ PATIENCE = 4.0
 """Seconds after which no more answers are given to a slow verifier (a judge, a sandbox)."""
 DISAGREES = 0.1
 """Share of answers judged differently the second time from which rewards are noise."""
+ENOUGH = 10
+"""Gradings from which such a share says something."""
 RAISES = 0.5
-THOUGHT = "<think> Let me work it out. </think> "
+THOUGHT = "<think> So. </think> "
 FORMS = (
     "{r}", "The answer is {r}.", "\\boxed{{{r}}}", "So the answer is \\boxed{{{r}}}.", "#### {r}",
     "<answer> {r} </answer>", "<answer>{r}</answer>", "<answer> \\boxed{{{r}}} </answer>",
@@ -41,6 +43,7 @@ NONSENSE = (
     "<answer> -987654321 </answer>", "<think> Hm. </think> <answer> nothing </answer>", "The answer is quux.",
     "我不知道。", "Ich weiß es nicht, und das ist auch gut so.", "e e e e e e e", "ab cd ef", "odd", "13579",
     "A longer text that goes round and round and says nothing at all, so that whoever counts words has some to count.",
+    "WHAT A NOISE!", "- one\n- two", "```python\nprint('no')\n```", '{"answer": null}', "no no no, " * 300,
 )  # fmt: skip
 """Answers that are not right, in many forms: some verifier may like one, none may like all."""
 WITH_UNIT = re.compile(
@@ -56,7 +59,8 @@ ALWAYS_RIGHT = Rule(
 )  # fmt: skip
 DISAGREEING = Rule(
     "verifier_disagrees", Grade.STOPS,
-    f"a verifier judges an answer differently the second time; below {DISAGREES:.0%} of the answers it slows learning",
+    f"a verifier judges an answer differently the second time; below {DISAGREES:.0%} of the answers, or with fewer "
+    f"than {ENOUGH}, it slows learning",
     "make the verifier a function of text and reference alone: no random numbers, no clock, no memory of "
     "other gradings; temperature 0 and more votes for a judge",
 )  # fmt: skip
@@ -79,7 +83,7 @@ STOP_CUTS = Rule(
 )  # fmt: skip
 NO_ROOM = Rule(
     "answer_does_not_fit", Grade.STOPS,
-    "the shortest answer with full marks, with six words of thought where the format wants one, has more tokens than "
+    "the shortest answer with full marks, with a word of thought where the format wants one, has more tokens than "
     "`rollout.max_new_tokens`",
     "raise rollout.max_new_tokens: to several times that length, for thoughts to grow",
 )  # fmt: skip
@@ -283,7 +287,7 @@ def disagreement(name: str, pairs: Sequence[tuple[tuple[tuple[str, str], Verdict
         yield DISAGREEING.found(
             f"reward term {name!r} judged {len(other)} of {len(judged)} answers differently the second time",
             evidence=[f"{text!r:.60} was {one.score:g}, then {two.score:g}" for (text, _), one, two in other[:3]],
-            grade=Grade.STOPS if share >= DISAGREES else Grade.SLOWS,
+            grade=Grade.STOPS if share >= DISAGREES and len(judged) >= ENOUGH else Grade.SLOWS,
         )
 
 

@@ -267,7 +267,7 @@ def prompts_that_the_model_answers_by_its_end(work: Workspace) -> None:
 SAMPLED: list[tuple[Callable[[Workspace], None], str, str]] = [
     (sixteen_new_tokens, "all_truncated", STOPS),
     (easy_set_in_pairs, "group_too_small", SLOWS),
-    (references_of_other_rows, "none_right", STOPS),
+    (references_of_other_rows, "none_right", SLOWS),
     (verifier_in_moods, "verifier_disagrees", STOPS),
     (verifier_that_always_says_one, "all_right", STOPS),
     (cold_sampling, "answers_identical", STOPS),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from dataclasses import replace
 
 import pytest
 
 from rewards import Outcome
 from rlvr.doctor.sampled import answers_wanted, check_sampled, expected_mixed, mixed_share, pass_rate
+from rlvr.records import FinishReason
 from rlvr.tasks.templates import Renderer
 from tests.builders import make_group, make_recipe, make_rollout
 from tests.helpers import make_tiny_tokenizer
@@ -49,19 +51,18 @@ def test_small_groups_are_estimated_from_more_answers() -> None:
     assert [answers_wanted(size) for size in (1, 2, 4, 5, 8, 16, 64)] == [8, 8, 8, 10, 16, 16, 64]
 
 
-def rules(*outcomes: Outcome, finish: str = "stop", size: int = 4) -> dict[str, str]:
-    """What is found in 8 equal groups of these outcomes."""
-    recipe = make_recipe().model_copy(
-        update={"rollout": make_recipe().rollout.model_copy(update={"group_size": size, "max_new_tokens": 3})}
+def rules(*outcomes: Outcome, finish: FinishReason = "stop", size: int = 4, first: int = 10) -> dict[str, str]:
+    """What is found in 8 equal groups of these outcomes; the tokens of answer i begin at `first` + i."""
+    recipe = make_recipe()
+    recipe = recipe.model_copy(
+        update={"rollout": recipe.rollout.model_copy(update={"group_size": size, "max_new_tokens": 3})}
     )
     tokenizer = make_tiny_tokenizer()
-    groups = [
-        make_group(
-            *(make_rollout(one, sample=i, finish=finish, tokens=3 + i) for i, one in enumerate(outcomes)),  # type: ignore[arg-type] # a literal
-            problem=f"p{number}",
-        )
-        for number in range(8)
+    rollouts = [
+        replace(make_rollout(one, sample=i, finish=finish, tokens=3), ids=(first + i, first + i + 1, first + i + 2))
+        for i, one in enumerate(outcomes)
     ]
+    groups = [make_group(*rollouts, problem=f"p{number}") for number in range(8)]
     found = check_sampled(recipe, groups, Renderer(recipe.template, tokenizer), tokenizer)
     return {one.rule: one.grade.value for one in found}
 
@@ -78,4 +79,9 @@ def test_each_share_has_its_rule() -> None:
     assert rules(right, wrong, dead, right) == {"grading_times_out": "slows learning"}
     assert rules(right, wrong, error, error)["answers_unscored"] == "stops learning"
     assert rules(*[right] * 7, wrong, size=2)["group_too_small"] == "slows learning"
-    assert rules(*[wrong] * 15, right, size=2)["few_groups_teach"] == "slows learning"
+    assert rules(*[wrong] * 35, right, size=2)["few_groups_teach"] == "slows learning"
+
+
+def test_an_end_of_text_that_ends_nothing() -> None:
+    """Tokens 0 and 2 are padding and end of text: answers that go on behind them run past the model's own end."""
+    assert rules(Outcome.CORRECT, Outcome.WRONG, first=1) == {"end_token_ignored": "slows learning"}
