@@ -335,7 +335,7 @@ _LEARNER = (
     Metric(
         "tokens/generated_per_second",
         "tokens/s",
-        "tokens/generated / time/generate",
+        "tokens/generated / time/beside/sampling",
         "Speed of the engine.",
         is_measured=True,
     ),
