@@ -16,14 +16,15 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.data import Data, load_data
-from rlvr.first_screen import first_screen
+from rlvr.engines import make_engine, most_new_tokens
+from rlvr.first_screen import count_weights, first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
@@ -34,14 +35,14 @@ from rlvr.plugins import load_plugin
 from rlvr.records import RolloutGroup
 from rlvr.resume import check_recipe, find_checkpoint, restored
 from rlvr.rollout.collector import Collector, answers_to_one_prompt
-from rlvr.rollout.engine import Engine
-from rlvr.rollout.restarting import RestartingEngine
 from rlvr.rollouts import Rollouts
 from rlvr.run_log import RunLog, run_folder
 from rlvr.sampling import ProblemSampler
 from rlvr.saver import Saver
 from rlvr.signals import Preemption
 from rlvr.state import StateRegister
+from rlvr.watch.before import examine_cheaply, first_prompts, lines, refuse
+from rlvr.watch.watch import Watch
 from rlvr.weight_sync import WeightSync
 
 
@@ -53,8 +54,18 @@ class RankZero:
     rollouts: Rollouts
     sampler: ProblemSampler
     log: RunLog
+    watch: Watch
     average: MovingAverage | None
     """State of ``baseline: ema``; None with any other."""
+
+    def drawn(self) -> dict[str, Any]:
+        """Which problems were drawn and what has become of them, for `undraw`."""
+        return {"sampler": self.sampler.state_dict(), "rollouts": self.rollouts.state_dict()}
+
+    def undraw(self, before: dict[str, Any]) -> None:
+        """Back to what `drawn` said."""
+        self.sampler.load_state_dict(before["sampler"])
+        self.rollouts.load_state_dict(before["rollouts"])
 
     def prompts_of(self, groups: Sequence[RolloutGroup]) -> list[str]:
         """The prompt of each group as the model saw it."""
@@ -88,10 +99,11 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with ExitStack() as stack:
             if self.zero is not None:
                 stack.callback(self.zero.log.close)
+                stack.callback(self.zero.log.end, self.done, error)
                 stack.callback(self.zero.rollouts.close)
             stack.callback(self.saver.close)
 
@@ -148,20 +160,29 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
 
 
 @contextmanager
-def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Data]]:
-    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on."""
+def sampling_only(
+    recipe: Recipe,
+    *,
+    train: bool,
+    say: Callable[[str], None] = print,
+    ready: Callable[[Data, PreTrainedTokenizerBase, PretrainedConfig], None] = lambda data, tokenizer, config: None,
+) -> Iterator[tuple[Rollouts, Data]]:
+    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on.
+    `ready` is called when all is loaded and the engine not yet started."""
     quiet_libraries()
     accelerator = make_accelerator(recipe)
     if accelerator.num_processes > 1:
         raise RecipeError(
             f"this command samples from one process, got {accelerator.num_processes}: call it without a launcher"
         )
-    config = prepare_model(recipe, accelerator, print)
+    config = prepare_model(recipe, accelerator, say)
     model_len = int(config.max_position_embeddings)
-    data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    data = load_data(recipe, tokenizer, model_len, train=train)
     try:
+        ready(data, tokenizer, config)
         log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
-        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: print(message))
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: say(message), say)
     except BaseException:
         data.pool.close()
         raise
@@ -173,14 +194,16 @@ def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Da
 
 
 def make_rollouts(
-    recipe: Recipe, data: Data, model_len: int, log_file: Path, warn: Callable[[str, str], None]
-) -> Rollouts:
+    recipe: Recipe, data: Data, model_len: int, log_file: Path,
+    warn: Callable[[str, str], None], say: Callable[[str], None],
+) -> Rollouts:  # fmt: skip
     """The sampling side of a run, not started yet."""
-    engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), log_file, warn)
+    needed = min(model_len, data.longest_prompt + most_new_tokens(recipe))
+    engine = make_engine(recipe, needed, log_file, warn, say)
     path = recipe.rollout.workflow
     workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
     collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
-    return Rollouts(recipe, engine, data.pool, collector, data.renderer)
+    return Rollouts(recipe, engine, data.pool, collector, data.renderer, data.train, warn)
 
 
 def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -227,6 +250,11 @@ def build(recipe: Recipe) -> Run:
             log.start_screen(first_screen(recipe, accelerator, config, data, folder))
             for note in data.notes:
                 say(note)
+            seen = first_prompts(data.train, data.renderer, tokenizer)
+            findings = examine_cheaply(recipe, data.train, seen, data.pool, data.terms, weights=count_weights(config))
+            for line in lines(findings):
+                say(line)
+            refuse(recipe, findings)
         return _load(recipe, folder, accelerator, found, log, data, model_len)
     except BaseException:
         if data is not None:
@@ -244,12 +272,13 @@ def _load(
     register = StateRegister()
     zero = None
     if log is not None and data is not None:
+        sampler = ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed)
         log.say("starting the engine")
-        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn)
-        sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
+        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn, log.say)
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
-        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, average=average)
+        watch = Watch(recipe, log.warn)
+        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
     try:
         if zero is not None:
             zero.rollouts.start()
@@ -263,7 +292,10 @@ def _load(
             if zero is None
             else [zero.data.renderer.render(one).ids for one in zero.data.train[: recipe.rollout.probe]]
         )
-        weights = WeightSync(learner, accelerator, zero.rollouts if zero is not None else None, probes)
+        weights = WeightSync(
+            learner, accelerator, zero.rollouts if zero is not None else None, probes,
+            keeps_copy=recipe.rollout.schedule.overlaps,
+        )  # fmt: skip
         run = Run(
             recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
             clock=StepClock(), done=0, zero=zero, peak_flops=_peak_flops(recipe, accelerator),
@@ -278,9 +310,11 @@ def _load(
         register.add("weights", weights)
         if zero is not None:
             register.add("sampler", zero.sampler)
+            register.add("rollouts", zero.rollouts)
             if zero.average is not None:
                 register.add("baseline", zero.average)
             register.add("log", zero.log)
+            register.add("watch", zero.watch)
         if found is not None:
             learner.load_policy(found.path)
         state = checkpoint.restore(found, register, accelerator)
@@ -320,24 +354,3 @@ def _any_rank(asked: bool, accelerator: Accelerator) -> bool:
 
 def _no_warning(name: str, message: str) -> None:
     """Only rank 0 speaks."""
-
-
-def most_new_tokens(recipe: Recipe) -> int:
-    """The longest answer that training or an eval set may ask for."""
-    return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
-
-
-def make_engine(recipe: Recipe, model_len: int, log_file: Path, warn: Callable[[str, str], None]) -> Engine:
-    """The recipe's engine, not started yet."""
-    settings = recipe.rollout.engine
-    if settings.type == "hf":
-        from rlvr.rollout.hf_engine import HfEngine
-
-        return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
-    from rlvr.rollout.vllm_engine import VllmEngine
-
-    own = settings.model_dump(exclude={"type", "restarts", "timeout"})
-    if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
-        own["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
-    engine = VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **own)
-    return RestartingEngine(engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn)

@@ -17,6 +17,7 @@ from rlvr.config.recipe import Sft
 from rlvr.dpo import Pair, to_pairs
 from rlvr.records import Problem, TrainingSample
 from rlvr.sft import Example, to_samples
+from rlvr.tasks.difficulty import add_difficulty, keep_in_range
 from rlvr.tasks.overlap import apply_overlap, find_overlap
 from rlvr.tasks.references import check_references
 from rlvr.tasks.rows import ProblemError
@@ -73,6 +74,11 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
         notes += overlap.lines()
         if len(trained) < before:
             notes.append(f"{before - len(trained)} training problems left out (problems.overlap: drop)")
+    if train and recipe.problems.difficulty is not None:
+        trained = add_difficulty(trained, recipe.problems.difficulty)
+    if train and recipe.problems.keep:
+        trained, left_out = keep_in_range(trained, recipe.problems.keep)
+        notes += left_out
     longest = 0
     for problems, most in [(trained, recipe.rollout.max_new_tokens)] + [
         (problems, one.max_new_tokens or recipe.rollout.max_new_tokens) for one, problems in evals

@@ -13,6 +13,7 @@ from rlvr.plugins import PlugInError
 from rlvr.rollout.engine import EngineError
 from rlvr.rollouts import TooManyUnscored
 from rlvr.run_log import RunLogError
+from rlvr.sampling import SamplerExhausted
 from rlvr.tasks.rows import ProblemError
 from rlvr.versions import VersionError
 
@@ -31,6 +32,7 @@ DATA_ERRORS = (
 
 RUN_ERRORS = (
     EngineError, TooManyUnscored, RewardError, NonFiniteError, CheckpointError, RunLogError, LineWriteError,
+    SamplerExhausted,
 )  # fmt: skip
 """What happened while running."""
 

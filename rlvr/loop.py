@@ -3,7 +3,7 @@
 | call               | consumes                | produces                  | on ranks                        |
 |--------------------|-------------------------|---------------------------|---------------------------------|
 | `sampler.next`     | its own state           | P problems                | 0                               |
-| `rollouts.fill`    | problems, the engine    | P graded groups of G      | 0, the others wait in `update`  |
+| `rollouts.take`    | problems, the engine    | P graded groups of G      | 0, the others wait in `update`  |
 | `make_samples`     | groups                  | samples with advantages   | 0                               |
 | `learner.update`   | samples                 | the next policy           | all: rank 0 packs and scatters  |
 | `weights.send`     | the policy's weights    | an engine that has them   | all gather, rank 0 sends        |
@@ -22,7 +22,7 @@ from rlvr.learn.update import NonFiniteError
 from rlvr.metrics import memory_metrics, refill_metrics, rollout_metrics, sample_metrics, throughput_metrics
 from rlvr.records import RolloutGroup, TrainingSample
 from rlvr.replay import keep_batch
-from rlvr.signals import TERMINATED, Interrupted
+from rlvr.signals import STOPPED, TERMINATED, Interrupted
 
 
 def train(run: Run) -> None:
@@ -39,8 +39,8 @@ def train(run: Run) -> None:
 def train_step(run: Run, step: int) -> None:
     """One step of all ranks; rank 0 has the groups and the samples, the others have None."""
     clock, zero = run.clock, run.zero
-    before = {} if zero is None else zero.sampler.state_dict()
-    groups = collect(run)
+    before = {} if zero is None else zero.drawn()
+    groups = collect(run, step)
     if run.preemption.agreed():
         stop_early(run, before)
     samples: list[TrainingSample] | None = None
@@ -49,14 +49,19 @@ def train_step(run: Run, step: int) -> None:
     if zero is not None:
         with clock.phase("pack"):
             samples, counts = make_samples(
-                groups, run.recipe.algorithm, step, terms=zero.data.terms, average=zero.average
-            )
-            metrics |= rollout_metrics(groups) | counts | sample_metrics(samples)
-            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step)
+                groups, run.recipe.algorithm, step, terms=zero.data.terms, average=zero.average,
+                schedule=run.recipe.rollout.schedule,
+            )  # fmt: skip
+            metrics |= rollout_metrics(groups) | counts | sample_metrics(samples) | zero.rollouts.counts
+            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step) | zero.sampler.observe(groups)
+            clock.overlap("sampling", zero.rollouts.sampling_time)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
             shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
     keep = [index for index, sample in enumerate(samples or ()) if sample.group in shown]
     metrics |= update(run, step, samples, keep)
+    if zero is not None:
+        with clock.phase("generate"):
+            zero.rollouts.settle()
     with clock.phase("sync"):
         metrics |= run.weights.send(version=step)
     run.done = step
@@ -67,20 +72,22 @@ def train_step(run: Run, step: int) -> None:
         with clock.phase("log"):
             log_rollouts(run, zero, step, groups, samples or [], shown)
         metrics |= clock.lap() | memory_metrics()
-        zero.log.step(step, metrics | throughput_metrics(metrics, run.peak_flops))
+        metrics |= throughput_metrics(metrics, run.peak_flops)
+        watch(run, zero, step, metrics)
+        zero.log.step(step, metrics)
     if is_due(run.recipe.run.save_every, step, run):
         with clock.phase("checkpoint"):
             save(run, metrics)
 
 
-def collect(run: Run) -> list[RolloutGroup]:
+def collect(run: Run, step: int) -> list[RolloutGroup]:
     """The graded groups of one step, on rank 0; none if SIGTERM came meanwhile."""
     if run.zero is None:
         return []
     zero = run.zero
 
     def work() -> list[RolloutGroup]:
-        return zero.rollouts.fill(zero.sampler.next, zero.progress("generate"))
+        return zero.rollouts.take(step, zero.sampler.next, zero.progress("generate"))
 
     with run.clock.phase("generate"):
         groups = run.preemption.attempt(work)
@@ -115,16 +122,20 @@ def log_rollouts(
 
 
 def stop_early(run: Run, before: dict[str, Any]) -> NoReturn:
-    """End between two steps because SIGTERM came: the problems drawn since count as never drawn."""
-    text = "SIGTERM before the first step was done"
+    """End between two steps because SIGTERM came or a rule fired: what was drawn and sampled since
+    counts as never begun."""
+    why, status = "SIGTERM", TERMINATED
+    if run.preemption.agreed_on_rule():
+        why, status = run.preemption.rule or "a rule of run.stop_on, which fired on rank 0", STOPPED
+    text = f"{why} before the first step was done"
     if run.zero is not None:
-        run.zero.sampler.load_state_dict(before)
+        run.zero.undraw(before)
     if run.done > 0:
         if run.saver.last != run.done:
             save(run, {})
         run.saver.wait()
-        text = f"SIGTERM after step {run.done}, which is saved: the same command goes on"
-    raise Interrupted(text, TERMINATED)
+        text = f"{why} after step {run.done}, which is saved: the same command goes on"
+    raise Interrupted(text, status)
 
 
 def start_engine(run: Run) -> None:
@@ -137,12 +148,20 @@ def start_engine(run: Run) -> None:
         run.weights.send(version=run.done)
 
 
+def watch(run: Run, zero: RankZero, step: int, metrics: dict[str, float]) -> None:
+    """Let the doctor's rules see a step; one of ``run.stop_on`` that fires ends the run before the next."""
+    if (finding := zero.watch.see(step, metrics)) is not None:
+        run.preemption.stop(f"rule {finding.rule} ({finding.message})")
+
+
 def measure_start(run: Run) -> None:
     """Evaluate the starting policy: step 0 of the metrics."""
     if run.zero is not None and run.recipe.problems.eval:
         with run.clock.phase("eval"):
             metrics = evaluate(run)
-        run.zero.log.step(0, metrics | run.clock.lap())
+        metrics |= run.clock.lap()
+        watch(run, run.zero, 0, metrics)
+        run.zero.log.step(0, metrics)
 
 
 def evaluate(run: Run) -> dict[str, float]:

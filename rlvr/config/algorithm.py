@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from rlvr.config.base import NonNegativeFloat, Section
+from rlvr.config.base import NonNegativeFloat, PlugIn, Section
 from rlvr.config.groups import (
     Baseline,
     Distillation,
@@ -144,6 +144,21 @@ class Algorithm(Section):
             positive_nll=self.positive_nll, off_policy_mask=self.off_policy_mask,
         )  # fmt: skip
         return self
+
+    def weighs_behaviour(self) -> tuple[str, str] | None:
+        """Key and value of the first slot that sees the engine's log-probabilities beside the learner's, if one does:
+        both must then be those of one distribution."""
+        if isinstance(self.surrogate, PlugIn):
+            return "surrogate", repr(self.surrogate.type)
+        for key, value, is_used in (
+            ("ratio.against", repr(self.ratio.against), self.ratio.against == "behaviour"),
+            ("correction", repr(self.correction.type), not isinstance(self.correction, NoCorrection)),
+            ("off_policy_mask", self.off_policy_mask, self.off_policy_mask is not None),
+            ("squared_log_ratio", self.squared_log_ratio, self.squared_log_ratio > 0),
+        ):
+            if is_used:
+                return key, str(value)
+        return None
 
     def smallest_group(self) -> int:
         """Fewest answers a group needs for the baseline and scale to be defined."""

@@ -8,9 +8,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
-from rlvr.config.groups import CosineLength, SoftOverlong, check_sizes
+from rlvr.config.groups import CosineLength, RepetitionStopped, SoftOverlong, check_sizes
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
+from rlvr.config.schedule import Schedule as RolloutSchedule
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -129,6 +130,17 @@ class KeepBest(Section):
     mode: Literal["max", "min"] = "max"
 
 
+RuleName = Literal[
+    "non_finite", "stale_engine", "engine_mismatch", "verifier_timeouts", "verifier_crashes", "unscored",
+    "learning_rate_too_large", "policy_not_moving", "length_exploding", "all_truncated", "no_answer", "entropy_gone",
+    "always_right", "all_wrong", "constant_reward", "no_variance", "reward_without_eval", "reward_collapsed",
+    "gradient_zero", "learning_rate_too_small", "mismatch_growing", "clip_share", "entropy_exploding",
+    "gradient_exploding", "length_collapsing", "often_truncated", "dead_term", "judge_disagrees", "no_progress",
+    "too_good_too_soon", "solved",
+]  # fmt: skip
+"""The rules that watch a running loop, `rlvr.watch.rules`."""
+
+
 class Run(Section):
     """The run itself: how long, where to, what is written."""
 
@@ -151,6 +163,8 @@ class Run(Section):
     resume: str = "auto"
     """``auto`` goes on from the run's last checkpoint if it has one; ``must`` asks for one; ``never`` refuses a folder
     that holds a run; the path of a checkpoint or of another run's folder starts from there."""
+    insist: bool = False
+    """Train even where the doctor's cheap rules say that this recipe cannot learn (docs/doctor.md)."""
     on_damaged: Literal["previous", "stop"] = "previous"
     """What a damaged checkpoint does: it is set aside and the one before it used, or the run stops."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
@@ -165,6 +179,9 @@ class Run(Section):
     on_disk_full: Literal["stop", "warn"] = "stop"
     """What a log line or a checkpoint that cannot be written does: end the run after a clear message, or go on without
     it."""
+    stop_on: list[RuleName] = []
+    """Rules of docs/doctor.md that end the run, with a checkpoint and status 3, when they fire on it; all others warn
+    the first time."""
     process_timeout: PositiveInt = 7200
     """Seconds that one process may wait for the others before the run ends."""
     threads: PositiveInt | None = None
@@ -172,6 +189,17 @@ class Run(Section):
     peak_tflops: PositiveFloat | None = None
     """10^12 operations a second of one device in matrix products, what the metrics `mfu/...` compare with; None takes
     the maker's figure for a known GPU, else measures it at the start."""
+
+
+def check_off_policy(schedule: RolloutSchedule, algorithm: Algorithm) -> None:
+    """Raise `ValueError` where tokens of older weights would be trained as if the policy had just sampled them."""
+    corrects = algorithm.correction.type != "none" or algorithm.ratio.against == "behaviour"
+    if schedule.bound > 0 and not corrects and algorithm.surrogate.type != "squared":
+        raise ValueError(
+            f"rollout.schedule {schedule.type!r} trains on tokens up to {schedule.bound} versions old, and with "
+            "algorithm.correction: none and ratio.against: recomputed nothing weighs them; set correction: {type: "
+            "truncate} (or mask), or ratio: {against: behaviour}"
+        )
 
 
 class Recipe(Section):
@@ -211,12 +239,31 @@ class Recipe(Section):
                     f"soft_overlong.max_tokens must be at most rollout.max_new_tokens = {self.rollout.max_new_tokens}, "
                     "or the punishment never applies"
                 )
+            if isinstance(shaping, RepetitionStopped) and rollout.repetition is None:
+                raise ValueError(
+                    "rollout.repetition must be set with shaping 'repetition_stop', got null: no answer would end for "
+                    "that reason; use rollout.repetition: {count: 16}, or shaping 'repetition'"
+                )
             most = shaping.max_tokens if isinstance(shaping, CosineLength) and shaping.exceeded is not None else 0
             if isinstance(shaping, CosineLength) and most > rollout.max_new_tokens:
                 raise ValueError(
                     f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
                     f"{shaping.max_tokens}: no answer could get `exceeded`"
                 )
+        if (filters := rollout.filters()) and (weighs := algorithm.weighs_behaviour()) is not None:
+            name, value = next(iter(filters.items()))
+            raise ValueError(
+                f"rollout.{name} must be {1 if name == 'top_p' else 0} with algorithm.{weighs[0]}: {weighs[1]}, got "
+                f"{value:g}: it leaves tokens out and scales up the others, so that the engine's probabilities lie "
+                "above the learner's by 1 / the mass that was kept, and a ratio of the two would be biased by it; or "
+                "use ratio: {against: recomputed} and correction: {type: none}, which look at the learner's alone"
+            )
+        check_off_policy(rollout.schedule, algorithm)
+        if rollout.engine.type == "vllm" and rollout.engine.sleep and rollout.schedule.overlaps:
+            raise ValueError(
+                f"rollout.engine.sleep must be false with rollout.schedule {rollout.schedule.type!r}, got true: its "
+                "engine samples while the learner computes; use synchronous or partial"
+            )
         kl = algorithm.kl
         if self.model.lora is not None and kl.type != "none" and kl.reference.type == "average":
             raise ValueError(

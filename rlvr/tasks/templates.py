@@ -9,7 +9,8 @@ is added to it. What it would put after a text (an EOS, for some) is left out: a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,7 @@ class Renderer:
     in its vocabulary; the padding token only where it is one of the former."""
 
     def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._template, self._tokenizer = template, tokenizer
+        self._template, self.tokenizer = template, tokenizer
         self._jinja = _read_jinja(template.path) if template.path is not None else None
         self._text, self._prefill, own = TEXTS.get(template.type, ("", template.prefill, ()))
         self.stop = own if template.stop is None else tuple(template.stop)
@@ -98,19 +99,23 @@ class Renderer:
             raise RecipeError("template.stop: an empty string would end every answer before it begins")
         self.stop_token_ids = end_token_ids(tokenizer)
         self._before = _added_before(tokenizer)
+        self._begin = ""
         if template.type == "chat" and not tokenizer.chat_template:
             raise RecipeError(
                 "template.type 'chat': this tokenizer has no chat template (it belongs to a base model?); "
-                "use r1_zero, qwen_math or none, or a chat template of your own by type 'jinja'"
+                "use r1_zero, qwen_math or none, or a chat template of your own by type 'jinja'",
+                rule="chat_template_missing",
             )
         if template.type == "qwen_math" and not {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_vocab()):
             raise RecipeError(
-                "template.type 'qwen_math' needs the tokens <|im_start|> and <|im_end|>: not in the tokenizer"
+                "template.type 'qwen_math' needs the tokens <|im_start|> and <|im_end|>: not in the tokenizer",
+                rule="template_token_unknown",
             )
         if not self.stop and not self.stop_token_ids:
             raise RecipeError(
                 "template.stop: nothing would end an answer: the tokenizer has no end-of-text token and the template "
-                "no stop string; set tokenizer.eos_token in the model folder, or template.stop"
+                "no stop string; set tokenizer.eos_token in the model folder, or template.stop",
+                rule="nothing_stops",
             )
 
     def render(self, problem: Problem) -> Prompt:
@@ -124,20 +129,31 @@ class Renderer:
             begun = BEGUN_THOUGHT.search(text)  # chat templates of reasoning models begin the thought themselves
             prefill = (begun.group() if begun else "") + prefill
             text = text[: begun.start()] if begun else text
+        prefill += self._begin
         ids = self._tokenize(text + prefill, source)
         return Prompt(ids=ids, text=text + prefill, prefill=prefill, source=source)
 
+    @contextmanager
+    def beginning(self, text: str) -> Iterator[None]:
+        """Within the block every answer begins with `text`, behind the template's own prefill."""
+        self._begin = text
+        try:
+            yield
+        finally:
+            self._begin = ""
+
     def _tokenize(self, text: str, source: str) -> tuple[int, ...]:
-        bos, bos_id = self._tokenizer.bos_token, self._tokenizer.bos_token_id
+        bos, bos_id = self.tokenizer.bos_token, self.tokenizer.bos_token_id
         starts_itself = self._template.type == "chat" or (bos is not None and text.startswith(bos))
         before = () if starts_itself else self._before
-        ids = before + tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = before + tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids:
             raise ProblemError(f"{source}: the prompt has no token; template {self._template.type!r} made {text!r}")
         if len(ids) > 1 and bos_id is not None and ids[0] == ids[1] == bos_id:
             raise ProblemError(
                 f"{source}: the prompt begins with {bos!r} twice: the template writes it more than once; "
-                f"it made {text[:60]!r}"
+                f"it made {text[:60]!r}",
+                rule="double_bos",
             )
         return ids
 
@@ -150,7 +166,7 @@ class Renderer:
                 )
             messages = [{"role": "system", "content": self._template.system}, *messages]
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except jinja2.TemplateError as error:
             raise ProblemError(f"{source}: the tokenizer's chat template refuses these messages: {error}") from None
 
@@ -158,7 +174,7 @@ class Renderer:
         assert self._jinja is not None
         messages = _messages(problem)
         names: dict[str, Any] = {"messages": messages, "add_generation_prompt": True}
-        names |= {key: value for key, value in self._tokenizer.special_tokens_map.items() if isinstance(value, str)}
+        names |= {key: value for key, value in self.tokenizer.special_tokens_map.items() if isinstance(value, str)}
         questions = [message["content"] for message in messages if message["role"] != "system"]
         if len(questions) == 1:  # of a longer conversation, `question` stays undefined, which is an error when used
             names["question"] = questions[0]
@@ -180,7 +196,8 @@ def check_fits(prompts: Sequence[Prompt], max_new_tokens: int, model_len: int) -
         raise ProblemError(
             f"{longest.source}: the prompt has {len(longest.ids)} tokens; max_new_tokens = {max_new_tokens} more do "
             f"not fit into the model's {model_len} ({over} of {len(prompts)} prompts do not): set max_new_tokens to at "
-            f"most {max(0, model_len - len(longest.ids))}, leave long problems out, or take a longer context"
+            f"most {max(0, model_len - len(longest.ids))}, leave long problems out, or take a longer context",
+            rule="prompt_too_long",
         )
 
 
