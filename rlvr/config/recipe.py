@@ -132,11 +132,11 @@ class KeepBest(Section):
 
 RuleName = Literal[
     "non_finite", "stale_engine", "engine_mismatch", "verifier_timeouts", "verifier_crashes", "unscored",
-    "learning_rate_too_large", "policy_not_moving", "length_exploding", "all_truncated", "no_answer", "entropy_gone",
-    "always_right", "all_wrong", "constant_reward", "no_variance", "reward_without_eval", "reward_collapsed",
-    "gradient_zero", "learning_rate_too_small", "mismatch_growing", "clip_share", "entropy_exploding",
-    "gradient_exploding", "length_collapsing", "often_truncated", "dead_term", "judge_disagrees", "no_progress",
-    "too_good_too_soon", "solved",
+    "learning_rate_too_large", "policy_not_moving", "length_exploding", "all_truncated", "no_answer", "dead_term",
+    "entropy_gone", "always_right", "all_wrong", "constant_reward", "no_variance", "reward_without_eval",
+    "reward_collapsed", "gradient_zero", "learning_rate_too_small", "mismatch_growing", "clip_share",
+    "entropy_exploding", "gradient_exploding", "length_collapsing", "often_truncated", "judge_disagrees",
+    "no_progress", "too_good_too_soon", "solved",
 ]  # fmt: skip
 """The rules that watch a running loop, `rlvr.watch.rules`."""
 

@@ -246,8 +246,8 @@ def judge_disagrees(h: History, rule: Rule) -> Finding | None:
         first, now = h.start(key), h.now(key)
         if first is not None and now is not None and first - now >= at("agreement_falls"):
             return rule.found(
-                f"rules and judge of term {term.name!r} agreed on {first:.0%} of the answers, now on {now:.0%}, while the "
-                "reward rises",
+                f"rules and judge of term {term.name!r} agreed on {first:.0%} of the answers, now on {now:.0%}, and "
+                "the reward rises",
                 evidence=(h.compared(key), h.compared("reward/mean")),
             )
     return None
@@ -279,13 +279,9 @@ def too_good_too_soon(h: History, rule: Rule) -> Finding | None:
 )  # fmt: skip
 def no_progress(h: History, rule: Rule) -> Finding | None:
     now = h.correct()
-    if (
-        h.steps < at("idle_steps")
-        or h.is_young
-        or not h.is_comparable
-        or h.has_learned
-        or (now is not None and now >= at("solved"))
-    ):
+    if h.steps < at("idle_steps") or h.is_young or not h.is_comparable or h.has_learned:
+        return None
+    if now is not None and now >= at("solved"):
         return None
     return rule.found(
         f"after {h.steps} steps the reward is where it began",
