@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when it did what was asked, 1 when the run failed, 2 for a recipe or data
     that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on, 3 when a
     rule of ``run.stop_on`` did."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
     if arguments.command == "schema":
         print(json.dumps(json_schema(), indent=1))
@@ -40,6 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecipeError as error:
         print(f"rlvr: {error}", file=sys.stderr)
         return 2
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with changes of settings before and behind options: argparse takes them in one place only."""
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    changes = [one for one in left if "=" in one and not one.startswith("-")]
+    if len(changes) < len(left) or (left and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(one for one in left if one not in changes) or ' '.join(left)}")
+    if left:
+        arguments.overrides += changes
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -84,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "train the recipe's model by reinforcement learning"),
         ("eval", "measure the recipe's model on its eval sets"),
         ("generate", "sample and grade answers to the recipe's training problems"),
+        ("serve", "serve the recipe's model to runs with rollout.engine {type: vllm_servers, urls: [...]}"),
         ("sft", "fine-tune the recipe's model on rows of prompt and answer"),
         ("dpo", "train the recipe's model on rows of prompt, chosen and rejected answer"),
     ):
@@ -94,6 +107,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
         if name == "generate":
             command.add_argument("--problems", type=_count, help="only the first so many problems")
+            _add_difficulty_arguments(command)
+        if name == "serve":
+            command.add_argument("--host", default="127.0.0.1", help="a private address: weights can be replaced there")
+            command.add_argument("--port", type=_count, help="default: a free one, which is printed")
     text = "say what stops or slows learning: in a recipe before its run, or in a run's folder"
     command = commands.add_parser("doctor", help=text, description=text)
     command.add_argument("target", metavar="RECIPE|RUN", help="YAML file, or a run's folder")
@@ -113,6 +130,16 @@ def _parser() -> argparse.ArgumentParser:
     add_view_arguments(commands.add_parser("view", help=text, description=text))
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
+
+
+def _add_difficulty_arguments(command: argparse.ArgumentParser) -> None:
+    text = "JSON-lines file of pass rates and mean lengths that problems.difficulty reads; it must not exist"
+    command.add_argument("--difficulty", type=Path, metavar="FILE", help=text)
+    text = "also try so many answers without reasoning to each problem: the file's guess_rate"
+    command.add_argument("--guess", type=_count, metavar="TRIES", help=text)
+    text = "what such an answer begins with; default: an empty thought and <answer>, or 'The answer is \\boxed{'"
+    command.add_argument("--guess-begin", metavar="TEXT", help=text)
+    command.add_argument("--guess-tokens", type=_count, default=32, metavar="N", help="most tokens of one; default 32")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 from accelerate import Accelerator
@@ -20,20 +20,21 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
+from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.data import Data, load_data
+from rlvr.engines import make_engine, most_new_tokens
 from rlvr.first_screen import count_weights, first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
+from rlvr.learn.texts import GivenTexts
 from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
 from rlvr.plugins import load_plugin
 from rlvr.records import RolloutGroup
 from rlvr.resume import check_recipe, find_checkpoint, restored
 from rlvr.rollout.collector import Collector, answers_to_one_prompt
-from rlvr.rollout.engine import Engine
-from rlvr.rollout.restarting import RestartingEngine
 from rlvr.rollouts import Rollouts
 from rlvr.run_log import RunLog, run_folder
 from rlvr.sampling import ProblemSampler
@@ -56,6 +57,15 @@ class RankZero:
     watch: Watch
     average: MovingAverage | None
     """State of ``baseline: ema``; None with any other."""
+
+    def drawn(self) -> dict[str, Any]:
+        """Which problems were drawn and what has become of them, for `undraw`."""
+        return {"sampler": self.sampler.state_dict(), "rollouts": self.rollouts.state_dict()}
+
+    def undraw(self, before: dict[str, Any]) -> None:
+        """Back to what `drawn` said."""
+        self.sampler.load_state_dict(before["sampler"])
+        self.rollouts.load_state_dict(before["rollouts"])
 
     def prompts_of(self, groups: Sequence[RolloutGroup]) -> list[str]:
         """The prompt of each group as the model saw it."""
@@ -109,7 +119,7 @@ class Run:
 def quiet_libraries() -> None:
     """Progress bars of libraries would break our lines."""
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # importing datasets for it would take 85 MB
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -172,7 +182,7 @@ def sampling_only(
     try:
         ready(data, tokenizer, config)
         log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
-        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: say(message))
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: say(message), say)
     except BaseException:
         data.pool.close()
         raise
@@ -184,14 +194,16 @@ def sampling_only(
 
 
 def make_rollouts(
-    recipe: Recipe, data: Data, model_len: int, log_file: Path, warn: Callable[[str, str], None]
-) -> Rollouts:
+    recipe: Recipe, data: Data, model_len: int, log_file: Path,
+    warn: Callable[[str, str], None], say: Callable[[str], None],
+) -> Rollouts:  # fmt: skip
     """The sampling side of a run, not started yet."""
-    engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), log_file, warn)
+    needed = min(model_len, data.longest_prompt + most_new_tokens(recipe))
+    engine = make_engine(recipe, needed, log_file, warn, say)
     path = recipe.rollout.workflow
     workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
     collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
-    return Rollouts(recipe, engine, data.pool, collector, data.renderer)
+    return Rollouts(recipe, engine, data.pool, collector, data.renderer, data.train, warn)
 
 
 def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -205,6 +217,8 @@ def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
         )
     if recipe.model.autocast == "float16":
         raise RecipeError("model.autocast must be none or bfloat16, got 'float16': gradients would need loss scaling")
+    if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
+        raise RecipeError("model.lora needs peft, which is not installed; pip install 'rlvr[lora]'")
     algorithm = recipe.algorithm
     slots = [*((one, 3) for one in algorithm.shaping), (algorithm.baseline, 2), (algorithm.surrogate, 1)]
     for slot, positional in slots:
@@ -258,9 +272,9 @@ def _load(
     register = StateRegister()
     zero = None
     if log is not None and data is not None:
+        sampler = ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed)
         log.say("starting the engine")
-        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn)
-        sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
+        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn, log.say)
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
         watch = Watch(recipe, log.warn)
@@ -271,14 +285,17 @@ def _load(
         learner = Learner(
             recipe.model, recipe.learner, recipe.algorithm,
             total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,
-            temperature=recipe.rollout.temperature, accelerator=accelerator,
+            temperature=recipe.rollout.temperature, accelerator=accelerator, texts=_given_texts(recipe, data),
         )  # fmt: skip
         probes = (
             []
             if zero is None
             else [zero.data.renderer.render(one).ids for one in zero.data.train[: recipe.rollout.probe]]
         )
-        weights = WeightSync(learner, accelerator, zero.rollouts if zero is not None else None, probes)
+        weights = WeightSync(
+            learner, accelerator, zero.rollouts if zero is not None else None, probes,
+            keeps_copy=recipe.rollout.schedule.overlaps,
+        )  # fmt: skip
         run = Run(
             recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
             clock=StepClock(), done=0, zero=zero, peak_flops=_peak_flops(recipe, accelerator),
@@ -293,6 +310,7 @@ def _load(
         register.add("weights", weights)
         if zero is not None:
             register.add("sampler", zero.sampler)
+            register.add("rollouts", zero.rollouts)
             if zero.average is not None:
                 register.add("baseline", zero.average)
             register.add("log", zero.log)
@@ -309,6 +327,13 @@ def _load(
         if zero is not None:
             zero.rollouts.close()
         raise
+
+
+def _given_texts(recipe: Recipe, data: Data | None) -> GivenTexts | None:
+    given = recipe.algorithm.given_text
+    if data is None or not isinstance(given, GivenTextLikelihood):
+        return None
+    return GivenTexts(data.texts, given.rows, recipe.run.seed)
 
 
 def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
@@ -329,24 +354,3 @@ def _any_rank(asked: bool, accelerator: Accelerator) -> bool:
 
 def _no_warning(name: str, message: str) -> None:
     """Only rank 0 speaks."""
-
-
-def most_new_tokens(recipe: Recipe) -> int:
-    """The longest answer that training or an eval set may ask for."""
-    return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
-
-
-def make_engine(recipe: Recipe, model_len: int, log_file: Path, warn: Callable[[str, str], None]) -> Engine:
-    """The recipe's engine, not started yet."""
-    settings = recipe.rollout.engine
-    if settings.type == "hf":
-        from rlvr.rollout.hf_engine import HfEngine
-
-        return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
-    from rlvr.rollout.vllm_engine import VllmEngine
-
-    own = settings.model_dump(exclude={"type", "restarts", "timeout"})
-    if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
-        own["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
-    engine = VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **own)
-    return RestartingEngine(engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn)

@@ -146,6 +146,21 @@ _LEARNER = (
     Metric(
         "greedy/reward", "reward", "mean of r over greedy answers", "What baseline: greedy compares with, unshaped."
     ),
+    Metric("sampler/epoch", "epochs", "", "Passes over the training problems; prioritised: draws / problems."),
+    Metric(
+        "sampler/seen",
+        "problems",
+        "problems with a scored answer",
+        "Whose success rates the sampler knows, where problems.sampler goes by them.",
+    ),
+    Metric(
+        "sampler/success_rate",
+        "share",
+        "mean over sampler/seen of discounted successes / answers",
+        "By problems.sampler.success and .memory.",
+    ),
+    Metric("sampler/rested", "problems", "", "Left out for problems.sampler.rest.epochs."),
+    Metric("sampler/retired", "problems", "", "Reached problems.sampler.retire_at, never drawn again."),
     Metric("samples/trained", "answers", "answers with at least one trained token", "What the update sees."),
     Metric("samples/unscored", "answers", "rollouts without reward", "Left out of the baseline and of the loss."),
     Metric(
@@ -156,6 +171,32 @@ _LEARNER = (
     ),
     Metric("advantage/abs_mean", "", "mean |A|", "0 means that the step teaches nothing.", (1e-6, None)),
     Metric("advantage/abs_max", "", "max |A|", "A rare answer in a large group has a large one.", (None, 10.0)),
+    Metric(
+        "staleness/mean",
+        "versions",
+        "mean over trained tokens of (policy's version - token's version)",
+        "0 is on-policy; each version is one step.",
+    ),
+    Metric("staleness/max", "versions", "", "Never above the schedule's bound."),
+    Metric("staleness/masked", "tokens", "", "Tokens past the bound, which beyond: mask did not train."),
+    Metric(
+        "rollouts/several_versions",
+        "share",
+        "rollouts with tokens of more than one version / rollouts",
+        "Answers that lived through an update of the weights.",
+    ),
+    Metric("buffer/unfinished", "groups", "", "Groups left with answers to be continued."),
+    Metric("buffer/finished", "groups", "", "Groups left that are finished and not trained yet."),
+    Metric("buffer/tokens", "tokens", "", "Tokens of the groups left."),
+    Metric("buffer/oldest", "versions", "", "Age of the oldest token that is left, or of the oldest to come."),
+    Metric(
+        "buffer/dropped_stale",
+        "groups",
+        "",
+        "Thrown away because their tokens passed the bound on age; with beyond: wait there are none.",
+        (None, 0.0),
+    ),
+    Metric("tokens/dropped", "tokens", "", "Tokens of the groups thrown away."),
     Metric(
         "tokens/generated", "tokens", "sum of loss masks over rollouts", "Sampled by the policy, greedy answers too."
     ),
@@ -175,6 +216,7 @@ _LEARNER = (
         "What a trained token costs: dropped, refilled, masked and greedy answers.",
         (None, 4.0),
     ),
+    Metric("tokens/given", "tokens", "", "Of given answers in the loss (algorithm.given_text)."),
     Metric(
         "tokens/computed", "tokens", "positions of all micro-batches", "What one forward pass over the batch costs."
     ),
@@ -245,6 +287,12 @@ _LEARNER = (
         "mean of -log pi_theta over tokens with a positive advantage",
         "The term of algorithm.positive_nll, before its weight.",
     ),
+    Metric(
+        "policy/text_nll",
+        "nats",
+        "mean of -log pi_theta over the tokens of given answers",
+        "The term of algorithm.given_text, before its weight.",
+    ),
     Metric("policy/kl", "nats", "mean over trained tokens of k3(pi_theta, pi_ref)", "Distance from the reference."),
     Metric(
         "policy/kl_in_reward",
@@ -294,7 +342,7 @@ _LEARNER = (
     Metric(
         "tokens/generated_per_second",
         "tokens/s",
-        "tokens/generated / time/generate",
+        "tokens/generated / time/beside/sampling",
         "Speed of the engine.",
         is_measured=True,
     ),
@@ -373,6 +421,14 @@ _COST = (
         "s",
         "sum over rollouts of grading time",
         "Runs beside sampling, not part of the sum.",
+        is_measured=True,
+    ),
+    Metric(
+        "time/beside/sampling",
+        "s",
+        "time with a request in the engine",
+        "Since the step before; in an overlapping schedule it exceeds time/generate, and the rest of the step is the "
+        "engine's idle time.",
         is_measured=True,
     ),
     Metric("time/grade_max", "s", "", "Longest wait of one rollout for its verdicts.", is_measured=True),

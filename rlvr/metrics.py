@@ -38,7 +38,7 @@ PHASES = (
 )
 """What a step spends its time on, in order; whatever is left of the wall clock is ``idle``."""
 
-OVERLAPS = ("grade",)
+OVERLAPS = ("grade", "sampling")
 """Work that runs beside a phase, measured apart: it is not part of the sum."""
 
 
@@ -65,6 +65,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         **_group_metrics(groups),
         **_length_metrics(rollouts),
         **_greedy_metrics(groups),
+        "rollouts/several_versions": sum(len(set(one.weight_version)) > 1 for one in rollouts) / len(rollouts),
         "tokens/generated": float(sum(sum(rollout.loss_mask) for rollout in [*rollouts, *_greedy(groups)])),
         "tokens/prompt": float(sum(len(rollout.prompt_ids) for rollout in rollouts)),
         "time/grade_max": max(rollout.grade_seconds for rollout in rollouts),
@@ -199,8 +200,8 @@ def throughput_metrics(metrics: Mapping[str, float], peak_flops: float) -> dict[
             result[name] = metrics["update/flops"] / (metrics[phase] * peak_flops)
     if metrics["time/step"] > 0:
         result["tokens/per_second"] = metrics["tokens/generated"] / metrics["time/step"]
-    if metrics["time/generate"] > 0:
-        result["tokens/generated_per_second"] = metrics["tokens/generated"] / metrics["time/generate"]
+    if metrics["time/beside/sampling"] > 0:
+        result["tokens/generated_per_second"] = metrics["tokens/generated"] / metrics["time/beside/sampling"]
     if metrics.get("tokens/trained", 0) > 0:
         result["tokens/generated_per_trained"] = metrics["tokens/generated"] / metrics["tokens/trained"]
     return result

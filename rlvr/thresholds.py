@@ -56,6 +56,7 @@ THRESHOLDS = (
     Threshold("small_steps", 10, "Steps after which a policy that hardly moves is spoken of."),
     Threshold("gain_train", 0.2, "Rise in training's share of right answers that an evaluation should follow."),
     Threshold("gain_share", 0.25, "Part of training's rise that the evaluation must show."),
+    Threshold("agreement_falls", 0.05, "Fall of a judge's agreement with the rules that is no chance."),
     Threshold("soon_steps", 10, "Steps within which a reward is too good too soon."),
     Threshold("soon_from", 0.5, "Share of right answers in the first step from which nearly all are no wonder."),
     Threshold("soon_to", 0.95, "Share of right answers that is too good so soon."),

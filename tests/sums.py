@@ -77,6 +77,24 @@ class Shorter(Sum):
         return Verdict(score, Outcome.CORRECT if score == 1.0 else Outcome.PARTIAL, {})
 
 
+class Near(Sum):
+    """Right within two: the model manages that nearly always."""
+
+    def grade(self, completion, reference):
+        found = re.findall(r"\\d+", completion)
+        right = bool(found) and abs(int(found[-1]) - int(reference)) <= 2
+        return Verdict(float(right), Outcome.CORRECT if right else Outcome.WRONG, {})
+
+
+class Exact(Sum):
+    """Compares letters too."""
+
+    def grade(self, completion, reference):
+        found = re.findall(r"\\d+.*", completion)
+        right = bool(found) and found[-1] == reference
+        return Verdict(float(right), Outcome.CORRECT if right else Outcome.WRONG, {})
+
+
 class AnyNumber(Sum):
     """Fooled by a text that says "7"."""
 
@@ -128,16 +146,16 @@ def make_sums_model(folder: Path) -> Path:
 
 
 def sums_workspace(folder: Path, model: Path) -> Workspace:
-    """A healthy run of ten steps."""
+    """A healthy run of ten steps, each of 16 problems and 8 answers to each."""
     work = Workspace(folder, model)
     work.write("graders.py", GRADERS)
     work.write_problems([{"problem": f"{a}+{b}=", "answer": str(a + b)} for a in range(10) for b in range(10)])
     recipe: dict[str, Any] = {
         "rewards": {"terms": [{"name": "sum", "verifier": "graders:Sum"}]},
         "algorithm": {},
-        "learner": {"lr": 1.0e-3},
+        "learner": {"lr": 3.0e-4},
     }
     work.recipe |= recipe
     work.recipe["run"] |= {"steps": 10, "save_every": None}
-    work.recipe["rollout"] |= {"prompts_per_step": 8, "group_size": 8, "max_new_tokens": 24}
+    work.recipe["rollout"] |= {"prompts_per_step": 16, "group_size": 8, "max_new_tokens": 24}
     return work

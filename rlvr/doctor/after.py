@@ -10,7 +10,7 @@ from typing import Any
 
 from rlvr.config import Recipe, RecipeError, load_recipe
 from rlvr.doctor import suspicious
-from rlvr.doctor.answers import Answer, examples, read_latest
+from rlvr.doctor.answers import Answer, examples, place, read_latest
 from rlvr.run_log import END, read_metrics
 from rlvr.thresholds import at
 from rlvr.watch import rules
@@ -51,7 +51,10 @@ def examine(folder: Path) -> list[Finding]:
     recipe = _recipe_of(folder)
     lines = read_metrics(folder)
     answers = read_latest(folder / "rollouts.jsonl")
-    found = [*_how_it_ended(folder), *_replayed(recipe, lines), *_timed(lines), *suspicious.look(answers, recipe)]
+    found = [
+        *_how_it_ended(folder), *_old_versions(recipe, answers), *_replayed(recipe, lines), *_timed(lines),
+        *suspicious.look(answers, recipe),
+    ]  # fmt: skip
     merged: dict[str, Finding] = {}
     for finding in found:
         merged.setdefault(finding.rule, finding)
@@ -78,6 +81,18 @@ def _how_it_ended(folder: Path) -> list[Finding]:
     message = f"the run ended after step {how['step']} by {how['error']}: {how['message'].splitlines()[0]}"
     finding = known.found(message, evidence=(how["message"],) if "\n" in how["message"] else ())
     return [dataclasses.replace(finding, grade=Grade.STOPS)]
+
+
+def _old_versions(recipe: Recipe, answers: Sequence[Answer]) -> list[Finding]:
+    """A stale engine by the versions of its tokens, where the schedule has the engine one update behind."""
+    steps = {one["step"] for one in answers}
+    last = [one for one in answers if one["step"] == max(steps)]
+    newest = max((version for one in last for version, _ in one["versions"]), default=0)
+    if recipe.rollout.schedule.bound > 0 or len(steps) < at("steps") or newest >= max(steps) - 1:
+        return []
+    rule = next(rule for rule in rules.RULES if rule.name == "stale_engine")
+    message = f"all answers of step {max(steps)} were sampled by weights of version {newest} or older"
+    return [rule.found(message, evidence=[f"{place(one)}: versions {one['versions']}" for one in last[:2]])]
 
 
 def _replayed(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> list[Finding]:

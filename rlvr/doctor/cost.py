@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from rlvr.config import Recipe
 from rlvr.doctor.learner import Compared
-from rlvr.first_screen import BYTES, estimate_memory
+from rlvr.first_screen import BYTES, count_adapters, estimate_memory
 from rlvr.records import RolloutGroup
 from rlvr.run_log import rollout_record, token_record
 from rlvr.watch.finding import Finding, Grade
@@ -64,7 +64,7 @@ def estimate(
     several = algorithm.updates_per_batch * algorithm.epochs > 1 and algorithm.ratio.against == "recomputed"
     frozen = several + (algorithm.kl.type != "none") + (algorithm.distillation.type != "none")
     passes = algorithm.epochs + frozen / 3
-    memory = estimate_memory(recipe, config, weights)
+    memory = estimate_memory(recipe, config, weights, count_adapters(recipe, config))
     trained = min(recipe.learner.micro_batch_tokens, positions) / recipe.learner.micro_batch_tokens
     cache = recipe.rollout.engine.kv_cache_gib if recipe.rollout.engine.type == "vllm" else 0.0
     if torch.cuda.is_available() and recipe.rollout.engine.type == "vllm":  # there it takes its share, cache included

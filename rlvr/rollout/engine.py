@@ -4,7 +4,9 @@
 |------------------|---------------------------|-----------------------------------|--------------------------------|
 | generate         | a Request                 | a Completion                      | a slot in the running batch    |
 | hold             | nothing                   | a stop to scheduling              | nothing; undone by leaving it  |
+| interrupt        | nothing                   | what each request has so far      | nothing                        |
 | score            | token ids                 | their log-probabilities           | a slot in the running batch    |
+| release          | nothing                   | memory for the learner            | nothing                        |
 | load_weights     | named tensors, a version  | an engine that samples from them  | nothing in flight (or pauses)  |
 
 Everything is asynchronous and single-process from the caller's side: an engine may live in a child process or behind
@@ -54,8 +56,15 @@ class Engine(Protocol):
         run, and with them the last bits of every log-probability.
         """
 
+    async def interrupt(self) -> None:
+        """End every request in flight: each `generate` returns the tokens it has, maybe none, with finish reason
+        ``abort``. Returns when the engine has let go of them."""
+
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
+
+    async def release(self) -> None:
+        """Give back what device memory it can until the next `load_weights`; nothing may be asked meanwhile."""
 
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights, by Hugging Face parameter names, clear cached prefixes, and take on `version`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from transformers import (
 
 from rlvr.records import Completion, FinishReason, Request, Sampling
 from rlvr.rollout.engine import EngineError
+from rlvr.rollout.repetition import repeats
 from rlvr.rollout.text import answer_text, check_fits, check_lengths
 from rlvr.rollout.weights import DTYPES, Manifest, checked, read_manifest
 
@@ -75,6 +76,7 @@ class HfEngine:
         self._holds = 0
         self._computing = asyncio.Lock()
         self._worker: asyncio.Task[None] | None = None
+        self._interrupted = False
 
     @property
     def version(self) -> int:
@@ -152,7 +154,7 @@ class HfEngine:
                     pad_token_id=0,
                 ),
                 logits_processor=LogitsProcessorList([_Draw(rows)]),
-                stopping_criteria=StoppingCriteriaList([_Stop(rows, self._tokenizer)]),
+                stopping_criteria=StoppingCriteriaList([_Stop(rows, self._tokenizer, lambda: self._interrupted)]),
             )
 
     def _completion(self, row: _Row, version: int) -> Completion:
@@ -165,6 +167,17 @@ class HfEngine:
             text=answer_text(self._tokenizer, row.ids, stops),
             finish_reason=row.finish_reason,
         )
+
+    async def interrupt(self) -> None:
+        """End every request in flight with the tokens it has; the running batch ends after its next token."""
+        waiting, self._waiting = self._waiting, []
+        for row in waiting:
+            if not row.future.done():
+                row.finish_reason = "abort"
+                row.future.set_result(self._completion(row, self._version))
+        self._interrupted = True
+        async with self._computing:
+            self._interrupted = False
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
@@ -188,6 +201,9 @@ class HfEngine:
         finally:
             self._holds -= 1
             self._wake()
+
+    async def release(self) -> None:
+        """Keeps its memory: nothing here is large."""
 
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights by name once the running batch has ended."""
@@ -267,14 +283,13 @@ def processed_logprobs(ids: Tensor, logits: Tensor, sampling: Sampling) -> Tenso
 class _Stop(StoppingCriteria):
     """Ends each row for its own reason."""
 
-    def __init__(self, rows: list[_Row], tokenizer: Any) -> None:
-        self.rows = rows
-        self.tokenizer = tokenizer
+    def __init__(self, rows: list[_Row], tokenizer: Any, is_interrupted: Callable[[], bool]) -> None:
+        self.rows, self.tokenizer, self.is_interrupted = rows, tokenizer, is_interrupted
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         for row in self.rows:
             if row.finish_reason is None:
-                row.finish_reason = self._reason(row)
+                row.finish_reason = self._reason(row) or ("abort" if self.is_interrupted() else None)
         return torch.tensor([row.finish_reason is not None for row in self.rows], device=input_ids.device)
 
     def _reason(self, row: _Row) -> FinishReason | None:
@@ -285,4 +300,7 @@ class _Stop(StoppingCriteria):
             text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
             if any(stop in text for stop in sampling.stop):
                 return "stop"
-        return "length" if len(row.ids) >= sampling.max_new_tokens else None
+        if len(row.ids) >= sampling.max_new_tokens:
+            return "length"
+        stop = sampling.repetition
+        return "repetition" if stop is not None and repeats(row.ids, stop) else None

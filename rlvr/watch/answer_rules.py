@@ -25,7 +25,7 @@ def length_exploding(h: History, rule: Rule) -> Finding | None:
     grown, cut, first_cut = h.grown("length/mean"), h.now("length/truncated"), h.start("length/truncated")
     if h.is_young or grown is None or cut is None or first_cut is None:
         return None
-    longer = grown >= at("length_risen") and (cut >= at("length_cut") or h.reward_change() < at("errors"))
+    longer = grown >= at("length_risen") and (cut >= at("length_cut") or not h.has_learned)
     at_limit = cut >= at("truncated_all") and first_cut < at("truncated_often") and grown > 1
     if not (longer or at_limit):
         return None

@@ -247,7 +247,7 @@ def _begin(seen: Prompts) -> Iterator[Finding]:
         if bos is None or ids[0] != bos:
             continue
         second = next((place for place in range(1, len(ids)) if ids[place] == bos), None)
-        if second is not None and not seen.tokenizer.decode(list(ids[1:second])).strip():
+        if second is not None and not str(seen.tokenizer.decode(list(ids[1:second]))).strip():
             shown = seen.tokenizer.decode(list(ids[: second + 3]))
             yield DOUBLE_BOS.found(f"the prompt begins with {seen.tokenizer.bos_token!r} twice: {shown!r}")
 

@@ -25,13 +25,14 @@ from rlvr.watch.watcher import DAMAGE, FLAT, IN_A_ROW, LATEST, healthy, watcher
 def stale_engine(h: History, rule: Rule) -> Finding | None:
     grown, now = h.grown("mismatch/abs"), h.now("mismatch/abs")
     change, behind = h.now("sync/learner_change"), h.now("sync/mismatch")
-    measured = change is not None and behind is not None
-    apart = measured and change >= at("change_seen") and behind >= at("sync_behind") * change
-    if measured and not apart:
-        return None
+    apart = False
+    if change is not None and behind is not None:
+        apart = change >= at("change_seen") and behind >= at("sync_behind") * change
+        if not apart:
+            return None
     grows = grown is not None and now is not None and grown >= at("mismatch_stale") and now >= at("mismatch_visible")
     behind_grows = apart and (h.grown("sync/mismatch") or 0.0) >= at("mismatch_grown")
-    if not (grows or behind_grows):
+    if not (behind_grows or (grows and (apart or h.is_on_policy))):
         return None
     return rule.found(
         f"engine and learner move apart: mismatch/abs is {now or behind:.2g} nats a token and began at "
@@ -44,27 +45,29 @@ def stale_engine(h: History, rule: Rule) -> Finding | None:
     "engine_mismatch", Grade.SLOWS,
     f"from the first step on mismatch/abs above {healthy('mismatch/abs')[1]:g} nats, or above "
     f"{at('mismatch_float32'):g} where engine and learner both compute in float32, or mismatch/ess under "
-    f"{healthy('mismatch/ess')[0]:g}; a note from {at('mismatch_float32'):g} on where algorithm.correction is none",
+    f"{healthy('mismatch/ess')[0]:g}; where tokens may be older than a step, sync/mismatch instead; a note from "
+    f"{at('mismatch_float32'):g} on where algorithm.correction is none",
     "Engine and learner compute other probabilities from the same weights: give rollout.engine.dtype and "
     "model.autocast one type (float32 for both settles it), set model.head_dtype: float32, check rope scaling, "
     "quantisation and the sampling temperature; algorithm.correction: {type: truncate, cap: 2.0} limits the harm.",
     explains=("mismatch_growing", "clip_share"),
 )  # fmt: skip
 def engine_mismatch(h: History, rule: Rule) -> Finding | None:
-    first, now = h.start("mismatch/abs"), h.now("mismatch/abs")
-    first_size, size = h.start("mismatch/ess"), h.now("mismatch/ess")
-    if first is None or now is None or first_size is None or size is None:
+    key = "mismatch/abs" if h.is_on_policy else "sync/mismatch"
+    first, now = h.start(key), h.now(key)
+    if first is None or now is None or h.is_young:
         return None
     recipe = h.recipe
     exact = recipe.rollout.engine.dtype == recipe.model.dtype == "float32" and recipe.model.autocast == "none"
-    most = at("mismatch_float32") if exact else healthy("mismatch/abs")[1]
-    apart = min(first, now) > most or max(first_size, size) < healthy("mismatch/ess")[0]
+    most = at("mismatch_float32") if exact else healthy(key)[1]
+    size = [one for one in (h.start("mismatch/ess"), h.now("mismatch/ess")) if one is not None and h.is_on_policy]
+    apart = min(first, now) > most or (len(size) == 2 and max(size) < healthy("mismatch/ess")[0])
     if not apart and (recipe.algorithm.correction.type != "none" or min(first, now) <= at("mismatch_float32")):
         return None
     finding = rule.found(
-        f"engine and learner differ by {now:.2g} nats a token on what the engine sampled, from the first step on"
+        f"engine and learner differ by {now:.2g} nats a token ({key}), from the first step on"
         + ("" if apart else ", which is rounding, and nothing corrects for it"),
-        evidence=(h.compared("mismatch/abs"), h.compared("mismatch/ess"), h.shown("mismatch/ratio_max")),
+        evidence=(h.compared(key), h.compared("mismatch/ess"), h.shown("mismatch/ratio_max")),
     )
     return finding if apart else dataclasses.replace(finding, grade=Grade.NOTE)
 
@@ -79,6 +82,8 @@ def engine_mismatch(h: History, rule: Rule) -> Finding | None:
 def mismatch_growing(h: History, rule: Rule) -> Finding | None:
     grown, now = h.grown("mismatch/abs"), h.now("mismatch/abs")
     if grown is None or now is None or grown < at("mismatch_grown") or now < at("mismatch_visible"):
+        return None
+    if not h.is_on_policy:
         return None
     return rule.found(
         f"the mismatch between engine and learner has grown {grown:.1f} times, to {now:.2g} nats a token",
@@ -211,7 +216,8 @@ def learning_rate_too_large(h: History, rule: Rule) -> Finding | None:
         "policy/ratio_max": (h.now("policy/ratio_max") or 0.0) > healthy("policy/ratio_max")[1],
     }
     seen = [key for key, is_seen in signs.items() if is_seen]
-    if not ((fall is not None and seen) or (lost and len(seen) >= 2 and h.reward_change() < 0)):
+    wrecked = fall is not None and len(seen) >= (1 if h.is_comparable else 2)
+    if not (wrecked or (lost and len(seen) >= 2 and h.reward_change() < 0)):
         return None
     went = f"fell from {fall[0]:.3g} (step {fall[2]:.0f}) to {fall[1]:.3g}" if fall else "does not rise"
     return rule.found(

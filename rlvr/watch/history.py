@@ -13,7 +13,7 @@ from rlvr.config import Recipe
 from rlvr.glossary import find, reproducible
 from rlvr.thresholds import at
 
-_LEFT_OUT = ("warnings/", "tokens/", "judge/", "eval/")
+_LEFT_OUT = ("warnings/", "tokens/", "eval/")
 _EVAL = re.compile(r"eval/(?P<name>[\w.-]+)/(?P<measure>pass@1|avg@\d+)")
 EVALS = 16
 """Latest evaluations that are kept; the first one always is."""
@@ -109,6 +109,16 @@ class History:
     def is_young(self) -> bool:
         """Too few steps or answers to say anything."""
         return self.steps < at("steps") or self.total("rollouts/count") < at("answers")
+
+    @property
+    def is_comparable(self) -> bool:
+        """One step's problems are as hard as another's: a sampler that goes by success rates keeps the reward flat."""
+        return self.recipe.problems.sampler.type == "shuffled"
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Every token was sampled by the weights of the step before; else mismatch/abs holds the policy's own way."""
+        return self.recipe.rollout.schedule.bound == 0
 
     @property
     def first_term(self) -> str:

@@ -108,7 +108,7 @@ def constant_reward(h: History, rule: Rule) -> Finding | None:
     f"at least {at('variance_low'):g} of the groups of {LATEST} have equal rewards (it stops learning from "
     f"{at('variance_gone'):g}, below it slows), as many in the first step, and the policy has not learned",
     "Most groups are all right or all wrong: a larger rollout.group_size finds the rare answer, other problems do so "
-    "cheaper (problems.order with a curriculum, fewer that are always or never solved), and algorithm.filter: "
+    "cheaper (problems.sampler: {type: prioritised}, fewer that are always or never solved), and algorithm.filter: "
     "{type: refill} samples until enough groups differ.",
     explains=("no_progress",),
 )  # fmt: skip
@@ -132,13 +132,12 @@ def no_variance(h: History, rule: Rule) -> Finding | None:
     "reward_collapsed", Grade.STOPS,
     f"the reward has lost {at('reward_fallen'):g} or more of its best, by more than {at('errors'):g} standard errors",
     "Read answers from before and after the fall by `rlvr view`; go back to a checkpoint from before it "
-    "(run.resume: CHECKPOINT) with a lower learner.lr; with problems.order other than shuffled, harder problems may be "
-    "all there is to it.",
+    "(run.resume: CHECKPOINT) with a lower learner.lr.",
     explains=("no_variance", "no_progress"),
 )  # fmt: skip
 def reward_collapsed(h: History, rule: Rule) -> Finding | None:
     fall = h.reward_fall()
-    if h.is_young or fall is None:
+    if h.is_young or fall is None or not h.is_comparable:
         return None
     return rule.found(
         f"the reward has fallen from {fall[0]:.3g} (step {fall[2]:.0f}) to {fall[1]:.3g}",
@@ -234,6 +233,27 @@ def reward_without_eval(h: History, rule: Rule) -> Finding | None:
 
 
 @watcher(
+    "judge_disagrees", Grade.SLOWS,
+    f"judge/TERM/agreement has fallen by {at('agreement_falls'):g} or more since the first step, and the reward rises",
+    "Rules and judge part as the policy learns, so one of them is being fooled: read answers on which they differ by "
+    "`rlvr view`, and raise rewards.hybrid's args.audit.",
+)  # fmt: skip
+def judge_disagrees(h: History, rule: Rule) -> Finding | None:
+    if h.is_young or not h.has_learned:
+        return None
+    for term in h.recipe.rewards.terms:
+        key = f"judge/{term.name}/agreement"
+        first, now = h.start(key), h.now(key)
+        if first is not None and now is not None and first - now >= at("agreement_falls"):
+            return rule.found(
+                f"rules and judge of term {term.name!r} agreed on {first:.0%} of the answers, now on {now:.0%}, and "
+                "the reward rises",
+                evidence=(h.compared(key), h.compared("reward/mean")),
+            )
+    return None
+
+
+@watcher(
     "too_good_too_soon", Grade.NOTE,
     f"{at('soon_to'):g} or more of the answers are right within {at('soon_steps'):g} steps, under {at('soon_from'):g} "
     "were in the first",
@@ -259,7 +279,9 @@ def too_good_too_soon(h: History, rule: Rule) -> Finding | None:
 )  # fmt: skip
 def no_progress(h: History, rule: Rule) -> Finding | None:
     now = h.correct()
-    if h.steps < at("idle_steps") or h.is_young or h.has_learned or (now is not None and now >= at("solved")):
+    if h.steps < at("idle_steps") or h.is_young or not h.is_comparable or h.has_learned:
+        return None
+    if now is not None and now >= at("solved"):
         return None
     return rule.found(
         f"after {h.steps} steps the reward is where it began",

@@ -45,6 +45,7 @@ WATCHERS: tuple[Watcher, ...] = (
     reward.gradient_exploding,
     answers.length_collapsing,
     answers.often_truncated,
+    reward.judge_disagrees,
     reward.no_progress,
     reward.too_good_too_soon,
     reward.solved,
