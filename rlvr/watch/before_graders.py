@@ -198,7 +198,8 @@ def check_graders(
             fits.append(reached[2] | {text for text, one in said.items() if one.outcome is Outcome.CORRECT})
         together = set.intersection(*fits) if fits else set()
         if together:
-            shortest.append(min(len(seen.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in together))
+            few = sorted(together, key=len)[:3]  # in characters; the long ones would make the tokenizer warn
+            shortest.append(min(len(seen.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in few))
     constant = [name for name, grader in graders.items() if _is_always_right(grader)]
     for name, grader in graders.items():
         yield from _steadiness(name, grader)
@@ -250,8 +251,8 @@ def _is_always_right(grader: Grader) -> bool:
 
 def _always_right(name: str, *, alone: bool) -> Finding:
     return ALWAYS_RIGHT.found(
-        f"reward term {name!r} gives full marks to every answer, to an empty one and to {NONSENSE[3]!r} as well"
-        + ("" if alone else "; what it adds is the same for all"),
+        f"reward term {name!r} gives full marks to all of {len(NONSENSE)} answers that say nothing, the empty one "
+        f"and {NONSENSE[3]!r} among them" + ("" if alone else "; what it adds is the same for all"),
         grade=Grade.STOPS if alone else Grade.SLOWS,
     )
 
