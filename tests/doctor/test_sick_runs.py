@@ -6,7 +6,6 @@ the doctor reads is what the run wrote.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ def test_references_that_hold_more_than_the_number(work: Workspace) -> None:
 
 
 @pytest.fixture
-def engine_that_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def engine_that_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that says that it has each new version, and samples from the first."""
     load = HfEngine.load_weights
 
@@ -126,7 +125,6 @@ def engine_that_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         self._version = version
 
     monkeypatch.setattr(HfEngine, "load_weights", keep)
-    yield
 
 
 def test_a_stale_engine_that_the_probe_stops(work: Workspace, engine_that_keeps_its_weights: None) -> None:
