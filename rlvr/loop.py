@@ -186,4 +186,4 @@ def save(run: Run, metrics: dict[str, float]) -> None:
     finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
     recipe = run.recipe.model_dump(mode="json", by_alias=True)
     extra = {"metrics": finite, "recipe": recipe, "processes": run.accelerator.num_processes}
-    run.saver.save(run.done, run.learner.copy_policy, extra)
+    run.saver.save(run.done, run.learner.policy_writer, extra)

@@ -71,7 +71,8 @@ class Sampling:
     """How tokens are drawn; the same for all requests of a phase.
 
     The engine returns log-probabilities of the distribution that it samples from, after `temperature`; with
-    `top_p`, `top_k` or `min_p` at work these differ from the policy's own, which training refuses.
+    `top_p`, `top_k` or `min_p` at work these lie above the policy's own by the log of the mass that was kept, and a
+    recipe that would compare the two is refused.
     """
 
     max_new_tokens: int

@@ -29,6 +29,7 @@ MAY_CHANGE = {
     "run.keep_every": "",
     "run.background_save": "",
     "run.resume": "",
+    "run.insist": "",
     "run.on_*": "",
     "run.stop_on*": "",
     "run.trackers*": "",

@@ -72,6 +72,9 @@ class Rollouts:
         self.sampling = Sampling(
             max_new_tokens=recipe.rollout.max_new_tokens,
             temperature=recipe.rollout.temperature,
+            top_p=recipe.rollout.top_p,
+            top_k=recipe.rollout.top_k,
+            min_p=recipe.rollout.min_p,
             stop=renderer.stop,
             stop_token_ids=renderer.stop_token_ids,
             repetition=repetition_stop(recipe),
@@ -131,6 +134,8 @@ class Rollouts:
         except BaseException:
             self.buffer.cancel()
             raise
+        if not self._schedule.overlaps:
+            await self.engine.release()
         self._watch()
         self.counts = self.buffer.counts(step, dropped)
         busy = self._gate.busy_until_now()

@@ -21,7 +21,7 @@ ROOMS = {
     "rlvr": (
         "__init__", "records", "state", "config", "signals", "plugins", "tasks", "sampling", "rollout", "learn", "sft",
         "dpo", "metrics", "thresholds", "glossary", "evaluate", "lines", "console", "run_log", "checkpoint", "saver",
-        "resume", "replay", "watch", "plots", "versions", "data", "rollouts", "difficulty", "first_screen",
+        "resume", "replay", "watch", "plots", "versions", "data", "engines", "rollouts", "difficulty", "first_screen",
         "weight_sync", "build", "errors", "loop", "view", "doctor", "commands", "__main__",
     ),
 }  # fmt: skip

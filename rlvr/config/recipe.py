@@ -18,7 +18,12 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 class Lora(Section):
     """Low-rank adapters by peft, instead of training the weights themselves; without dropout, because the policy must
-    be the distribution that is sampled. Engine and checkpoints get merged weights, checkpoints the adapters too."""
+    be the distribution that is sampled.
+
+    Engine and checkpoints get merged weights, checkpoints the adapters too. Adapters alone would be less to send, but in
+    vLLM they come as a second path: named by each request, read from a folder, in products of their own that round
+    otherwise, and outside the transfer that stamps the weight version on each token and that the start's proof tests.
+    """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
@@ -158,6 +163,8 @@ class Run(Section):
     resume: str = "auto"
     """``auto`` goes on from the run's last checkpoint if it has one; ``must`` asks for one; ``never`` refuses a folder
     that holds a run; the path of a checkpoint or of another run's folder starts from there."""
+    insist: bool = False
+    """Train even where the doctor's cheap rules say that this recipe cannot learn (docs/doctor.md)."""
     on_damaged: Literal["previous", "stop"] = "previous"
     """What a damaged checkpoint does: it is set aside and the one before it used, or the run stops."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
@@ -243,7 +250,20 @@ class Recipe(Section):
                     f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
                     f"{shaping.max_tokens}: no answer could get `exceeded`"
                 )
+        if (filters := rollout.filters()) and (weighs := algorithm.weighs_behaviour()) is not None:
+            name, value = next(iter(filters.items()))
+            raise ValueError(
+                f"rollout.{name} must be {1 if name == 'top_p' else 0} with algorithm.{weighs[0]}: {weighs[1]}, got "
+                f"{value:g}: it leaves tokens out and scales up the others, so that the engine's probabilities lie "
+                "above the learner's by 1 / the mass that was kept, and a ratio of the two would be biased by it; or "
+                "use ratio: {against: recomputed} and correction: {type: none}, which look at the learner's alone"
+            )
         check_off_policy(rollout.schedule, algorithm)
+        if rollout.engine.type == "vllm" and rollout.engine.sleep and rollout.schedule.overlaps:
+            raise ValueError(
+                f"rollout.engine.sleep must be false with rollout.schedule {rollout.schedule.type!r}, got true: its "
+                "engine samples while the learner computes; use synchronous or partial"
+            )
         kl = algorithm.kl
         if self.model.lora is not None and kl.type != "none" and kl.reference.type == "average":
             raise ValueError(

@@ -25,10 +25,11 @@ from rlvr.watch.watcher import DAMAGE, FLAT, IN_A_ROW, LATEST, healthy, watcher
 def stale_engine(h: History, rule: Rule) -> Finding | None:
     grown, now = h.grown("mismatch/abs"), h.now("mismatch/abs")
     change, behind = h.now("sync/learner_change"), h.now("sync/mismatch")
-    measured = change is not None and behind is not None
-    apart = measured and change >= at("change_seen") and behind >= at("sync_behind") * change
-    if measured and not apart:
-        return None
+    apart = False
+    if change is not None and behind is not None:
+        apart = change >= at("change_seen") and behind >= at("sync_behind") * change
+        if not apart:
+            return None
     grows = grown is not None and now is not None and grown >= at("mismatch_stale") and now >= at("mismatch_visible")
     behind_grows = apart and (h.grown("sync/mismatch") or 0.0) >= at("mismatch_grown")
     if not (behind_grows or (grows and (apart or h.is_on_policy))):

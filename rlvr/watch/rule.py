@@ -20,11 +20,14 @@ class Rule:
     advice: str
     """What to change: the recipe key and a value, where there is one."""
 
-    def found(self, message: str, *, evidence: Sequence[str] = (), advice: str | None = None) -> Finding:
-        """The finding of this rule; `advice` None takes the rule's own."""
+    def found(
+        self, message: str, *, evidence: Sequence[str] = (), advice: str | None = None, grade: Grade | None = None
+    ) -> Finding:
+        """The finding of this rule; None takes the rule's own `advice` and its `grade`, which is the worst."""
         return Finding(
-            rule=self.name, grade=self.grade, message=message, advice=advice or self.advice, evidence=tuple(evidence)
-        )
+            rule=self.name, grade=grade or self.grade, message=message, advice=advice or self.advice,
+            evidence=tuple(evidence),
+        )  # fmt: skip
 
 
 def rules_table(rules: Sequence[Rule]) -> str:

@@ -194,6 +194,23 @@ def test_cancelled_and_closed_requests_do_not_hang(tiny_tied: Path, background: 
     assert isinstance(closed, EngineError)
 
 
+@pytest.mark.parametrize("cut", [{"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.3}, {"top_p": 0.9, "temperature": 0.7}])
+def test_what_is_left_out_scales_up_the_rest_by_the_mass_that_is_kept(
+    sync: Sync, learner: Learner, cut: dict[str, float]
+) -> None:
+    """Why a recipe may not weigh the two sides against each other then: pi / q of each sampled token is the mass of
+    pi, at the temperature, on the tokens that q keeps, which is below 1; without a filter it is 1 (to rounding)."""
+    sampling = Sampling(max_new_tokens=16, **cut)  # type: ignore[arg-type]  # top_k among floats
+    for prompt, one in zip(PROMPTS, batch(sync, sampling), strict=True):
+        logits = learner.model(torch.tensor([[*prompt, *one.ids]])).logits[0, len(prompt) - 1 : -1]
+        raw = (logits / sampling.temperature).log_softmax(-1)
+        kept = processed_logprobs(torch.zeros(len(one.ids), 1, dtype=torch.long), logits, sampling).isfinite()
+        mass = (raw.exp() * kept).sum(-1)
+        ratio = (raw.gather(1, torch.tensor(one.ids)[:, None])[:, 0] - torch.tensor(one.behaviour_logprobs)).exp()
+        assert ratio.tolist() == pytest.approx(mass.tolist(), rel=1e-3)
+        assert mass.max() < 1.0
+
+
 def test_an_answer_that_repeats_itself_ends_where_the_detector_says(sync: Sync, learner: Learner) -> None:
     """Greedy answers of a tiny model run in circles: each ends at the first token after which its ending is 3 copies of
     at most 8 tokens, has the free answer's tokens up to there, and says why; the length limit goes first."""
