@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from rewards import Outcome
+from rlvr.thresholds import THRESHOLDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,6 +489,14 @@ def markdown() -> str:
         for metric in metrics:
             cells = (f"`{metric.key}`", metric.unit, metric.formula, metric.meaning, _range(metric.healthy))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += [
+        "",
+        "## Thresholds of the doctor",
+        "",
+        "From where on the rules of `docs/doctor.md` speak of a run, where it is",
+    ]
+    lines += ["not a healthy range above (`rlvr.thresholds`).", "", "| threshold | value | meaning |", "|---|---|---|"]
+    lines += [f"| `{one.name}` | {one.value:g} | {one.meaning} |" for one in THRESHOLDS]
     return "\n".join(lines) + "\n"
 
 
