@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,15 @@ class RankZero:
     log: RunLog
     average: MovingAverage | None
     """State of ``baseline: ema``; None with any other."""
+
+    def drawn(self) -> dict[str, Any]:
+        """Which problems were drawn and what has become of them, for `undraw`."""
+        return {"sampler": self.sampler.state_dict(), "rollouts": self.rollouts.state_dict()}
+
+    def undraw(self, before: dict[str, Any]) -> None:
+        """Back to what `drawn` said."""
+        self.sampler.load_state_dict(before["sampler"])
+        self.rollouts.load_state_dict(before["rollouts"])
 
     def prompts_of(self, groups: Sequence[RolloutGroup]) -> list[str]:
         """The prompt of each group as the model saw it."""
@@ -178,7 +188,7 @@ def make_rollouts(
     path = recipe.rollout.workflow
     workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
     collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
-    return Rollouts(recipe, engine, data.pool, collector, data.renderer)
+    return Rollouts(recipe, engine, data.pool, collector, data.renderer, data.train, warn)
 
 
 def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -192,6 +202,8 @@ def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
         )
     if recipe.model.autocast == "float16":
         raise RecipeError("model.autocast must be none or bfloat16, got 'float16': gradients would need loss scaling")
+    if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
+        raise RecipeError("model.lora needs peft, which is not installed; pip install 'rlvr[lora]'")
     algorithm = recipe.algorithm
     slots = [*((one, 3) for one in algorithm.shaping), (algorithm.baseline, 2), (algorithm.surrogate, 1)]
     for slot, positional in slots:
@@ -259,7 +271,10 @@ def _load(
             if zero is None
             else [zero.data.renderer.render(one).ids for one in zero.data.train[: recipe.rollout.probe]]
         )
-        weights = WeightSync(learner, accelerator, zero.rollouts if zero is not None else None, probes)
+        weights = WeightSync(
+            learner, accelerator, zero.rollouts if zero is not None else None, probes,
+            keeps_copy=recipe.rollout.schedule.overlaps,
+        )  # fmt: skip
         run = Run(
             recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
             clock=StepClock(), done=0, zero=zero, peak_flops=_peak_flops(recipe, accelerator),
@@ -274,6 +289,7 @@ def _load(
         register.add("weights", weights)
         if zero is not None:
             register.add("sampler", zero.sampler)
+            register.add("rollouts", zero.rollouts)
             if zero.average is not None:
                 register.add("baseline", zero.average)
             register.add("log", zero.log)
@@ -329,4 +345,7 @@ def make_engine(recipe: Recipe, model_len: int, log_file: Path, warn: Callable[[
     if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
         own["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
     engine = VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **own)
-    return RestartingEngine(engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn)
+    return RestartingEngine(
+        engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn,
+        repeats_batches=recipe.rollout.schedule.type != "asynchronous",
+    )  # fmt: skip

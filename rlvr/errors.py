@@ -5,6 +5,7 @@ from rlvr.checkpoint import CheckpointError
 from rlvr.config import RecipeError
 from rlvr.learn.advantages import RewardError
 from rlvr.learn.backend import LaunchError
+from rlvr.learn.lora import LoraError
 from rlvr.learn.policy import PolicyError
 from rlvr.learn.update import NonFiniteError
 from rlvr.lines import LineWriteError
@@ -20,6 +21,7 @@ DATA_ERRORS = (
     RecipeError,
     ProblemError,
     PolicyError,
+    LoraError,
     PlugInError,
     VerifierSpecError,
     WorkerStartError,

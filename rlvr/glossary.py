@@ -172,6 +172,32 @@ _LEARNER = (
     Metric("advantage/abs_mean", "", "mean |A|", "0 means that the step teaches nothing.", (1e-6, None)),
     Metric("advantage/abs_max", "", "max |A|", "A rare answer in a large group has a large one.", (None, 10.0)),
     Metric(
+        "staleness/mean",
+        "versions",
+        "mean over trained tokens of (policy's version - token's version)",
+        "0 is on-policy; each version is one step.",
+    ),
+    Metric("staleness/max", "versions", "", "Never above the schedule's bound."),
+    Metric("staleness/masked", "tokens", "", "Tokens past the bound, which beyond: mask did not train."),
+    Metric(
+        "rollouts/several_versions",
+        "share",
+        "rollouts with tokens of more than one version / rollouts",
+        "Answers that lived through an update of the weights.",
+    ),
+    Metric("buffer/unfinished", "groups", "", "Groups left with answers to be continued."),
+    Metric("buffer/finished", "groups", "", "Groups left that are finished and not trained yet."),
+    Metric("buffer/tokens", "tokens", "", "Tokens of the groups left."),
+    Metric("buffer/oldest", "versions", "", "Age of the oldest token that is left, or of the oldest to come."),
+    Metric(
+        "buffer/dropped_stale",
+        "groups",
+        "",
+        "Thrown away because their tokens passed the bound on age; with beyond: wait there are none.",
+        (None, 0.0),
+    ),
+    Metric("tokens/dropped", "tokens", "", "Tokens of the groups thrown away."),
+    Metric(
         "tokens/generated", "tokens", "sum of loss masks over rollouts", "Sampled by the policy, greedy answers too."
     ),
     Metric(
@@ -388,6 +414,14 @@ _COST = (
         "s",
         "sum over rollouts of grading time",
         "Runs beside sampling, not part of the sum.",
+        is_measured=True,
+    ),
+    Metric(
+        "time/beside/sampling",
+        "s",
+        "time with a request in the engine",
+        "Since the step before; in an overlapping schedule it exceeds time/generate, and the rest of the step is the "
+        "engine's idle time.",
         is_measured=True,
     ),
     Metric("time/grade_max", "s", "", "Longest wait of one rollout for its verdicts.", is_measured=True),

@@ -3,7 +3,7 @@
 | call               | consumes                | produces                  | on ranks                        |
 |--------------------|-------------------------|---------------------------|---------------------------------|
 | `sampler.next`     | its own state           | P problems                | 0                               |
-| `rollouts.fill`    | problems, the engine    | P graded groups of G      | 0, the others wait in `update`  |
+| `rollouts.take`    | problems, the engine    | P graded groups of G      | 0, the others wait in `update`  |
 | `make_samples`     | groups                  | samples with advantages   | 0                               |
 | `learner.update`   | samples                 | the next policy           | all: rank 0 packs and scatters  |
 | `weights.send`     | the policy's weights    | an engine that has them   | all gather, rank 0 sends        |
@@ -39,8 +39,8 @@ def train(run: Run) -> None:
 def train_step(run: Run, step: int) -> None:
     """One step of all ranks; rank 0 has the groups and the samples, the others have None."""
     clock, zero = run.clock, run.zero
-    before = {} if zero is None else zero.sampler.state_dict()
-    groups = collect(run)
+    before = {} if zero is None else zero.drawn()
+    groups = collect(run, step)
     if run.preemption.agreed():
         stop_early(run, before)
     samples: list[TrainingSample] | None = None
@@ -49,14 +49,19 @@ def train_step(run: Run, step: int) -> None:
     if zero is not None:
         with clock.phase("pack"):
             samples, counts = make_samples(
-                groups, run.recipe.algorithm, step, terms=zero.data.terms, average=zero.average
-            )
-            metrics |= rollout_metrics(groups) | counts | sample_metrics(samples)
+                groups, run.recipe.algorithm, step, terms=zero.data.terms, average=zero.average,
+                schedule=run.recipe.rollout.schedule,
+            )  # fmt: skip
+            metrics |= rollout_metrics(groups) | counts | sample_metrics(samples) | zero.rollouts.counts
             metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step) | zero.sampler.observe(groups)
+            clock.overlap("sampling", zero.rollouts.sampling_time)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
             shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
     keep = [index for index, sample in enumerate(samples or ()) if sample.group in shown]
     metrics |= update(run, step, samples, keep)
+    if zero is not None:
+        with clock.phase("generate"):
+            zero.rollouts.settle()
     with clock.phase("sync"):
         metrics |= run.weights.send(version=step)
     run.done = step
@@ -73,14 +78,14 @@ def train_step(run: Run, step: int) -> None:
             save(run, metrics)
 
 
-def collect(run: Run) -> list[RolloutGroup]:
+def collect(run: Run, step: int) -> list[RolloutGroup]:
     """The graded groups of one step, on rank 0; none if SIGTERM came meanwhile."""
     if run.zero is None:
         return []
     zero = run.zero
 
     def work() -> list[RolloutGroup]:
-        return zero.rollouts.fill(zero.sampler.next, zero.progress("generate"))
+        return zero.rollouts.take(step, zero.sampler.next, zero.progress("generate"))
 
     with run.clock.phase("generate"):
         groups = run.preemption.attempt(work)
@@ -115,10 +120,10 @@ def log_rollouts(
 
 
 def stop_early(run: Run, before: dict[str, Any]) -> NoReturn:
-    """End between two steps because SIGTERM came: the problems drawn since count as never drawn."""
+    """End between two steps because SIGTERM came: what was drawn and sampled since counts as never begun."""
     text = "SIGTERM before the first step was done"
     if run.zero is not None:
-        run.zero.sampler.load_state_dict(before)
+        run.zero.undraw(before)
     if run.done > 0:
         if run.saver.last != run.done:
             save(run, {})

@@ -38,7 +38,7 @@ PHASES = (
 )
 """What a step spends its time on, in order; whatever is left of the wall clock is ``idle``."""
 
-OVERLAPS = ("grade",)
+OVERLAPS = ("grade", "sampling")
 """Work that runs beside a phase, measured apart: it is not part of the sum."""
 
 
@@ -65,6 +65,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         **_group_metrics(groups),
         **_length_metrics(rollouts),
         **_greedy_metrics(groups),
+        "rollouts/several_versions": sum(len(set(one.weight_version)) > 1 for one in rollouts) / len(rollouts),
         "tokens/generated": float(sum(sum(rollout.loss_mask) for rollout in [*rollouts, *_greedy(groups)])),
         "tokens/prompt": float(sum(len(rollout.prompt_ids) for rollout in rollouts)),
         "time/grade_max": max(rollout.grade_seconds for rollout in rollouts),

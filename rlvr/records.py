@@ -304,11 +304,12 @@ class MicroBatch:
         return replace(self, **moved)
 
 
-def request_seed(run_seed: int, problem_id: str, visit: int, sample_index: int, segment: int = 0) -> int:
+def request_seed(run_seed: int, problem_id: str, visit: int, sample_index: int, segment: int = 0, done: int = 0) -> int:
     """A 31-bit seed for one request, a hash of what names it.
 
     No random state of requests exists, so nothing has to be saved: the same run asks for the same noise again, while
-    a continued answer (next `segment`) and the G answers of a group all get noise of their own.
+    a workflow's next `segment`, an answer continued after `done` tokens and the G answers of a group all get noise of
+    their own.
     """
-    name = f"{run_seed}|{problem_id}|{visit}|{sample_index}|{segment}".encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big") & 0x7FFFFFFF
+    name = f"{run_seed}|{problem_id}|{visit}|{sample_index}|{segment}" + (f"|{done}" if done else "")
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF

@@ -35,10 +35,12 @@ class WeightSync:
     """Sends the policy's weights and watches that engine and learner move together; stateful, every rank has one."""
 
     def __init__(
-        self, learner: Learner, accelerator: Accelerator, rollouts: Rollouts | None, probes: Sequence[Sequence[int]]
-    ) -> None:
-        """`probes` are the token ids whose log-probabilities are compared; rank 0's count, none turns comparing off."""
-        self._learner, self._rollouts, self._probe = learner, rollouts, Probe()
+        self, learner: Learner, accelerator: Accelerator, rollouts: Rollouts | None, probes: Sequence[Sequence[int]],
+        *, keeps_copy: bool = False,
+    ) -> None:  # fmt: skip
+        """`probes` are the token ids whose log-probabilities are compared; rank 0's count, none turns comparing off.
+        `keeps_copy` holds what was sent in memory, for an engine that may die while the learner changes the weights."""
+        self._learner, self._rollouts, self._probe, self._keeps_copy = learner, rollouts, Probe(), keeps_copy
         self._observed: int | None = None
         shared: list[Any] = [[tuple(ids[:PROBE_TOKENS]) for ids in probes if len(ids) > 1]]
         if accelerator.num_processes > 1:
@@ -86,8 +88,9 @@ class WeightSync:
         return metrics
 
     def _weights(self) -> Iterable[tuple[str, Tensor]]:
-        """What can be read again after the engine has died: copies where reading takes all ranks."""
-        if any(isinstance(one, DTensor) for one in self._learner.policy.model.parameters()):
+        """What can be read again after the engine has died: copies where reading takes all ranks, or where the learner
+        may have moved on."""
+        if self._keeps_copy or any(isinstance(one, DTensor) for one in self._learner.policy.model.parameters()):
             return [(name, tensor.to("cpu", copy=True)) for name, tensor in self._learner.named_weights()]
         return _Weights(self._learner)
 

@@ -24,6 +24,7 @@ from rlvr.metrics import (
     throughput_metrics,
 )
 from rlvr.records import RolloutGroup
+from rlvr.rollout.buffer import Buffer
 from rlvr.run_log import RunLog
 from rlvr.sampling import ProblemSampler
 from rlvr.weight_sync import WeightSync
@@ -69,7 +70,8 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     )  # fmt: skip
     weights = WeightSync(learner, accelerator, SameWeights(learner), [(3, 4, 5, 6, 7, 8)])  # type: ignore[arg-type]  # two verbs
     weights.send(version=0)
-    samples, counts = make_samples(groups(), recipe.algorithm, 1)
+    samples, counts = make_samples(groups(), recipe.algorithm, 1, schedule=recipe.rollout.schedule)
+    counts |= Buffer(recipe.rollout.schedule, 4, []).counts(1, [])
     metrics = rollout_metrics(groups()) | counts | sample_metrics(samples) | refill_metrics(counts, wanted=2)
     metrics |= learner.update(samples, clock=clock) | weights.send(version=1)
     sampler = PrioritisedSampler(type="prioritised", rest=Rest(), retire_at=0.9)

@@ -36,6 +36,10 @@ EXEMPT = {
     ".weights._rollouts._pool": "worker processes and their statistics of time; they grade each answer alone",
     ".weights._rollouts._collector._engine._worker": "the batch under way",
     ".weights._rollouts.grade_wait": "a time",
+    ".weights._rollouts.sampling_time": "a time",
+    ".weights._rollouts._busy_before": "a time",
+    ".weights._rollouts._gate": "what runs at this moment, times, and which groups have asked: nothing between steps",
+    ".weights._rollouts.counts": "metrics of the last step",
     ".weights._rollouts._collector.last_sampled": "a time",
 }
 
@@ -85,14 +89,14 @@ def test_a_step_changes_what_is_held(work: Workspace) -> None:
 
 
 def test_an_object_with_state_that_is_not_registered_is_found(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collector that counts what it has collected, as a mistake would have it: its place is named."""
-    real = Collector.collect
+    """A collector that counts its groups, as a mistake would have it: its place is named."""
+    real = Collector.group
 
     def counting(self: Collector, *arguments: Any, **settings: Any) -> Any:
         self.count = getattr(self, "count", 0) + 1  # type: ignore[attr-defined]  # the mistake
         return real(self, *arguments, **settings)
 
-    monkeypatch.setattr(Collector, "collect", counting)
+    monkeypatch.setattr(Collector, "group", counting)
     found = different(held(work, loop.start_engine), held(work, loop.train))
     assert set(found) >= {".weights._rollouts._collector.count"}
 

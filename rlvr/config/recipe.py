@@ -11,8 +11,22 @@ from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegati
 from rlvr.config.groups import CosineLength, RepetitionStopped, SoftOverlong, check_sizes
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
+from rlvr.config.schedule import Schedule as RolloutSchedule
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Lora(Section):
+    """Low-rank adapters by peft, instead of training the weights themselves; without dropout, because the policy must
+    be the distribution that is sampled. Engine and checkpoints get merged weights, checkpoints the adapters too."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The product of the adapters is multiplied by alpha / rank."""
+    targets: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+    """Names of linear layers, such as q_proj; all but the head."""
+    seed: int = 0
+    """Of the adapters' random half; the other starts at zero."""
 
 
 class Model(Section):
@@ -31,6 +45,7 @@ class Model(Section):
     which takes most of the rounding out of log-probabilities. vLLM on a GPU is told to do the same; on a CPU its packed
     head stays in the engine's dtype, and so does that of the engine `hf`."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    lora: Lora | None = None
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time. On a CPU the memory is well
     spent on larger micro-batches, whose matrix products run so much faster that the update takes less time in all."""
@@ -52,6 +67,10 @@ class Learner(Section):
     """How the policy is updated; supervised fine-tuning uses the same section."""
 
     lr: PositiveFloat
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """``adamw_8bit`` keeps the moments of tensors of 4096 numbers and more in blocks of 8 bits (bitsandbytes; Dettmers
+    et al. 2022, arXiv 2110.02861): 2 bytes a weight, where ``adamw`` keeps two numbers of the weight's type. For one
+    process or DDP. On a CPU a step of it takes about 20 times as long, 3 s for 100 M weights."""
     schedule: Schedule = Schedule()
     betas: Annotated[tuple[Decay, Decay], Field(description="AdamW's moments")] = (0.9, 0.95)
     epsilon: PositiveFloat = 1e-8
@@ -151,6 +170,17 @@ class Run(Section):
     the maker's figure for a known GPU, else measures it at the start."""
 
 
+def check_off_policy(schedule: RolloutSchedule, algorithm: Algorithm) -> None:
+    """Raise `ValueError` where tokens of older weights would be trained as if the policy had just sampled them."""
+    corrects = algorithm.correction.type != "none" or algorithm.ratio.against == "behaviour"
+    if schedule.bound > 0 and not corrects and algorithm.surrogate.type != "squared":
+        raise ValueError(
+            f"rollout.schedule {schedule.type!r} trains on tokens up to {schedule.bound} versions old, and with "
+            "algorithm.correction: none and ratio.against: recomputed nothing weighs them; set correction: {type: "
+            "truncate} (or mask), or ratio: {against: behaviour}"
+        )
+
+
 class Recipe(Section):
     """One training run, complete."""
 
@@ -206,5 +236,12 @@ class Recipe(Section):
                 f"{value:g}: it leaves tokens out and scales up the others, so that the engine's probabilities lie "
                 "above the learner's by 1 / the mass that was kept, and a ratio of the two would be biased by it; or "
                 "use ratio: {against: recomputed} and correction: {type: none}, which look at the learner's alone"
+            )
+        check_off_policy(rollout.schedule, algorithm)
+        kl = algorithm.kl
+        if self.model.lora is not None and kl.type != "none" and kl.reference.type == "average":
+            raise ValueError(
+                "algorithm.kl.reference must be fixed or copy with model.lora, got 'average': the average of adapters "
+                "is not the average of the weights they make"
             )
         return self

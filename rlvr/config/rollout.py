@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeInt, Section
 from rlvr.config.problems import RewardTerm
+from rlvr.config.schedule import Schedule, Synchronous
 
 
 class Rewards(Section):
@@ -102,6 +103,11 @@ class Rollout(Section):
     """Sample from so many tokens, the likeliest; 0 is all."""
     min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Sample from the tokens whose probability is at least this share of the likeliest one's."""
+    schedule: Schedule = Synchronous()
+    """When the engine samples and when the learner trains."""
+    patience: PositiveFloat = 3600.0
+    """Seconds without the end of any answer or grading after which the run stops, naming what it waits for; each tenth
+    of it is told."""
     repetition: RepetitionStop | None = None
     """End answers that repeat themselves (Kimi k1.5), in training, not in evaluations; None lets them run on. A penalty
     is `algorithm.shaping: [{type: repetition_stop}]`."""

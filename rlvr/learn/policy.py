@@ -22,6 +22,7 @@ from rlvr.config.algorithm import TokenMean
 from rlvr.config.recipe import Model
 from rlvr.learn import attention
 from rlvr.learn.logprobs import chunked_logprobs
+from rlvr.learn.lora import LoraError, add_adapters
 from rlvr.learn.packing import Mode, pack
 from rlvr.records import SharedPrompts, TrainingSample
 
@@ -85,9 +86,13 @@ class Policy(nn.Module):
             )
             if config.attention == "sdpa":
                 model.set_attn_implementation(attention.NAME)
+            if config.lora is not None:
+                add_adapters(model, config.lora)
             if config.compile:
                 compile_layers(model)
             tokenizer = AutoTokenizer.from_pretrained(path) if _has_tokenizer(path) else None
+        except LoraError as error:
+            raise PolicyError(str(error)) from error
         except (OSError, ImportError, ValueError) as error:
             raise PolicyError(f"model.path: {path!r} cannot be loaded as a causal language model: {error}") from error
         rows = _vocabulary(model)

@@ -12,9 +12,14 @@ from collections.abc import Iterator, Sequence
 from rewards.combine import Term, combine
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.groups import OVER_THE_BATCH, GdpoBaseline, GreedyBaseline, KeepGroups
+from rlvr.config.schedule import Schedule
 from rlvr.learn.advantages import MovingAverage, ScoredGroup, centre, scale
 from rlvr.learn.shaping import shape
 from rlvr.records import Rollout, RolloutGroup, TrainingSample
+
+
+class StaleTokens(RuntimeError):
+    """Tokens of a version that the schedule does not allow were about to be trained: a fault of the program."""
 
 
 def make_samples(
@@ -24,13 +29,15 @@ def make_samples(
     *,
     terms: Sequence[Term] = (),
     average: MovingAverage | None = None,
+    schedule: Schedule | None = None,
 ) -> tuple[list[TrainingSample], dict[str, float]]:
     """Training samples of a step's groups, and counts of everything that was left out, for the metrics.
 
     A rollout that was not scored leaves the baseline and is not trained. A truncated one that ``truncated: mask``
     takes out of the loss stays in the baseline, and in the list with an all-zero mask, so that answers are counted
     the same with and without the mask. ``terms`` are the recipe's reward terms, for ``baseline: gdpo``; ``average`` is
-    the state of ``baseline: ema``, which the step's rewards then move.
+    the state of ``baseline: ema``, which the step's rewards then move. With a `schedule`, tokens past its bound on age
+    are masked where it says so; anywhere else they raise `StaleTokens`, and so do tokens of a version to come.
     """
     kept, counts = _filter(groups, algorithm, step, terms)
     if isinstance(algorithm.scale, OVER_THE_BATCH) and sum(len(group.rollouts_G) for group in kept) < 2:
@@ -43,15 +50,25 @@ def make_samples(
         average.move(kept)
 
     samples: list[TrainingSample] = []
+    ages: list[int] = []
+    stale = 0
     for group, advantages_G in zip(kept, advantages_P_G, strict=True):
         for rollout, advantage in zip(group.rollouts_G, advantages_G, strict=True):
             masked = algorithm.truncated == "mask" and rollout.is_truncated
             counts["samples/truncated_masked"] += masked
-            samples.append(_sample(rollout, advantage, group.index, masked))
+            fresh_T = _fresh(rollout, step, schedule)
+            tokens = list(zip(rollout.weight_version, rollout.loss_mask, fresh_T, strict=True))
+            ages += [step - 1 - version for version, mask, fresh in tokens if mask and fresh]
+            stale += sum(mask and not fresh for _, mask, fresh in tokens)
+            samples.append(_sample(rollout, advantage, group.index, masked, fresh_T))
     shaped = [reward for group in kept for reward in group.rewards_G]
     graded = [rollout.reward for group in kept for rollout in group.rollouts_G if rollout.reward is not None]
     counts["samples/trained"] = sum(1 for sample in samples if sample.trained_tokens)
     counts["reward/shaping"] = statistics.fmean(shaped) - statistics.fmean(graded) if shaped else 0.0
+    if schedule is not None and ages:
+        counts |= {"staleness/mean": statistics.fmean(ages), "staleness/max": float(max(ages))}
+    if schedule is not None:
+        counts["staleness/masked"] = float(stale)
     counts["advantage/abs_mean"] = statistics.fmean(abs(sample.advantage) for sample in samples) if samples else 0.0
     return samples, counts
 
@@ -156,10 +173,33 @@ def _filter(
     return kept, counts
 
 
-def _sample(rollout: Rollout, advantage: float, group: int, masked: bool) -> TrainingSample:
+def _fresh(rollout: Rollout, step: int, schedule: Schedule | None) -> tuple[bool, ...]:
+    """For each token whether its age allows it to be trained at `step`, which starts from weights of version step - 1.
+
+    Raises `StaleTokens` for a token that should never have come here.
+    """
+    if schedule is None:
+        return (True,) * len(rollout.ids)
+    fresh_T = tuple(step - 1 - version <= schedule.bound for version in rollout.weight_version)
+    trained = [version for version, mask in zip(rollout.weight_version, rollout.loss_mask, strict=True) if mask]
+    name = f"rollout {rollout.problem_id}/{rollout.visit}/{rollout.sample_index}"
+    if any(version >= step for version in trained):
+        raise StaleTokens(
+            f"{name} has tokens of version {max(trained)}, step {step} starts from version {step - 1}: engine and "
+            "learner disagree about versions"
+        )
+    if schedule.past_bound != "mask" and trained and step - 1 - min(trained) > schedule.bound:
+        raise StaleTokens(
+            f"{name} has tokens of version {min(trained)}, more than {schedule.bound} older than version {step - 1}, "
+            f"from which step {step} starts"
+        )
+    return fresh_T
+
+
+def _sample(rollout: Rollout, advantage: float, group: int, masked: bool, fresh_T: tuple[bool, ...]) -> TrainingSample:
     """Prompt and answer of one rollout in one row."""
     prompt = len(rollout.prompt_ids)
-    mask = (0,) * len(rollout.ids) if masked else rollout.loss_mask
+    mask = tuple(int(m and f and not masked) for m, f in zip(rollout.loss_mask, fresh_T, strict=True))
     return TrainingSample(
         ids=rollout.prompt_ids + rollout.ids,
         loss_mask=(0,) * prompt + mask,

@@ -33,6 +33,7 @@ from rlvr.learn.backend import make_backend
 from rlvr.learn.distill import load_teacher
 from rlvr.learn.flops import update_flops
 from rlvr.learn.kept import Kept, gather_kept, kept_of
+from rlvr.learn.lora import base_policy, is_adapter, load_adapters, merged, save_adapters
 from rlvr.learn.meter import Meter, update_metrics
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
 from rlvr.learn.packing import pack
@@ -92,20 +93,23 @@ class Learner:
             raise ValueError(
                 "model.autocast must be 'none' or 'bfloat16', got 'float16': gradients would need loss scaling"
             )
-        self.config, self.total_updates, self.accelerator = learner, total_updates, accelerator
+        self.config, self.total_updates, self.accelerator, self.lora = learner, total_updates, accelerator, model.lora
         self.objective = PolicyGradient(algorithm, temperature)
         self.policy = Policy.load(model, head_chunk=learner.head_chunk)
         self.policy.check_packing(learner.packing)
         self.reference: ReferencePolicy | None = None
-        if self.objective.kl is not None:
-            self.reference = ReferencePolicy(
-                model, self.objective.kl, head_chunk=learner.head_chunk, accelerator=accelerator
-            )
+        kl = self.objective.kl
+        on_base = self.lora is not None and kl is not None and kl.reference.type == "fixed"
+        if kl is not None and not on_base:
+            self.reference = ReferencePolicy(model, kl, head_chunk=learner.head_chunk, accelerator=accelerator)
         self.teacher: Policy | None = None
         if self.objective.teacher is not None:
             self.teacher = load_teacher(model, self.objective.teacher.path, self.policy).requires_grad_(False)
             self.teacher = accelerator.prepare_model(self.teacher, device_placement=True, evaluation_mode=True)
         self.backend = make_backend(accelerator, self.policy, learner)
+        self._reference_module: Any = self.reference.module if self.reference is not None else None
+        if on_base:
+            self._reference_module = base_policy(self.policy.model, self.backend.module)
         self.updates = 0
         """Optimiser steps taken or left out so far: the schedule's clock."""
         self.kept: Kept = {}
@@ -159,7 +163,7 @@ class Learner:
             steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
         for needed, field, module in (
             (objective.needs_old, "old_logprobs", self.backend.module),
-            (objective.needs_ref, "ref_logprobs", self.reference.module if self.reference is not None else None),
+            (objective.needs_ref, "ref_logprobs", self._reference_module),
             (objective.needs_teacher, "teacher_logprobs", self.teacher),
         ):
             if needed:
@@ -311,8 +315,24 @@ class Learner:
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Each weight by its name in a Hugging Face checkpoint, whole, one at a time; a tied head comes once, as the
         embedding. Collective where parameters are sharded: every rank must run through it."""
-        for name, tensor in self.backend.full_parameters(self.policy):
+        for name, tensor in self._plain_parameters():
             yield from revert_weight_conversion(self.policy.model, {name: tensor}).items()
+
+    @torch.no_grad()
+    def _plain_parameters(self, adapters: dict[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter whole, adapters merged into their layers; ``adapters`` collects those of rank 0 besides."""
+        stream = self.backend.full_parameters(self.policy)
+        if self.lora is None:
+            return stream
+        return merged(self._collecting(stream, {} if adapters is None else adapters), self.lora)
+
+    def _collecting(
+        self, stream: Iterator[tuple[str, Tensor]], adapters: dict[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in stream:
+            if is_adapter(name) and self.accelerator.is_main_process:
+                adapters[name] = tensor.to("cpu", copy=True)
+            yield name, tensor
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -337,15 +357,23 @@ class Learner:
 
     def copy_policy(self) -> Callable[[Path], None]:
         """A copy of the policy's weights on the CPU, as what writes it and the tokenizer into an empty folder as a
-        plain Hugging Face model: on rank 0, at any later time. All ranks call this."""
+        plain Hugging Face model, with its adapters, if it has any, in a folder inside: on rank 0, at any later time.
+        All ranks call this."""
         state: dict[str, Tensor] = {}
-        for name, tensor in self.backend.full_parameters(self.policy):
+        adapters: dict[str, Tensor] = {}
+        for name, tensor in self._plain_parameters(adapters):
             if self.accelerator.is_main_process:
                 state[name] = tensor.to("cpu", copy=True)
         if self.accelerator.is_main_process:
             saved = self.policy.model.state_dict().keys()
             state |= {n: b.to("cpu", copy=True) for n, b in self.policy.model.named_buffers() if n in saved}
-        return lambda folder: self.policy.save(folder, state)
+
+        def write(folder: Path) -> None:
+            self.policy.save(folder, state)
+            if adapters:
+                save_adapters(self.policy.model, adapters, folder)
+
+        return write
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy as a plain Hugging Face folder, with its tokenizer; rank 0 writes, all ranks call."""
@@ -358,6 +386,9 @@ class Learner:
 
     def load_policy(self, folder: Path) -> None:
         """Take over the weights that `save_policy` wrote; every rank reads them. The reference stays as it is."""
+        if self.lora is not None:
+            self.backend.load_parameters(self.policy, load_adapters(self.policy.model, folder))
+            return
         saved = type(self.policy.model).from_pretrained(folder, dtype=next(self.policy.model.parameters()).dtype)
         self.backend.load_parameters(self.policy, dict(saved.named_parameters()))
 

@@ -3,6 +3,7 @@
 | part      | consumes                | produces                  | waits for                   |
 |-----------|-------------------------|---------------------------|-----------------------------|
 | workflow  | a problem, the engine   | the group's rollouts      | the engine, then the pool   |
+| `group`   | a problem, its journal  | the graded group          | its workflow                |
 | `collect` | problems with visits    | finished groups, as a     | the first workflow to finish|
 |           |                         | stream                    |                             |
 
@@ -13,14 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
-from rewards import Verdict
 from rewards.combine import Term, combine
 from rewards.pool import GradingPool
 from rlvr.records import Completion, Problem, Request, Rollout, RolloutGroup, Sampling, request_seed
 from rlvr.rollout.engine import Engine
+from rlvr.rollout.gate import Gate
+from rlvr.rollout.journal import Graded, Journal, joined
+from rlvr.rollout.text import Decoder
 from rlvr.tasks.templates import Prompt, Renderer
 
 ADMISSION_SECONDS = 1.0
@@ -43,7 +47,7 @@ class Piece:
         return cls(completion.ids, True, completion.behaviour_logprobs, completion.weight_version, completion.text)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Session:
     """What a workflow works with: one visit of one problem."""
 
@@ -54,29 +58,52 @@ class Session:
     sampling: Sampling
     run_seed: int
     engine: Engine
-    grade: Callable[[Problem, str], Awaitable[tuple[dict[str, Verdict], float | None, float]]]
+    gate: Gate
+    journal: Journal
+    order: int
+    """Place of the group in the order of drawing: older groups are let into the engine first."""
+    grade: Callable[[Problem, str], Awaitable[Graded]]
+    tokenizer: Decoder
     greedy: bool = False
     """True for the session of a group's greedy answer, whose requests need names of their own."""
-    requests: int = field(default=0)
-    """Sampling requests made so far."""
-    last_sampled: float = 0.0
-    """When the last of them ended (`time.perf_counter`)."""
 
     async def sample(self, ids: tuple[int, ...], sample_index: int, segment: int = 0) -> Completion:
-        """Let the policy continue `ids`; each (sample_index, segment) has noise of its own."""
-        seed = request_seed(self.run_seed, self.problem.id, self.visit, sample_index, segment)
+        """Let the policy continue `ids`; each (sample_index, segment) has noise of its own.
+
+        The answer may be sampled in several pieces, under weights of several versions, between which the run may have
+        been stopped and resumed; the caller sees one completion.
+        """
+        index = -1 if self.greedy else sample_index
+        place = (self.order, index, segment)
         name = f"{self.problem.id}/{self.visit}/{'greedy' if self.greedy else sample_index}/{segment}"
-        self.requests += 1
-        completion = await self.engine.generate(Request(id=name, prompt_ids=ids, sampling=self.sampling, seed=seed))
-        self.last_sampled = time.perf_counter()
-        return completion
+        parts = self.journal.pieces.setdefault(name, [])
+        while True:
+            so_far = joined(parts, self.sampling.stop, self.tokenizer) if parts else None
+            done = () if so_far is None else so_far.ids
+            left = self.sampling.max_new_tokens - len(done)
+            if so_far is not None and (so_far.finish_reason in ("stop", "repetition") or left == 0):
+                return so_far if left else _at_the_limit(so_far)
+            allowed = await self.gate.enter(place, left)
+            seed = request_seed(self.run_seed, self.problem.id, self.visit, sample_index, segment, len(done))
+            with self.gate.sampling():
+                part = await self.engine.generate(
+                    Request(
+                        id=f"{name}+{len(done)}" if done else name,
+                        prompt_ids=ids + done,
+                        sampling=replace(self.sampling, max_new_tokens=allowed),
+                        seed=seed,
+                    )
+                )
+                if part.ids:
+                    parts.append(part)
+                    self.gate.spend(place, len(part.ids))
 
     async def finish(
         self, sample_index: int, prompt_ids: tuple[int, ...], pieces: Sequence[Piece], last: Completion
     ) -> Rollout:
         """Grade the pieces, joined, as the answer to this session's problem; `last` says how it ended."""
         text = self.prompt.prefill + "".join(piece.text for piece in pieces)
-        verdicts, reward, seconds = await self.grade(self.problem, text)
+        graded = await self._graded("greedy" if self.greedy else str(sample_index), text)
         version = last.weight_version[-1] if last.weight_version else self.engine.version
         blank = {id(piece): (0.0,) * len(piece.ids) for piece in pieces}
         return Rollout(
@@ -99,10 +126,26 @@ class Session:
             ),
             text=text,
             finish_reason=last.finish_reason,
-            verdicts=verdicts,
-            reward=reward,
-            grade_seconds=seconds,
+            verdicts=graded.verdicts,
+            reward=graded.reward,
+            grade_seconds=graded.seconds,
         )
+
+    async def _graded(self, name: str, text: str) -> Graded:
+        """The graders' word on `text`, from the journal if they have said it already."""
+        said = self.journal.graded.setdefault(name, [])
+        for one in said:
+            if one.text == text:
+                return one
+        with self.gate.at_graders():
+            graded = await self.grade(self.problem, text)
+        said.append(graded)
+        return graded
+
+
+def _at_the_limit(completion: Completion) -> Completion:
+    """An answer that was ended from outside just as it had all its tokens."""
+    return replace(completion, finish_reason="length") if completion.finish_reason == "abort" else completion
 
 
 Workflow = Callable[[Session], Awaitable[Sequence[Rollout]]]
@@ -138,56 +181,54 @@ class Collector:
         """When the last token of the last finished `collect` was sampled (`time.perf_counter`)."""
 
     async def collect(
-        self,
-        visits: Sequence[tuple[Problem, int]],
-        *,
-        group_size: int,
-        sampling: Sampling,
-        seed_offset: int = 0,
-        greedy: bool = False,
+        self, visits: Sequence[tuple[Problem, int]], *, group_size: int, sampling: Sampling
     ) -> AsyncIterator[RolloutGroup]:
-        """Groups of `group_size` rollouts, in the order in which they finish; with `greedy` each has one more answer
-        beside it, which the same workflow makes at temperature 0.
+        """Groups of `group_size` rollouts, in the order in which they finish.
 
         Leaving the stream early cancels what is still being sampled. An error of the engine or of the machinery is
         raised here; an answer that cannot be judged is a rollout whose reward is None.
         """
-        sessions = [
-            Session(
-                problem, visit, self._renderer.render(problem), group_size, sampling, self._run_seed + seed_offset,
-                self._engine, self._grade,
-            )
-            for problem, visit in visits
-        ]  # fmt: skip
-        cold = replace(sampling, temperature=0.0)
-        beside = [replace(one, group_size=1, sampling=cold, greedy=True) if greedy else None for one in sessions]
-        everyone = [*sessions, *(one for one in beside if one is not None)]
-        tasks: set[asyncio.Task[RolloutGroup]] = set()
+        gate = Gate(is_open=True)
+        tasks: list[asyncio.Task[RolloutGroup]] = []
         try:
             async with self._engine.hold():
-                tasks = {asyncio.create_task(self._group(*pair)) for pair in zip(sessions, beside, strict=True)}
-                deadline = time.monotonic() + ADMISSION_SECONDS
-                while not all(one.requests for one in everyone) and time.monotonic() < deadline:
-                    await asyncio.sleep(0)
-                    if any(task.done() for task in tasks):
-                        break
+                for order, (problem, visit) in enumerate(visits):
+                    group = self.group(
+                        problem, visit, group_size=group_size, sampling=sampling, gate=gate, journal=Journal(),
+                        order=order,
+                    )  # fmt: skip
+                    tasks.append(asyncio.create_task(group))
+                await admission(gate, dict(enumerate(tasks)))
             for finished in asyncio.as_completed(tasks):
                 yield await finished
-            self.last_sampled = max((one.last_sampled for one in everyone), default=0.0)
+            self.last_sampled = gate.last_sampled
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _group(self, session: Session, beside: Session | None) -> RolloutGroup:
-        extra = asyncio.create_task(self._rollouts(beside)) if beside is not None else None
+    async def group(
+        self, problem: Problem, visit: int, *, group_size: int, sampling: Sampling, gate: Gate, journal: Journal,
+        order: int, greedy: bool = False,
+    ) -> RolloutGroup:  # fmt: skip
+        """One visit of one problem, from prompt to verdicts; with `greedy` the group has one more answer beside it,
+        which the same workflow makes at temperature 0."""
+        session = Session(
+            problem=problem, visit=visit, prompt=self._renderer.render(problem), group_size=group_size,
+            sampling=sampling, run_seed=self._run_seed, engine=self._engine, gate=gate, journal=journal, order=order,
+            grade=self._grade, tokenizer=cast(Decoder, self._renderer.tokenizer),
+        )  # fmt: skip
+        beside = None
+        if greedy:
+            cold = replace(session, group_size=1, sampling=replace(sampling, temperature=0.0), greedy=True)
+            beside = asyncio.create_task(self._rollouts(cold))
         try:
             rollouts = await self._rollouts(session)
-            greedy = replace((await extra)[0], sample_index=-1) if extra is not None else None
+            answer = replace((await beside)[0], sample_index=-1) if beside is not None else None
         finally:
-            if extra is not None:
-                extra.cancel()
-        return RolloutGroup(problem=session.problem, visit=session.visit, rollouts=rollouts, greedy=greedy)
+            if beside is not None:
+                beside.cancel()
+        return RolloutGroup(problem=problem, visit=visit, rollouts=rollouts, greedy=answer)
 
     async def _rollouts(self, session: Session) -> tuple[Rollout, ...]:
         rollouts = tuple(await self._workflow(session))
@@ -197,11 +238,23 @@ class Collector:
             )
         return rollouts
 
-    async def _grade(self, problem: Problem, text: str) -> tuple[dict[str, Verdict], float | None, float]:
+    async def _grade(self, problem: Problem, text: str) -> Graded:
         """Verdicts by term, the reward they add up to (None if not scored), and the seconds that took."""
         started = time.perf_counter()
         terms = [term for term in self.terms if problem.verifiers is None or term.name in problem.verifiers]
         names = list(dict.fromkeys([term.name for term in terms] + [term.gate for term in terms if term.gate]))
         found = await asyncio.gather(*(self._pool.grade(name, text, problem.reference) for name in names))
         verdicts = dict(zip(names, found, strict=True))
-        return verdicts, combine(verdicts, terms), time.perf_counter() - started
+        return Graded(text, verdicts, combine(verdicts, terms), time.perf_counter() - started)
+
+
+async def admission(gate: Gate, tasks: Mapping[int, asyncio.Task[RolloutGroup]]) -> None:
+    """Wait until each group, by its order, has asked at the gate or is done; not for long for a workflow that does
+    something else first."""
+    deadline = time.monotonic() + ADMISSION_SECONDS
+    while time.monotonic() < deadline:
+        await asyncio.sleep(0)
+        if any(task.done() and (task.cancelled() or task.exception()) for task in tasks.values()):
+            return
+        if all(order in gate.asked or task.done() for order, task in tasks.items()):
+            return

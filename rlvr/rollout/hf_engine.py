@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,7 @@ class HfEngine:
         self._holds = 0
         self._computing = asyncio.Lock()
         self._worker: asyncio.Task[None] | None = None
+        self._interrupted = False
 
     @property
     def version(self) -> int:
@@ -153,7 +154,7 @@ class HfEngine:
                     pad_token_id=0,
                 ),
                 logits_processor=LogitsProcessorList([_Draw(rows)]),
-                stopping_criteria=StoppingCriteriaList([_Stop(rows, self._tokenizer)]),
+                stopping_criteria=StoppingCriteriaList([_Stop(rows, self._tokenizer, lambda: self._interrupted)]),
             )
 
     def _completion(self, row: _Row, version: int) -> Completion:
@@ -166,6 +167,17 @@ class HfEngine:
             text=answer_text(self._tokenizer, row.ids, stops),
             finish_reason=row.finish_reason,
         )
+
+    async def interrupt(self) -> None:
+        """End every request in flight with the tokens it has; the running batch ends after its next token."""
+        waiting, self._waiting = self._waiting, []
+        for row in waiting:
+            if not row.future.done():
+                row.finish_reason = "abort"
+                row.future.set_result(self._completion(row, self._version))
+        self._interrupted = True
+        async with self._computing:
+            self._interrupted = False
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
@@ -268,14 +280,13 @@ def processed_logprobs(ids: Tensor, logits: Tensor, sampling: Sampling) -> Tenso
 class _Stop(StoppingCriteria):
     """Ends each row for its own reason."""
 
-    def __init__(self, rows: list[_Row], tokenizer: Any) -> None:
-        self.rows = rows
-        self.tokenizer = tokenizer
+    def __init__(self, rows: list[_Row], tokenizer: Any, is_interrupted: Callable[[], bool]) -> None:
+        self.rows, self.tokenizer, self.is_interrupted = rows, tokenizer, is_interrupted
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         for row in self.rows:
             if row.finish_reason is None:
-                row.finish_reason = self._reason(row)
+                row.finish_reason = self._reason(row) or ("abort" if self.is_interrupted() else None)
         return torch.tensor([row.finish_reason is not None for row in self.rows], device=input_ids.device)
 
     def _reason(self, row: _Row) -> FinishReason | None:

@@ -8,7 +8,8 @@
 | any other `EngineError`                 | raised: the request or the weights are wrong, not the engine              |
 
 All requests since the engine was last idle are made again, in their order, those that had ended included: the batches
-are the same ones, and with the seeds of the requests so is every token. What had ended keeps its first result.
+are the same ones, and with the seeds of the requests so is every token. What had ended keeps its first result. An
+asynchronous schedule, whose engine is never idle, repeats only what had not ended.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ class RestartingEngine:
         *,
         restarts: int,
         timeout: float,
+        repeats_batches: bool = True,
         warn: Callable[[str, str], None] = lambda name, message: None,
     ) -> None:
         """`timeout` is how many seconds may pass without any request or verb of the engine ending; `warn` gets a name
-        and a message for each restart."""
+        and a message for each restart. Without `repeats_batches` requests that had ended are not made again: for an
+        engine that is never idle, whose batches nothing could repeat."""
         self.inner, self._restarts, self._timeout, self._warn = engine, restarts, timeout, warn
         self._weights: tuple[Iterable[tuple[str, Tensor]], int] | None = None
         self._life = 0
         self._reviving = asyncio.Lock()
-        self._made: list[Request] = []
+        self._repeats_batches, self._count = repeats_batches, 0
+        self._made: dict[int, Request] = {}
         self._again: dict[int, asyncio.Task[Completion]] = {}
         self._deaths = self._in_flight = self._waiting = 0
         self._last_end = 0.0
@@ -69,8 +73,9 @@ class RestartingEngine:
 
     async def generate(self, request: Request) -> Completion:
         """Sample one completion; if the engine dies meanwhile, it is sampled again by the next one."""
-        life, place = self._life, len(self._made)
-        self._made.append(request)
+        life, place = self._life, self._count
+        self._count += 1
+        self._made[place] = request
         self._in_flight += 1
         try:
             try:
@@ -85,8 +90,15 @@ class RestartingEngine:
                     await self._revive(life, error)
         finally:
             self._in_flight -= 1
+            if not self._repeats_batches:
+                self._made.pop(place, None)
+                self._again.pop(place, None)
             if not self._in_flight:
                 self._forget()
+
+    async def interrupt(self) -> None:
+        """End every request in flight; what a new engine was just asked again ends as well."""
+        await self._insist(self.inner.interrupt, "interrupt")
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
@@ -133,7 +145,7 @@ class RestartingEngine:
         """No request waits any more; what is still made again was for the sake of the batch."""
         for task in self._again.values():
             task.cancel()
-        self._made, self._again = [], {}
+        self._made, self._again, self._count = {}, {}, 0
 
     async def _insist(self, verb: Callable[[], Awaitable[T]], name: str) -> T:
         """A verb's result, from the next engine if this one dies."""
@@ -188,8 +200,10 @@ class RestartingEngine:
             await self.inner.load_weights(*self._weights)
             self._last_end = asyncio.get_running_loop().time()
             async with self.inner.hold():
-                made = [self._watched(self.inner.generate(one), f"request {one.id!r}") for one in self._made]
-                self._again = dict(enumerate(map(asyncio.ensure_future, made)))
+                self._again = {
+                    place: asyncio.ensure_future(self._watched(self.inner.generate(one), f"request {one.id!r}"))
+                    for place, one in self._made.items()
+                }
                 await asyncio.sleep(0)
             for task in self._again.values():
                 task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # not all are waited for

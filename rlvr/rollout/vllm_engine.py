@@ -301,6 +301,12 @@ class VllmEngine:
                     await self._call(core.resume_generation())
                     self._is_paused = False
 
+    async def interrupt(self) -> None:
+        """End every request in flight: each `generate` returns the tokens it has, with finish reason ``abort``."""
+        await self._all_admitted.wait()
+        async with self._paused():
+            await self._call(self._running().pause_generation(mode="abort", clear_cache=False))
+
     async def _clear_cache(self) -> None:
         if not await self._call(self._running().reset_prefix_cache()):
             raise EngineError("vLLM could not clear its prefix cache although nothing is in flight")

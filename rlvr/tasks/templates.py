@@ -91,7 +91,7 @@ class Renderer:
     in its vocabulary; the padding token only where it is one of the former."""
 
     def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._template, self._tokenizer = template, tokenizer
+        self._template, self.tokenizer = template, tokenizer
         self._jinja = _read_jinja(template.path) if template.path is not None else None
         self._text, self._prefill, own = TEXTS.get(template.type, ("", template.prefill, ()))
         self.stop = own if template.stop is None else tuple(template.stop)
@@ -140,10 +140,10 @@ class Renderer:
             self._begin = ""
 
     def _tokenize(self, text: str, source: str) -> tuple[int, ...]:
-        bos, bos_id = self._tokenizer.bos_token, self._tokenizer.bos_token_id
+        bos, bos_id = self.tokenizer.bos_token, self.tokenizer.bos_token_id
         starts_itself = self._template.type == "chat" or (bos is not None and text.startswith(bos))
         before = () if starts_itself else self._before
-        ids = before + tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = before + tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids:
             raise ProblemError(f"{source}: the prompt has no token; template {self._template.type!r} made {text!r}")
         if len(ids) > 1 and bos_id is not None and ids[0] == ids[1] == bos_id:
@@ -162,7 +162,7 @@ class Renderer:
                 )
             messages = [{"role": "system", "content": self._template.system}, *messages]
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except jinja2.TemplateError as error:
             raise ProblemError(f"{source}: the tokenizer's chat template refuses these messages: {error}") from None
 
@@ -170,7 +170,7 @@ class Renderer:
         assert self._jinja is not None
         messages = _messages(problem)
         names: dict[str, Any] = {"messages": messages, "add_generation_prompt": True}
-        names |= {key: value for key, value in self._tokenizer.special_tokens_map.items() if isinstance(value, str)}
+        names |= {key: value for key, value in self.tokenizer.special_tokens_map.items() if isinstance(value, str)}
         questions = [message["content"] for message in messages if message["role"] != "system"]
         if len(questions) == 1:  # of a longer conversation, `question` stays undefined, which is an error when used
             names["question"] = questions[0]

@@ -26,4 +26,4 @@ class Finding:
     advice: str
     """What to change: the recipe key and a value, where there is one."""
     evidence: tuple[str, ...] = ()
-    """Where to look: ``step 12: clip/share 0.61``, ``rollout 40/gsm8k:17/3``, a text's beginning; most telling first."""
+    """Where to look, most telling first: ``step 12: clip/share 0.61``, ``rollout 40/gsm8k:17/3``, a text's start."""

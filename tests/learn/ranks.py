@@ -35,15 +35,21 @@ ALGORITHM = Algorithm.model_validate(
         "entropy": {"type": "fixed", "coefficient": 0.01},
     }
 )
+ADAPTED = Algorithm.model_validate({"kl": {"type": "k3", "coefficient": 0.05}, "updates_per_batch": 2})
+"""Of adapters: its reference is the policy without them."""
+LORA = {"rank": 3, "alpha": 6.0}
 STEPS = 5
 
 
-def make_learner(model: str, accelerator: Accelerator, algorithm: Algorithm = ALGORITHM, **settings: Any) -> Learner:
+def make_learner(
+    model: str, accelerator: Accelerator, algorithm: Algorithm = ALGORITHM, *, lora: bool = False, **settings: Any
+) -> Learner:
     """A learner over a tiny model; micro-batches are small, so that each rank has several, and not the same number."""
     config = LearnerConfig.model_validate({"lr": 3e-3, "epsilon": 1e-3, "micro_batch_tokens": 48, **settings})
     return Learner(
-        Model(path=model), config, algorithm, total_updates=2 * STEPS, temperature=0.8, accelerator=accelerator
-    )
+        Model.model_validate({"path": model, "lora": LORA if lora else None}),
+        config, ADAPTED if lora else algorithm, total_updates=2 * STEPS, temperature=0.8, accelerator=accelerator,
+    )  # fmt: skip
 
 
 def run_steps(learner: Learner) -> dict[str, Any]:
@@ -106,7 +112,8 @@ def ending(learner: Learner, samples: list[TrainingSample]) -> list[str]:
 
 def training(accelerator: Accelerator, scenario: str, model: str) -> dict[str, Any]:
     """Five steps, then saving and restoring."""
-    learner = make_learner(model, accelerator, packing="packed" if scenario == "packed" else "shared")
+    packing = "packed" if scenario == "packed" else "shared"
+    learner = make_learner(model, accelerator, lora=scenario.startswith("adapters"), packing=packing)
     result = run_steps(learner)
     learner.save_policy(Path(f"{model}_{scenario}"))
     state = learner.state_dict()
@@ -115,14 +122,14 @@ def training(accelerator: Accelerator, scenario: str, model: str) -> dict[str, A
     learner.load_policy(Path(f"{model}_{scenario}"))
     learner.load_state_dict(state)
     result |= {"expected": expected, "again": learner.update(samples)}
-    if scenario == "sharded":
+    if scenario.endswith("sharded"):
         result["local"] = sum(p.to_local().numel() for p in learner.policy.parameters())
         result["whole"] = sum(p.numel() for p in learner.policy.parameters())
     return result
 
 
-SCENARIOS = ("data_parallel", "packed", "failure", "non_finite", "sharded")
-"""The sharded one last: it changes the accelerator."""
+SCENARIOS = ("data_parallel", "packed", "failure", "non_finite", "adapters", "sharded", "adapters_sharded")
+"""The sharded ones last: they change the accelerator."""
 MODELS = ("tied", "untied")
 
 
@@ -131,7 +138,7 @@ def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     for scenario in SCENARIOS:
         for name in MODELS:
-            if scenario == "sharded":
+            if scenario.endswith("sharded"):
                 accelerator = shard(accelerator)  # for each learner: accelerate's optimizer resets it
             model = str(folder / name)
             if scenario == "failure":

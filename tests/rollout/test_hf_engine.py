@@ -148,6 +148,28 @@ def test_errors_name_what_is_wrong(sync: Sync, learner: Learner) -> None:
         sync.load_weights([], 1)
 
 
+def test_interrupted_requests_give_back_what_they_have(tiny_tied: Path, background: Background) -> None:
+    """The running batch ends after its next token, what waited gives back nothing; then the engine goes on."""
+    engine = HfEngine(tiny_tied, max_batch=2)
+    long = Sampling(max_new_tokens=100)
+
+    async def story() -> list[Completion]:
+        await engine.start()
+        tasks = [asyncio.create_task(engine.generate(request(PROMPTS[seed], long, seed))) for seed in range(3)]
+        while not engine._computing.locked():
+            await asyncio.sleep(0)
+        await engine.interrupt()
+        found = [*await asyncio.gather(*tasks), await engine.generate(request(PROMPTS[0], long, 0))]
+        await engine.close()
+        return found
+
+    first, second, third, whole = background.wait(story())
+    assert [one.finish_reason for one in (first, second, third, whole)] == ["abort", "abort", "abort", "length"]
+    assert 0 < len(first.ids) == len(second.ids) < 100
+    assert (third.ids, len(whole.ids)) == ((), 100)
+    assert first.ids == whole.ids[: len(first.ids)]
+
+
 def test_cancelled_and_closed_requests_do_not_hang(tiny_tied: Path, background: Background) -> None:
     engine = HfEngine(tiny_tied, max_batch=2)
 

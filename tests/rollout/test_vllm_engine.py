@@ -163,6 +163,35 @@ def test_in_flight_requests_carry_the_version_of_each_token(both: Pair) -> None:
     assert sum(apart) / len(apart) > 0.5
 
 
+def test_interrupted_answers_go_on_under_new_weights(both: Pair) -> None:
+    """Each request gives back the tokens it has; continued with them as its prompt under other weights, the two pieces
+    have the log-probabilities and versions of their own weights. An interrupted engine goes on as if new."""
+    prompt = prompts(3)[2]
+
+    async def interrupted() -> list[Completion]:
+        tasks = [asyncio.create_task(both.engine.generate(one)) for one in requests(3, LONG)]
+        while both.engine._core.output_processor.get_num_unfinished_requests() < 3:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        await both.engine.interrupt()
+        return list(await asyncio.gather(*tasks))
+
+    whole = both.sync.one(prompt, LONG, seed=2)
+    first = both.sync.background.wait(interrupted())
+    assert [one.finish_reason for one in first] == ["abort"] * 3
+    assert all(len(one.ids) < 200 and set(one.weight_version) <= {0} for one in first)
+    part = first[2]
+    assert part.ids == whole.ids[: len(part.ids)]
+    truth = both.learner.score([[*prompt, *part.ids]])[0][len(prompt) :]
+    assert truth == pytest.approx(part.behaviour_logprobs, abs=1e-4)
+    both.learner.perturb(both.learner.parameters, amplitude=1.0)
+    both.sync.load_weights(both.learner.weights(), 5)
+    rest = both.sync.one([*prompt, *part.ids], FREE, seed=9)
+    assert set(rest.weight_version) == {5}
+    truth = both.learner.score([[*prompt, *part.ids, *rest.ids]])[0][len(prompt) + len(part.ids) :]
+    assert truth == pytest.approx(rest.behaviour_logprobs, abs=1e-4)
+
+
 def test_cached_prefixes_of_old_weights_are_not_used(both: Pair) -> None:
     """A prompt longer than a block is cached by the first request; after a sync the second must not see that cache."""
     prompt = [3 + i % 90 for i in range(150)]

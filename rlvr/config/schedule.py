@@ -1,0 +1,137 @@
+"""Recipe section ``rollout.schedule``: when the engine samples, when the learner trains, how old a token may be.
+
+All schedules are one: problems are drawn until `in_flight` are on their way, the learner takes ``prompts_per_step``
+finished groups, and what is not finished goes on. They differ in how many are on their way, in what the engine does
+while the learner computes, and in the age (weight versions) that a trained token may have.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from rlvr.config.base import NonNegativeInt, Section
+
+Beyond = Literal["wait", "drop", "mask"]
+"""What happens at the bound on age. ``wait``: the learner waits for the groups that would pass it, so none ever does;
+``drop``: groups that have passed it are thrown away and counted; ``mask``: their tokens beyond it are not trained."""
+
+
+class Synchronous(Section):
+    """The engine samples a whole step, then the learner trains it."""
+
+    type: Literal["synchronous"] = "synchronous"
+
+    def in_flight(self, prompts: int) -> int:
+        """Problems that are on their way while the learner waits for `prompts` groups."""
+        return prompts
+
+    @property
+    def bound(self) -> int:
+        """Most versions that a trained token may be older than the policy that trains on it."""
+        return 0
+
+    @property
+    def past_bound(self) -> Beyond:
+        """What happens at the bound."""
+        return "wait"
+
+    @property
+    def overlaps(self) -> bool:
+        """True where the engine goes on sampling while the learner computes."""
+        return False
+
+
+class OneStepAhead(Section):
+    """While the learner trains a step, the engine samples the next with the weights of the one before."""
+
+    type: Literal["ahead"]
+
+    def in_flight(self, prompts: int) -> int:
+        """Problems that are on their way while the learner waits for `prompts` groups."""
+        return prompts
+
+    @property
+    def bound(self) -> int:
+        """Most versions that a trained token may be older than the policy that trains on it."""
+        return 1
+
+    @property
+    def past_bound(self) -> Beyond:
+        """What happens at the bound."""
+        return "wait"
+
+    @property
+    def overlaps(self) -> bool:
+        """True where the engine goes on sampling while the learner computes."""
+        return True
+
+
+class _Bounded(Section):
+    """A schedule in which an answer may live through several versions."""
+
+    oversample: Annotated[float, Field(ge=1.0)] = 2.0
+    """Groups on their way, as a multiple of `rollout.prompts_per_step`: more keep the engine's batch full while long
+    answers end, and make tokens older."""
+    max_staleness: NonNegativeInt = 4
+    """Most versions that a trained token may be older than the policy that trains on it."""
+    beyond: Beyond = "wait"
+
+    def in_flight(self, prompts: int) -> int:
+        """Problems that are on their way while the learner waits for `prompts` groups."""
+        return math.ceil(prompts * self.oversample)
+
+    @property
+    def bound(self) -> int:
+        """Most versions that a trained token may be older than the policy that trains on it."""
+        return self.max_staleness
+
+    @property
+    def past_bound(self) -> Beyond:
+        """What happens at the bound."""
+        return self.beyond
+
+    @model_validator(mode="after")
+    def _reachable(self) -> _Bounded:
+        if self.beyond == "wait" and self.oversample > self.max_staleness + 1:
+            raise ValueError(
+                f"oversample must be at most max_staleness + 1 = {self.max_staleness + 1} with beyond: wait, got "
+                f"{self.oversample:g}: with more groups on their way some could not be trained in time; raise "
+                "max_staleness, or set beyond: drop or mask"
+            )
+        return self
+
+
+class Partial(_Bounded):
+    """The engine stops as soon as enough groups have finished; unfinished answers wait in the buffer with their tokens
+    and go on at the next step, under its weights (Kimi k1.5, 2501.12599, section 2.6.2; APRIL, 2509.18521)."""
+
+    type: Literal["partial"]
+    tokens: PositiveInt | None = None
+    """Most tokens that an answer grows by at a time (Kimi's budget), so that where answers are cut depends on nothing
+    but token counts; None cuts them at the moment at which enough groups have finished (APRIL)."""
+
+    @property
+    def overlaps(self) -> bool:
+        """True where the engine goes on sampling while the learner computes."""
+        return False
+
+
+class Asynchronous(_Bounded):
+    """The engine never stops; new weights reach it in the middle of answers (AReaL, 2505.24298; PipelineRL,
+    2509.19128)."""
+
+    type: Literal["asynchronous"]
+    cache: Literal["keep", "recompute"] = "keep"
+    """What new weights do to the keys and values of answers under way: those of the old weights are kept (PipelineRL),
+    or computed again with the new ones (AReaL)."""
+
+    @property
+    def overlaps(self) -> bool:
+        """True where the engine goes on sampling while the learner computes."""
+        return True
+
+
+Schedule = Annotated[Synchronous | OneStepAhead | Partial | Asynchronous, Field(discriminator="type")]

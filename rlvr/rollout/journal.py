@@ -1,0 +1,110 @@
+"""What a group has been given so far: its sampled pieces and its verdicts, in the order of nothing but their names.
+
+A workflow is a function of the answers that it gets. So its state between two steps, and in a checkpoint, is this
+record: run again, it finds here what it was given before, and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from rewards import Outcome, Verdict
+from rlvr.records import Completion
+from rlvr.rollout.text import Decoder, answer_text
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """What the graders said of one text."""
+
+    text: str
+    verdicts: Mapping[str, Verdict]
+    reward: float | None
+    seconds: float
+
+
+@dataclass(slots=True)
+class Journal:
+    """The pieces of each request of a group by its name, and the verdicts of each answer."""
+
+    pieces: dict[str, list[Completion]] = field(default_factory=dict)
+    graded: dict[str, list[Graded]] = field(default_factory=dict)
+
+    def oldest(self) -> int | None:
+        """The least weight version of all tokens; None if there are none."""
+        return min((version for parts in self.pieces.values() for one in parts for version in one.weight_version),
+                   default=None)  # fmt: skip
+
+    def tokens(self) -> int:
+        """Tokens sampled so far."""
+        return sum(len(one.ids) for parts in self.pieces.values() for one in parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values and tensors."""
+        return {
+            "pieces": {name: [_packed(one) for one in parts] for name, parts in self.pieces.items()},
+            "graded": json.dumps({name: [asdict(one) for one in said] for name, said in self.graded.items()}),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Journal:
+        """What `state_dict` was made from."""
+        return cls(
+            {name: [_unpacked(one) for one in parts] for name, parts in state["pieces"].items()},
+            {name: [_graded(one) for one in said] for name, said in json.loads(state["graded"]).items()},
+        )
+
+
+def joined(parts: Sequence[Completion], stops: Sequence[str], tokenizer: Decoder) -> Completion:
+    """One completion of several that continue each other.
+
+    A stop string that begins in one piece and ends in the next is seen by no engine: what follows it is cut here, as if
+    sampling had ended with the token that completes it.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    ids = tuple(token for one in parts for token in one.ids)
+    length, reason = len(ids), parts[-1].finish_reason
+    seam = len(ids) - len(parts[-1].ids)
+    if stops and _stopped(tokenizer, ids, stops):
+        length = next(n for n in range(seam + 1, len(ids) + 1) if _stopped(tokenizer, ids[:n], stops))
+        reason = "stop"
+    return Completion(
+        ids=ids[:length],
+        behaviour_logprobs=tuple(value for one in parts for value in one.behaviour_logprobs)[:length],
+        weight_version=tuple(value for one in parts for value in one.weight_version)[:length],
+        text=answer_text(tokenizer, ids[:length], stops if reason == "stop" else ()),
+        finish_reason=reason,
+    )
+
+
+def _stopped(tokenizer: Decoder, ids: Sequence[int], stops: Sequence[str]) -> bool:
+    text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    return any(stop in text for stop in stops)
+
+
+def _packed(one: Completion) -> dict[str, Any]:
+    return {
+        "ids": torch.tensor(one.ids, dtype=torch.int32),
+        "behaviour_logprobs": torch.tensor(one.behaviour_logprobs, dtype=torch.float64),
+        "weight_version": torch.tensor(one.weight_version, dtype=torch.int32),
+        "text": one.text,
+        "finish_reason": one.finish_reason,
+    }
+
+
+def _unpacked(state: dict[str, Any]) -> Completion:
+    values: dict[str, Any] = {key: tuple(one.tolist()) if torch.is_tensor(one) else one for key, one in state.items()}
+    return Completion(**values)
+
+
+def _graded(state: dict[str, Any]) -> Graded:
+    verdicts = {
+        name: Verdict(one["score"], Outcome(one["outcome"]), one["detail"]) for name, one in state["verdicts"].items()
+    }
+    return Graded(state["text"], verdicts, state["reward"], state["seconds"])
