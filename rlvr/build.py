@@ -341,7 +341,16 @@ def make_engine(recipe: Recipe, model_len: int, log_file: Path, warn: Callable[[
         return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
     from rlvr.rollout.vllm_engine import VllmEngine
 
-    own = settings.model_dump(exclude={"type", "restarts", "timeout"})
+    own = settings.model_dump(exclude={"type", "restarts", "timeout", "speculative"})
+    if settings.speculative is not None:
+        if not torch.cuda.is_available():
+            raise RecipeError(
+                f"rollout.engine.speculative must be null on a CPU, got type {settings.speculative.type!r}: vLLM's CPU "
+                "build (0.32) hands the temperatures of proposed tokens through a conversion to integers whose result "
+                "is lost, so that they are sampled, and their log-probabilities given, at whatever temperature the "
+                "memory held; leave it out"
+            )
+        own["speculative"] = settings.speculative.arguments()
     if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
         own["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
     engine = VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **own)

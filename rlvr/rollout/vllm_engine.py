@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rlvr.records import Completion, FinishReason, Request, Sampling
 from rlvr.rollout.engine import EngineDied, EngineError
+from rlvr.rollout.engine_stats import EngineStats
 from rlvr.rollout.text import answer_text, check_fits, check_lengths
 from rlvr.rollout.vllm_process import child_environment, log_to, output_to, reason_in, without_interrupt
 from rlvr.rollout.weights import DTYPES, Manifest, checked, read_manifest, staged
@@ -46,11 +47,14 @@ class VllmEngine:
         enforce_eager: bool = True,
         threads: int | None = None,
         tensor_parallel: int = 1,
+        speculative: Mapping[str, Any] | None = None,
+        stats: bool = False,
         extra: Mapping[str, Any] | None = None,
         log_file: str | Path | None = None,
     ) -> None:
         """`model` is a Hugging Face folder; `log_file` gets all that vLLM prints, None makes a temporary one;
-        `threads` are the cores of a CPU engine, None takes all; `extra` goes to vLLM's AsyncEngineArgs and wins.
+        `threads` are the cores of a CPU engine, None takes all; `speculative` is vLLM's speculative_config; `stats`
+        measures speeds, as `speculative` always does; `extra` goes to vLLM's AsyncEngineArgs and wins.
         """
         self.model = Path(model)
         self.log_file = Path(log_file) if log_file else Path(tempfile.gettempdir()) / f"rlvr-vllm-{os.getpid()}.log"
@@ -75,6 +79,9 @@ class VllmEngine:
             "seed": 0,
             "worker_extension_cls": "rlvr.rollout.vllm_worker.WorkerExtension",
         }
+        if speculative is not None:
+            self._arguments["speculative_config"] = dict(speculative)
+        self._stats = EngineStats() if stats or speculative is not None else None
         self._extra = dict(extra or {})
         self._manifest: Manifest | None = None
         self._core: Any = None
@@ -139,7 +146,12 @@ class VllmEngine:
             arguments["gpu_memory_utilization"] = self._gpu_memory_share
             arguments["weight_transfer_config"] = {"backend": "rlvr_ipc"}
         arguments.update(self._extra)
-        return AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments))
+        loggers = None
+        if (stats := self._stats) is not None:
+            from rlvr.rollout.vllm_stats import StatLogger
+
+            loggers = [lambda config, index=0: StatLogger(stats)]
+        return AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments), stat_loggers=loggers)
 
     def _environment(self) -> dict[str, str]:
         eager = {"TORCHDYNAMO_DISABLE": "1"} if self._arguments["enforce_eager"] else {}  # compiles a helper even so
@@ -290,6 +302,8 @@ class VllmEngine:
         self._holds += 1
         try:
             async with self._pausing:
+                if self._stats is not None:
+                    self._stats.pause()
                 if not self._is_paused:
                     self._is_paused = True  # before the call: cancelled half-way it may have taken effect
                     await self._call(core.pause_generation(mode="keep", clear_cache=False))
@@ -395,6 +409,10 @@ class VllmEngine:
 
     def _reason(self) -> str:
         return reason_in(self.log_file, self._log_start)
+
+    def measured(self) -> dict[str, float]:
+        """Speeds by batch size and what became of proposed tokens, since the last call."""
+        return {} if self._stats is None else self._stats.take()
 
     async def close(self) -> None:
         """End the engine core; requests in flight raise `EngineError`."""

@@ -66,6 +66,9 @@ class Scripted:
 
     async def start(self) -> None: ...
 
+    def measured(self) -> dict[str, float]:
+        return {}
+
     async def interrupt(self) -> None:
         raise NotImplementedError
 
