@@ -146,11 +146,11 @@ class VllmEngine:
             arguments["gpu_memory_utilization"] = self._gpu_memory_share
             arguments["weight_transfer_config"] = {"backend": "rlvr_ipc"}
         arguments.update(self._extra)
-        loggers = None
+        loggers: list[Any] = []
         if (stats := self._stats) is not None:
             from rlvr.rollout.vllm_stats import StatLogger
 
-            loggers = [lambda config, index=0: StatLogger(stats)]
+            loggers.append(lambda config, index: StatLogger(stats))
         return AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments), stat_loggers=loggers)
 
     def _environment(self) -> dict[str, str]:

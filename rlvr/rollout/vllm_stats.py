@@ -9,7 +9,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from rlvr.rollout.engine_stats import EngineStats
 
 
-class StatLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types
+class StatLogger(StatLoggerBase):
     """One of vLLM's loggers; it is called in the process of the caller, once for each step of the engine core."""
 
     def __init__(self, stats: EngineStats) -> None:
