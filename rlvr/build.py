@@ -12,35 +12,37 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
+from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.data import Data, load_data
-from rlvr.first_screen import first_screen
+from rlvr.engines import make_engine, most_new_tokens
+from rlvr.first_screen import count_weights, first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
+from rlvr.learn.texts import GivenTexts
 from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
 from rlvr.plugins import load_plugin
 from rlvr.records import RolloutGroup
 from rlvr.resume import check_recipe, find_checkpoint, restored
 from rlvr.rollout.collector import Collector, answers_to_one_prompt
-from rlvr.rollout.engine import Engine
-from rlvr.rollout.restarting import RestartingEngine
 from rlvr.rollouts import Rollouts
 from rlvr.run_log import RunLog, run_folder
 from rlvr.sampling import ProblemSampler
 from rlvr.saver import Saver
 from rlvr.signals import Preemption
 from rlvr.state import StateRegister
+from rlvr.watch.before import examine_cheaply, first_prompts, lines, refuse
+from rlvr.watch.watch import Watch
 from rlvr.weight_sync import WeightSync
 
 
@@ -52,6 +54,7 @@ class RankZero:
     rollouts: Rollouts
     sampler: ProblemSampler
     log: RunLog
+    watch: Watch
     average: MovingAverage | None
     """State of ``baseline: ema``; None with any other."""
 
@@ -96,10 +99,11 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with ExitStack() as stack:
             if self.zero is not None:
                 stack.callback(self.zero.log.close)
+                stack.callback(self.zero.log.end, self.done, error)
                 stack.callback(self.zero.rollouts.close)
             stack.callback(self.saver.close)
 
@@ -115,7 +119,7 @@ class Run:
 def quiet_libraries() -> None:
     """Progress bars of libraries would break our lines."""
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # importing datasets for it would take 85 MB
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -156,20 +160,29 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
 
 
 @contextmanager
-def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Data]]:
-    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on."""
+def sampling_only(
+    recipe: Recipe,
+    *,
+    train: bool,
+    say: Callable[[str], None] = print,
+    ready: Callable[[Data, PreTrainedTokenizerBase, PretrainedConfig], None] = lambda data, tokenizer, config: None,
+) -> Iterator[tuple[Rollouts, Data]]:
+    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on.
+    `ready` is called when all is loaded and the engine not yet started."""
     quiet_libraries()
     accelerator = make_accelerator(recipe)
     if accelerator.num_processes > 1:
         raise RecipeError(
             f"this command samples from one process, got {accelerator.num_processes}: call it without a launcher"
         )
-    config = prepare_model(recipe, accelerator, print)
+    config = prepare_model(recipe, accelerator, say)
     model_len = int(config.max_position_embeddings)
-    data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    data = load_data(recipe, tokenizer, model_len, train=train)
     try:
+        ready(data, tokenizer, config)
         log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
-        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: print(message))
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: say(message), say)
     except BaseException:
         data.pool.close()
         raise
@@ -181,10 +194,12 @@ def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Da
 
 
 def make_rollouts(
-    recipe: Recipe, data: Data, model_len: int, log_file: Path, warn: Callable[[str, str], None]
-) -> Rollouts:
+    recipe: Recipe, data: Data, model_len: int, log_file: Path,
+    warn: Callable[[str, str], None], say: Callable[[str], None],
+) -> Rollouts:  # fmt: skip
     """The sampling side of a run, not started yet."""
-    engine = make_engine(recipe, min(model_len, data.longest_prompt + most_new_tokens(recipe)), log_file, warn)
+    needed = min(model_len, data.longest_prompt + most_new_tokens(recipe))
+    engine = make_engine(recipe, needed, log_file, warn, say)
     path = recipe.rollout.workflow
     workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
     collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
@@ -235,6 +250,11 @@ def build(recipe: Recipe) -> Run:
             log.start_screen(first_screen(recipe, accelerator, config, data, folder))
             for note in data.notes:
                 say(note)
+            seen = first_prompts(data.train, data.renderer, tokenizer)
+            findings = examine_cheaply(recipe, data.train, seen, data.pool, data.terms, weights=count_weights(config))
+            for line in lines(findings):
+                say(line)
+            refuse(recipe, findings)
         return _load(recipe, folder, accelerator, found, log, data, model_len)
     except BaseException:
         if data is not None:
@@ -254,17 +274,18 @@ def _load(
     if log is not None and data is not None:
         sampler = ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed)
         log.say("starting the engine")
-        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn)
+        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn, log.say)
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
-        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, average=average)
+        watch = Watch(recipe, log.warn)
+        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
     try:
         if zero is not None:
             zero.rollouts.start()
         learner = Learner(
             recipe.model, recipe.learner, recipe.algorithm,
             total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,
-            temperature=recipe.rollout.temperature, accelerator=accelerator,
+            temperature=recipe.rollout.temperature, accelerator=accelerator, texts=_given_texts(recipe, data),
         )  # fmt: skip
         probes = (
             []
@@ -293,6 +314,7 @@ def _load(
             if zero.average is not None:
                 register.add("baseline", zero.average)
             register.add("log", zero.log)
+            register.add("watch", zero.watch)
         if found is not None:
             learner.load_policy(found.path)
         state = checkpoint.restore(found, register, accelerator)
@@ -305,6 +327,13 @@ def _load(
         if zero is not None:
             zero.rollouts.close()
         raise
+
+
+def _given_texts(recipe: Recipe, data: Data | None) -> GivenTexts | None:
+    given = recipe.algorithm.given_text
+    if data is None or not isinstance(given, GivenTextLikelihood):
+        return None
+    return GivenTexts(data.texts, given.rows, recipe.run.seed)
 
 
 def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
@@ -325,36 +354,3 @@ def _any_rank(asked: bool, accelerator: Accelerator) -> bool:
 
 def _no_warning(name: str, message: str) -> None:
     """Only rank 0 speaks."""
-
-
-def most_new_tokens(recipe: Recipe) -> int:
-    """The longest answer that training or an eval set may ask for."""
-    return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
-
-
-def make_engine(recipe: Recipe, model_len: int, log_file: Path, warn: Callable[[str, str], None]) -> Engine:
-    """The recipe's engine, not started yet."""
-    settings = recipe.rollout.engine
-    if settings.type == "hf":
-        from rlvr.rollout.hf_engine import HfEngine
-
-        return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
-    from rlvr.rollout.vllm_engine import VllmEngine
-
-    own = settings.model_dump(exclude={"type", "restarts", "timeout", "speculative"})
-    if settings.speculative is not None:
-        if not torch.cuda.is_available():
-            raise RecipeError(
-                f"rollout.engine.speculative must be null on a CPU, got type {settings.speculative.type!r}: vLLM's CPU "
-                "build (0.32) hands the temperatures of proposed tokens through a conversion to integers whose result "
-                "is lost, so that they are sampled, and their log-probabilities given, at whatever temperature the "
-                "memory held; leave it out"
-            )
-        own["speculative"] = settings.speculative.arguments()
-    if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
-        own["extra"] = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | settings.extra
-    engine = VllmEngine(recipe.model.path, max_model_len=model_len, log_file=log_file, **own)
-    return RestartingEngine(
-        engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn,
-        repeats_batches=recipe.rollout.schedule.type != "asynchronous",
-    )  # fmt: skip

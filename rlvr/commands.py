@@ -14,11 +14,15 @@ from transformers import AutoModelForCausalLM
 from rlvr import loop
 from rlvr.build import Run, build, make_accelerator, prepare_model, quiet_libraries, sampling_only
 from rlvr.checkpoint import MANIFEST, STATE, newest_whole, verify
-from rlvr.config import Algorithm, Recipe, RecipeError
+from rlvr.config import Algorithm, Recipe, RecipeError, load_recipe
 from rlvr.console import make_console
 from rlvr.data import load_examples, load_pairs
 from rlvr.difficulty import Guess, measure
+from rlvr.doctor.after import examine as examine_run
+from rlvr.doctor.before import examine as examine_recipe
+from rlvr.doctor.report import Report, as_json, show
 from rlvr.dpo import prefer
+from rlvr.engines import serve_recipe
 from rlvr.evaluate import comparison
 from rlvr.learn.preference import DirectPreference
 from rlvr.learn.update import Learner
@@ -31,6 +35,8 @@ from rlvr.run_log import read_metrics, rollout_record
 from rlvr.sft import fit
 from rlvr.tasks.templates import Renderer
 from rlvr.versions import check_versions
+from rlvr.watch.before import worst_first
+from rlvr.watch.before_data import RECIPE_UNSOUND
 
 
 def train(recipe: Recipe, arguments: argparse.Namespace) -> None:
@@ -106,6 +112,14 @@ def generate(recipe: Recipe, arguments: argparse.Namespace) -> None:
             f"{hacked} of {len(rates)} problems are guessed without reasoning in {guess.tries} tries; "
             "problems.keep: {guess_rate: [null, 0]} leaves them out", markup=False, highlight=False,
         )  # fmt: skip
+
+
+def serve(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Become `vllm serve` for this recipe's runs."""
+    check_versions("vllm_servers")
+    quiet_libraries()
+    prepare_model(recipe, make_accelerator(recipe), print)
+    serve_recipe(recipe, arguments.host, arguments.port)
 
 
 def _pass_rates(known: Sequence[float | None]) -> Table:
@@ -249,6 +263,34 @@ def replay_batch(arguments: argparse.Namespace) -> None:
     make_console().print(table)
 
 
+def doctor(arguments: argparse.Namespace) -> int:
+    """Examine a recipe or a run and show what stops or slows learning; the exit status is 1 if anything stops it."""
+    folder = Path(arguments.target)
+    if folder.is_dir():
+        if arguments.overrides:
+            raise RecipeError(f"{arguments.overrides[0]!r}: a run's folder takes no overrides; name a recipe instead")
+        report = Report(subject=str(folder), findings=worst_first(examine_run(folder)))
+    else:
+        report = _examined_recipe(arguments)
+    if arguments.json:
+        print(as_json(report))
+    else:
+        show(report, make_console())
+    return report.status
+
+
+def _examined_recipe(arguments: argparse.Namespace) -> Report:
+    try:
+        recipe = load_recipe(arguments.target, arguments.overrides)
+    except RecipeError as error:
+        if not Path(arguments.target).is_file():
+            raise
+        return Report(subject=arguments.target, findings=[RECIPE_UNSOUND.found(str(error))])
+    check_versions(recipe.rollout.engine.type)
+    say: Callable[[str], None] = (lambda text: None) if arguments.json else print
+    return examine_recipe(recipe, groups=arguments.groups, engine=not arguments.no_engine, say=say)
+
+
 FOLDER_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"export": export, "replay": replay_batch}
 """Commands that read what a run has written."""
 
@@ -256,6 +298,7 @@ COMMANDS: dict[str, Callable[[Recipe, argparse.Namespace], None]] = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "serve": serve,
     "sft": sft,
     "dpo": dpo,
 }

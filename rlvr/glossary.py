@@ -216,6 +216,7 @@ _LEARNER = (
         "What a trained token costs: dropped, refilled, masked and greedy answers.",
         (None, 4.0),
     ),
+    Metric("tokens/given", "tokens", "", "Of given answers in the loss (algorithm.given_text)."),
     Metric(
         "tokens/computed", "tokens", "positions of all micro-batches", "What one forward pass over the batch costs."
     ),
@@ -286,6 +287,12 @@ _LEARNER = (
         "mean of -log pi_theta over tokens with a positive advantage",
         "The term of algorithm.positive_nll, before its weight.",
     ),
+    Metric(
+        "policy/text_nll",
+        "nats",
+        "mean of -log pi_theta over the tokens of given answers",
+        "The term of algorithm.given_text, before its weight.",
+    ),
     Metric("policy/kl", "nats", "mean over trained tokens of k3(pi_theta, pi_ref)", "Distance from the reference."),
     Metric(
         "policy/kl_in_reward",
@@ -335,7 +342,7 @@ _LEARNER = (
     Metric(
         "tokens/generated_per_second",
         "tokens/s",
-        "tokens/generated / time/generate",
+        "tokens/generated / time/beside/sampling",
         "Speed of the engine.",
         is_measured=True,
     ),

@@ -134,6 +134,8 @@ class Rollouts:
         except BaseException:
             self.buffer.cancel()
             raise
+        if not self._schedule.overlaps:
+            await self.engine.release()
         self._watch()
         self.counts = self.buffer.counts(step, dropped)
         busy = self._gate.busy_until_now()

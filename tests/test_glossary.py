@@ -85,7 +85,7 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     with RunLog(folder / "test", make_recipe(folder), accelerator) as log:
         log.start(None)
         log.warn("example", "of a warning")
-        log.step(1, metrics | throughput_metrics(metrics | {"time/generate": 1.0}, peak_flops=1e12))
+        log.step(1, metrics | throughput_metrics(metrics | {"time/beside/sampling": 1.0}, peak_flops=1e12))
     (line,) = (folder / "test/metrics.jsonl").read_text().splitlines()
     return set(json.loads(line))
 

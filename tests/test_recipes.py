@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from rewards import Outcome
 from rewards.spec import VerifierSpec
-from rlvr.build import make_engine
 from rlvr.config import Recipe, json_schema, load_recipe
 from rlvr.config.problems import Arithmetic, Countdown, JsonLines
 from rlvr.data import all_terms
+from rlvr.engines import make_engine
 from rlvr.learn.objective import PolicyGradient
 from rlvr.learn.samples import make_samples
 from rlvr.records import Problem

@@ -105,6 +105,11 @@ def test_an_asynchronous_run_loses_and_doubles_nothing_by_restarts(tmp_path: Pat
         ({"type": "partial", "oversample": 0.5}, {}, ("oversample", "greater than or equal to 1")),
         ({"type": "ahead", "oversample": 2.0}, {}, ("oversample",)),
         ({"type": "later"}, {}, ("later", "synchronous")),
+        (
+            {"type": "ahead"},
+            {"rollout": {"engine": {"type": "vllm", "sleep": True}}},
+            ("rollout.engine.sleep", "ahead", "got true"),
+        ),
         ({"type": "ahead"}, {"correction": {"type": "none"}}, ("rollout.schedule", "correction", "ratio.against")),
     ],
 )
@@ -112,7 +117,7 @@ def test_what_cannot_be_is_refused(
     tmp_path: Path, tiny_tied: Path, schedule: dict[str, Any], algorithm: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     work = make(tmp_path / "work", tiny_tied, "ahead", **algorithm)
-    work.recipe["rollout"]["schedule"] = schedule
+    work.recipe["rollout"] |= {"schedule": schedule} | work.recipe["algorithm"].pop("rollout", {})
     work.save_recipe()
     with elsewhere(work.folder), pytest.raises(RecipeError) as raised:
         load_recipe("recipe.yaml")

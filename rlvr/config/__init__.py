@@ -9,7 +9,7 @@ from rlvr.config.base import PlugIn, Section
 from rlvr.config.load import RecipeError, json_schema, load_recipe, nearest
 from rlvr.config.problems import EvalSet, Problems, RewardTerm, Template
 from rlvr.config.recipe import Dpo, Learner, Model, Recipe, Run, Schedule, Sft
-from rlvr.config.rollout import HfEngine, Rewards, Rollout, VllmEngine
+from rlvr.config.rollout import HfEngine, Rewards, Rollout, VllmEngine, VllmServers
 
 __all__ = [
     "Algorithm",
@@ -31,6 +31,7 @@ __all__ = [
     "Sft",
     "Template",
     "VllmEngine",
+    "VllmServers",
     "json_schema",
     "load_recipe",
     "nearest",

@@ -18,7 +18,12 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 class Lora(Section):
     """Low-rank adapters by peft, instead of training the weights themselves; without dropout, because the policy must
-    be the distribution that is sampled. Engine and checkpoints get merged weights, checkpoints the adapters too."""
+    be the distribution that is sampled.
+
+    Engine and checkpoints get merged weights, checkpoints the adapters too. Adapters alone would be less to send, but in
+    vLLM they come as a second path: named by each request, read from a folder, in products of their own that round
+    otherwise, and outside the transfer that stamps the weight version on each token and that the start's proof tests.
+    """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
@@ -125,6 +130,17 @@ class KeepBest(Section):
     mode: Literal["max", "min"] = "max"
 
 
+RuleName = Literal[
+    "non_finite", "stale_engine", "engine_mismatch", "verifier_timeouts", "verifier_crashes", "unscored",
+    "learning_rate_too_large", "policy_not_moving", "length_exploding", "all_truncated", "no_answer", "dead_term",
+    "entropy_gone", "always_right", "all_wrong", "constant_reward", "no_variance", "reward_without_eval",
+    "reward_collapsed", "gradient_zero", "learning_rate_too_small", "mismatch_growing", "clip_share",
+    "entropy_exploding", "gradient_exploding", "length_collapsing", "often_truncated", "judge_disagrees",
+    "no_progress", "too_good_too_soon", "solved",
+]  # fmt: skip
+"""The rules that watch a running loop, `rlvr.watch.rules`."""
+
+
 class Run(Section):
     """The run itself: how long, where to, what is written."""
 
@@ -147,6 +163,8 @@ class Run(Section):
     resume: str = "auto"
     """``auto`` goes on from the run's last checkpoint if it has one; ``must`` asks for one; ``never`` refuses a folder
     that holds a run; the path of a checkpoint or of another run's folder starts from there."""
+    insist: bool = False
+    """Train even where the doctor's cheap rules say that this recipe cannot learn (docs/doctor.md)."""
     on_damaged: Literal["previous", "stop"] = "previous"
     """What a damaged checkpoint does: it is set aside and the one before it used, or the run stops."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
@@ -161,6 +179,9 @@ class Run(Section):
     on_disk_full: Literal["stop", "warn"] = "stop"
     """What a log line or a checkpoint that cannot be written does: end the run after a clear message, or go on without
     it."""
+    stop_on: list[RuleName] = []
+    """Rules of docs/doctor.md that end the run, with a checkpoint and status 3, when they fire on it; all others warn
+    the first time."""
     process_timeout: PositiveInt = 7200
     """Seconds that one process may wait for the others before the run ends."""
     threads: PositiveInt | None = None
@@ -238,6 +259,11 @@ class Recipe(Section):
                 "use ratio: {against: recomputed} and correction: {type: none}, which look at the learner's alone"
             )
         check_off_policy(rollout.schedule, algorithm)
+        if rollout.engine.type == "vllm" and rollout.engine.sleep and rollout.schedule.overlaps:
+            raise ValueError(
+                f"rollout.engine.sleep must be false with rollout.schedule {rollout.schedule.type!r}, got true: its "
+                "engine samples while the learner computes; use synchronous or partial"
+            )
         kl = algorithm.kl
         if self.model.lora is not None and kl.type != "none" and kl.reference.type == "average":
             raise ValueError(

@@ -36,10 +36,9 @@ class Rewards(Section):
         return self
 
 
-class VllmEngine(Section):
-    """vLLM beside the learner on the same device (GPU) or the same cores (CPU)."""
+class _Vllm(Section):
+    """What every vLLM engine is started with."""
 
-    type: Literal["vllm"]
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     max_num_seqs: PositiveInt = 128
     """Requests that run at the same time."""
@@ -52,17 +51,63 @@ class VllmEngine(Section):
     threads: PositiveInt | None = None
     """Cores that vLLM uses on a CPU; None takes all."""
     tensor_parallel: PositiveInt = 1
+    speculative: Speculative | None = None
+    """Tokens are proposed, and the policy checks several at once; None is off. Measure first whether it is faster, by
+    type ``vllm`` with ``stats: true`` with and without it: large batches leave nothing to win. Not on a CPU."""
+    extra: dict[str, Any] = {}
+    """Further arguments of vLLM's AsyncEngineArgs."""
+
+
+class VllmEngine(_Vllm):
+    """vLLM beside the learner on the same device (GPU) or the same cores (CPU)."""
+
+    type: Literal["vllm"]
+    sleep: bool = False
+    """While the learner computes, the engine's weights wait in the host's memory and its keys and values are given up:
+    GPU memory for larger micro-batches, for some seconds a step. Not with a schedule that overlaps, nor on a CPU."""
     restarts: NonNegativeInt = 3
     """How often an engine that died is started again, its requests with it, before the run stops."""
     timeout: PositiveFloat = 1800.0
     """Seconds without the end of any request after which the engine is taken to hang, and is started again."""
-    speculative: Speculative | None = None
-    """Tokens are proposed, and the policy checks several at once; None is off. Measure first whether it is faster, by
-    `stats` with and without it: large batches leave nothing to win. Not on a CPU."""
     stats: bool = False
     """Measure tokens a second by how many requests run, the metrics ``engine/...``; always on with `speculative`."""
-    extra: dict[str, Any] = {}
-    """Further arguments of vLLM's AsyncEngineArgs."""
+
+
+class VllmServers(_Vllm):
+    """One or more `vllm serve` servers on any hosts, each started by ``rlvr serve RECIPE`` or by the run."""
+
+    type: Literal["vllm_servers"]
+    urls: list[Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]] = []
+    """Servers that are started elsewhere, such as ``http://10.0.0.7:8000``: with the same `dtype` and model."""
+    start: NonNegativeInt = 0
+    """Servers that the run itself starts on this host, each on a free port; they end with it."""
+    max_model_len: PositiveInt | None = None
+    """Most tokens of prompt and answer; None takes the longest prompt and answer of the recipe's problems."""
+    transfer: Literal["file", "nccl"] = "file"
+    """How weights reach a server: a file that it reads, or vLLM's NCCL broadcast between GPUs."""
+    folder: str | None = None
+    """Where the file of weights lies, seen under the same path by the run and by all servers; None is the memory of
+    this host, for servers on it under the same user."""
+    address: str | None = None
+    """Where servers reach this host for NCCL; None asks the system."""
+    timeout: PositiveFloat = 120.0
+    """Seconds without an answer after which a server is taken to hang, and its requests go elsewhere. A step of its
+    model and the loading of weights must take less."""
+    wait: PositiveFloat = 600.0
+    """Seconds that the run waits for a server: for each at the start, for any when none is there."""
+    restarts: NonNegativeInt = 3
+    """How often one request is made again, and a server of the run's own is started again, before the run stops."""
+
+    @model_validator(mode="after")
+    def _has_servers(self) -> VllmServers:
+        if not self.urls and not self.start:
+            raise ValueError("urls and start are both empty; name servers in urls, or let the run start some")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError(f"urls must differ, got {self.urls}")
+        for key, other in (("folder", "nccl"), ("address", "file")):
+            if getattr(self, key) is not None and self.transfer == other:
+                raise ValueError(f"{key} has no meaning with transfer: {other}; leave it out")
+        return self
 
 
 class HfEngine(Section):
@@ -94,7 +139,7 @@ class RepetitionStop(Section):
 class Rollout(Section):
     """How answers are sampled."""
 
-    engine: Annotated[VllmEngine | HfEngine, Field(discriminator="type")]
+    engine: Annotated[VllmEngine | VllmServers | HfEngine, Field(discriminator="type")]
     prompts_per_step: PositiveInt
     """Problems a step, P."""
     group_size: PositiveInt
@@ -142,7 +187,7 @@ class Rollout(Section):
 
     @model_validator(mode="after")
     def _drafts(self) -> Rollout:
-        speculative = self.engine.speculative if isinstance(self.engine, VllmEngine) else None
+        speculative = None if isinstance(self.engine, HfEngine) else self.engine.speculative
         if speculative is not None and self.min_p > 0:
             raise ValueError(
                 f"min_p must be 0 with engine.speculative {speculative.type!r}, got {self.min_p:g}: vLLM does not "

@@ -62,7 +62,7 @@ class Backend(Protocol):
         """Overwrite parameters of ``policy.model`` with the whole tensors of their names; all ranks pass the same."""
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
-        """The optimizer's state with whole tensors on the CPU."""
+        """The optimizer's state with whole tensors on the CPU, which may be the optimizer's own."""
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
         """Take over what `optimizer_state` returned; every rank passes the same."""
@@ -173,7 +173,6 @@ class TorchBackend:
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         state = self._optimizer.state_dict()
-        # On a CPU the tensors are the live ones: a checkpoint must not change under its writer's hands
         return {index: {key: _saved(value) for key, value in entry.items()} for index, entry in state["state"].items()}
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
@@ -266,10 +265,10 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _saved(value: Any) -> Any:
-    """A value of the optimizer's state, its tensors whole copies on the CPU; bitsandbytes has tensors in a dict."""
+    """A value of the optimizer's state, its tensors whole and on the CPU; bitsandbytes has tensors in a dict."""
     if isinstance(value, dict):
         return {key: _saved(inner) for key, inner in value.items()}
-    return _whole(value).to("cpu", copy=True) if isinstance(value, Tensor) else value
+    return _whole(value).to("cpu") if isinstance(value, Tensor) else value
 
 
 def _like(value: Any, parameter: Tensor) -> Any:

@@ -63,6 +63,9 @@ class Policy(nn.Module):
             raise PolicyError(
                 f"{self._name()} has no linear head over a base model: this architecture cannot be trained"
             )
+        if isinstance(embedding := model.get_input_embeddings(), nn.Embedding):
+            # torch gives the padding token's row no gradient; often that is the end of text, which chats are full of
+            embedding.padding_idx = None
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._check_head()

@@ -202,6 +202,9 @@ class HfEngine:
             self._holds -= 1
             self._wake()
 
+    async def release(self) -> None:
+        """Keeps its memory: nothing here is large."""
+
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights by name once the running batch has ended."""
         assert self._manifest is not None

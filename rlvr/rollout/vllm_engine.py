@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import pickle
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from rlvr.records import Completion, FinishReason, Request, Sampling
+from rlvr.records import Completion, Request
 from rlvr.rollout.engine import EngineDied, EngineError
 from rlvr.rollout.engine_stats import EngineStats
-from rlvr.rollout.text import answer_text, check_fits, check_lengths
+from rlvr.rollout.text import check_fits, check_lengths
+from rlvr.rollout.vllm_common import (
+    CUDA_BACKEND,
+    Answer,
+    VllmSettings,
+    build_completion,
+    sampling_parameters,
+    score_parameters,
+)
 from rlvr.rollout.vllm_process import child_environment, log_to, output_to, reason_in, without_interrupt
 from rlvr.rollout.weights import DTYPES, Manifest, checked, read_manifest, staged
 
-_FINISH_REASONS = ("stop", "length", "abort", "repetition")
 NO_VERSION = -1
 T = TypeVar("T")
 
@@ -47,6 +53,7 @@ class VllmEngine:
         enforce_eager: bool = True,
         threads: int | None = None,
         tensor_parallel: int = 1,
+        sleep: bool = False,
         speculative: Mapping[str, Any] | None = None,
         stats: bool = False,
         extra: Mapping[str, Any] | None = None,
@@ -59,36 +66,28 @@ class VllmEngine:
         self.model = Path(model)
         self.log_file = Path(log_file) if log_file else Path(tempfile.gettempdir()) / f"rlvr-vllm-{os.getpid()}.log"
         self._dtype = DTYPES[dtype]
-        self._threads = threads or len(os.sched_getaffinity(0))
-        self._kv_bytes = int(kv_cache_gib * 2**30)
-        self._gpu_memory_share = gpu_memory_share
-        self._arguments: dict[str, Any] = {
-            "model": str(model),
-            "tokenizer": str(model),
-            "dtype": dtype,
-            "max_model_len": max_model_len,
-            "max_num_seqs": max_num_seqs,
-            "enforce_eager": enforce_eager,
-            "tensor_parallel_size": tensor_parallel,
-            "logprobs_mode": "processed_logprobs",
-            "generation_config": "vllm",
-            "enable_prefix_caching": True,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            "enable_chunked_prefill": False,  # a seeded request would lose its place in its noise between chunks
-            "seed": 0,
-            "worker_extension_cls": "rlvr.rollout.vllm_worker.WorkerExtension",
-        }
-        if speculative is not None:
-            self._arguments["speculative_config"] = dict(speculative)
+        self._settings = VllmSettings(
+            model=str(model),
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            kv_cache_gib=kv_cache_gib,
+            gpu_memory_share=gpu_memory_share,
+            enforce_eager=enforce_eager,
+            threads=threads or len(os.sched_getaffinity(0)),
+            tensor_parallel=tensor_parallel,
+            sleep=sleep,
+            speculative=speculative,
+            extra=extra or {},
+        )
         self._stats = EngineStats() if stats or speculative is not None else None
-        self._extra = dict(extra or {})
         self._manifest: Manifest | None = None
         self._core: Any = None
         self._log_start = 0
         self._version = NO_VERSION
         self._holds = 0
         self._is_paused = False
+        self._is_asleep = False
         self._in_flight = 0
         self._admitting = 0
         self._all_admitted = asyncio.Event()
@@ -111,7 +110,7 @@ class VllmEngine:
         if self._core is not None:
             return
         self._manifest = read_manifest(self.model)
-        self._broken, self._is_paused, self._holds = "", False, 0
+        self._broken, self._is_paused, self._is_asleep, self._holds = "", False, False, 0
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file.touch()
         self._log_start = self.log_file.stat().st_size
@@ -133,19 +132,8 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = dict(self._arguments)
         self._on_cpu = current_platform.is_cpu()
-        if self._on_cpu:
-            arguments["kv_cache_memory_bytes"] = self._kv_bytes
-            arguments["weight_transfer_config"] = {"backend": "rlvr_file"}
-            if arguments["tensor_parallel_size"] == 1:
-                from rlvr.rollout.vllm_worker import InlineExecutor
-
-                arguments["distributed_executor_backend"] = InlineExecutor
-        else:
-            arguments["gpu_memory_utilization"] = self._gpu_memory_share
-            arguments["weight_transfer_config"] = {"backend": "rlvr_ipc"}
-        arguments.update(self._extra)
+        arguments = self._settings.arguments(on_cpu=self._on_cpu, gpu_transfer=CUDA_BACKEND)
         loggers: list[Any] = []
         if (stats := self._stats) is not None:
             from rlvr.rollout.vllm_stats import StatLogger
@@ -154,69 +142,32 @@ class VllmEngine:
         return AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments), stat_loggers=loggers)
 
     def _environment(self) -> dict[str, str]:
-        eager = {"TORCHDYNAMO_DISABLE": "1"} if self._arguments["enforce_eager"] else {}  # compiles a helper even so
-        return eager | {
-            "OMP_NUM_THREADS": str(self._threads),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "RLVR_PARENT_PID": str(os.getpid()),
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_COLOR": "0",
-            "VLLM_LOGGING_STREAM": "ext://sys.__stdout__",  # descriptor 1, which is the log file meanwhile
-            "TQDM_DISABLE": "1",
-            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        }
+        stream = {"VLLM_LOGGING_STREAM": "ext://sys.__stdout__"}  # descriptor 1, which is the log file meanwhile
+        return self._settings.environment(os.getpid()) | stream
 
     async def generate(self, request: Request) -> Completion:
         """Sample one completion. A cancelled call aborts its request in the engine."""
         import vllm
 
-        sampling = request.sampling
         check_fits(request, self.model_len)
+        settings = sampling_parameters(request)
+        if settings["repetition_detection"] is not None:
+            detection = vllm.sampling_params.RepetitionDetectionParams(**settings["repetition_detection"])
+            settings["repetition_detection"] = detection
         parameters = vllm.SamplingParams(
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            seed=request.seed,
-            stop=list(sampling.stop),
-            stop_token_ids=list(sampling.stop_token_ids),
-            ignore_eos=True,  # the tokenizer's end-of-text ends an answer only if it is in stop_token_ids
-            include_stop_str_in_output=True,
-            logprobs=0,
+            **settings,
             flat_logprobs=True,
-            detokenize=bool(sampling.stop),
-            repetition_detection=_detection(sampling),
             output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._run(request.id, request.prompt_ids, parameters)
-        return self._completion(request, output.outputs[0])
-
-    def _completion(self, request: Request, output: Any) -> Completion:
-        ids = tuple(output.token_ids)
-        logprobs = tuple(output.logprobs.logprobs) if ids else ()
-        spans = output.weight_versions or []
-        versions = tuple(int(span.version) for span in spans for _ in range(span.start, span.end))
-        if not len(ids) == len(logprobs) == len(versions):
-            raise EngineError(
-                f"request {request.id!r}: vLLM returned {len(ids)} ids, {len(logprobs)} log-probabilities and "
-                f"versions of {len(versions)} tokens"
-            )
-        if not all(map(math.isfinite, logprobs)):
-            raise EngineError(
-                f"request {request.id!r}: a log-probability is not finite; the weights of version {self._version} "
-                "make the model's output inf or nan"
-            )
-        if output.finish_reason not in _FINISH_REASONS:
-            raise EngineError(f"request {request.id!r}: vLLM ended it with {output.finish_reason!r}")
-        by_string = output.finish_reason == "stop" and isinstance(output.stop_reason, str)
-        return Completion(
-            ids=ids,
-            behaviour_logprobs=logprobs,
-            weight_version=versions,
-            text=answer_text(self._running().get_tokenizer(), ids, request.sampling.stop if by_string else ()),
-            finish_reason=cast(FinishReason, output.finish_reason),
+        output = (await self._run(request.id, request.prompt_ids, parameters)).outputs[0]
+        answer = Answer(
+            ids=tuple(output.token_ids),
+            logprobs=tuple(output.logprobs.logprobs) if output.token_ids else (),
+            versions=[(span.version, span.start, span.end) for span in output.weight_versions or []],
+            finish_reason=output.finish_reason,
+            is_stop_string=output.finish_reason == "stop" and isinstance(output.stop_reason, str),
         )
+        return build_completion(request, answer, self._running().get_tokenizer())
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
@@ -232,13 +183,7 @@ class VllmEngine:
         if len(ids) == 1:
             return [0.0]
         parameters = vllm.SamplingParams(
-            max_tokens=1,
-            temperature=1.0,
-            seed=0,
-            prompt_logprobs=0,
-            logprob_token_ids=[ids[-1]],
-            ignore_eos=True,
-            detokenize=False,
+            **score_parameters(ids[-1]),
             flat_logprobs=True,
             output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
@@ -325,10 +270,20 @@ class VllmEngine:
         if not await self._call(self._running().reset_prefix_cache()):
             raise EngineError("vLLM could not clear its prefix cache although nothing is in flight")
 
+    async def release(self) -> None:
+        """With `sleep`: weights to the host's memory, keys and values forgotten, until `load_weights`. Written against
+        vLLM's source, never run: sleeping needs a GPU."""
+        if self._settings.sleep:
+            self._is_asleep = True
+            await self._call(self._running().sleep(level=1))
+
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights by Hugging Face parameter names; requests in flight wait and go on with the new ones."""
         assert self._manifest is not None
         core = self._running()
+        if self._is_asleep:
+            await self._call(core.wake_up())
+            self._is_asleep = False
         if self._on_cpu:
             with staged(self._manifest, tensors, self._dtype) as path:
                 await self._replace(core, {"path": path}, version)
@@ -423,15 +378,3 @@ class VllmEngine:
 
         core.output_processor.propagate_error(EngineDeadError())
         core.shutdown(timeout=1)  # then it is killed: its own teardown takes seconds and keeps nothing
-
-
-def _detection(sampling: Sampling) -> Any:
-    """vLLM's settings of its repetition detector."""
-    from vllm.sampling_params import RepetitionDetectionParams
-
-    stop = sampling.repetition
-    if stop is None:
-        return None
-    return RepetitionDetectionParams(
-        max_pattern_size=stop.longest, min_pattern_size=stop.shortest, min_count=stop.count
-    )

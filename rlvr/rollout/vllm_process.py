@@ -23,6 +23,11 @@ _REASON = re.compile(r"\b((?:[A-Za-z_]+\.)*[A-Z][A-Za-z_]*(?:Error|Exception)): 
 _SECONDARY = ("Engine core initialization failed", "EngineCore encountered an issue")
 
 
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """A copy without what a launcher tells its ranks."""
+    return {name: value for name, value in environment.items() if name not in _LAUNCHER}
+
+
 @contextlib.contextmanager
 def child_environment(settings: Mapping[str, str]) -> Iterator[None]:
     """`os.environ` for processes started within: without the launcher's ranks, with `settings`; restored afterwards.

@@ -8,7 +8,7 @@ the hook, so no entry point has to be installed:
 | `FileTransfer`  | vLLM's four weight-transfer verbs with a safetensors file as the wire: CPU engines        |
 | `CudaTransfer`  | the same for GPUs: tensors on the engine's own device, by CUDA IPC                        |
 | `InlineExecutor`| the worker inside the engine's own process: nothing to spin on between the two            |
-| `_guard`        | ends this process, and the engine core above it, when the process that started them ends  |
+| `_guard`        | ends this process, and the one above it, when the process that started them ends          |
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-FILE_BACKEND = "rlvr_file"
-CUDA_BACKEND = "rlvr_ipc"
-PARENT_VARIABLE = "RLVR_PARENT_PID"
+from rlvr.rollout.vllm_common import CUDA_BACKEND, FILE_BACKEND, PARENT_VARIABLE
 
 
 @dataclass
 class FileInit(WeightTransferInitInfo):
-    """Nothing to agree on beforehand."""
+    """Asks whether a file can be read, before an update begins that could not be taken back."""
+
+    path: str
 
 
 @dataclass
@@ -59,7 +59,9 @@ class FileTransfer(WeightTransferEngine[FileInit, FileUpdate]):
     update_info_cls = FileUpdate
 
     def init_transfer_engine(self, init_info: FileInit) -> None:
-        """No connection to open."""
+        """Fail if this process cannot read the file."""
+        with safe_open(init_info.path, framework="pt") as stored:
+            stored.keys()
 
     def start_weight_update(self) -> None:
         """Bring the layers back from packed to checkpoint format."""
@@ -116,23 +118,25 @@ class WorkerExtension:
 
 
 def _guard(parent: int) -> None:
-    """Kill this process and the engine core that started it as soon as `parent` is gone.
+    """Kill this process, and the one that started it, as soon as that one or `parent` is gone.
 
-    A thread blocks on the parent's pidfd, so it costs nothing; PR_SET_PDEATHSIG would fire already when the parent's
-    starting thread ends.
+    In an engine of this run's process the two are one; under `vllm serve` the API server stands between them. A thread
+    blocks on their pidfds, so it costs nothing; PR_SET_PDEATHSIG would fire already when the parent's starting thread
+    ends.
     """
-    core = os.getppid()
+    starter = os.getppid()
+    watched = {parent, starter} - {1}
 
     def wait() -> None:
         try:
-            select.select([os.pidfd_open(parent)], [], [])
+            select.select([os.pidfd_open(process) for process in watched], [], [])
         except ProcessLookupError:
             pass
         except (AttributeError, OSError):  # no Linux, or a container that forbids it
-            while _exists(parent):
+            while all(map(_exists, watched)):
                 time.sleep(1)
-        if core not in (parent, 1):
-            os.kill(core, signal.SIGKILL)
+        if starter not in (parent, 1) and os.getppid() == starter:
+            os.kill(starter, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, name="rlvr-guard", daemon=True).start()

@@ -4,7 +4,8 @@
 |-----------------|---------------------------------|---------------------------------|--------------------------------|
 | `read_manifest` | a Hugging Face model folder     | names and shapes of its weights | the folder has no safetensors  |
 | `checked`       | a manifest, a stream of tensors | the same stream, complete       | a name or shape is wrong       |
-| `staged`        | a manifest, a stream of tensors | a path to a safetensors file    | memory for the file is missing |
+| `stored`        | a manifest, a model folder      | the stream of its own weights   |                                |
+| `staged`        | a manifest, a stream of tensors | a path to a safetensors file    | room for the file is missing   |
 
 The stream is read once and one tensor at a time, so that a sharded learner can gather its parameters one by one.
 """
@@ -52,12 +53,36 @@ def read_manifest(folder: str | Path) -> Manifest:
 
     A name that is no folder is looked up on the hub. Raises `EngineError` if the weights are not there.
     """
-    from huggingface_hub import snapshot_download
     from transformers import AutoConfig
 
-    if not Path(folder).is_dir():
-        folder = snapshot_download(str(folder), allow_patterns=["*.safetensors", "*.json"])
-    folder = Path(folder)
+    folder, files = _files(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(folder / file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 (not a mapping)
+                shapes[name] = tuple(stored.get_slice(name).get_shape())
+    tied = bool(AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings)
+    kept = {name: shape for name, shape in shapes.items() if not (name.endswith(_DERIVED) or (tied and name == _HEAD))}
+    return Manifest(shapes=kept, tied=tied)
+
+
+def stored(manifest: Manifest, folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights that the model folder itself holds, one file at a time."""
+    folder, files = _files(folder)
+    for file in files:
+        with safe_open(folder / file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (not a mapping)
+                if name in manifest.shapes:
+                    yield name, weights.get_tensor(name)
+
+
+def _files(model: str | Path) -> tuple[Path, list[str]]:
+    """The model's folder and its safetensors files."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
     if not (folder / "config.json").is_file():
         raise EngineError(f"model folder {str(folder)!r} has no config.json; give a Hugging Face model folder")
     index = folder / "model.safetensors.index.json"
@@ -65,18 +90,12 @@ def read_manifest(folder: str | Path) -> Manifest:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
         files = ["model.safetensors"]
-    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         if not (folder / file).is_file():
             raise EngineError(
                 f"model folder {str(folder)!r} has no {file}; save_pretrained writes it in the safetensors format"
             )
-        with safe_open(folder / file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 (not a mapping)
-                shapes[name] = tuple(stored.get_slice(name).get_shape())
-    tied = bool(AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings)
-    kept = {name: shape for name, shape in shapes.items() if not (name.endswith(_DERIVED) or (tied and name == _HEAD))}
-    return Manifest(shapes=kept, tied=tied)
+    return folder, files
 
 
 def checked(manifest: Manifest, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -112,15 +131,32 @@ def checked(manifest: Manifest, tensors: Iterable[tuple[str, Tensor]]) -> Iterat
 
 
 @contextlib.contextmanager
-def staged(manifest: Manifest, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[str]:
-    """Path of a safetensors file in memory with the checked stream cast to `dtype`, gone when the block is left.
+def staged(
+    manifest: Manifest, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, folder: Path | None = None
+) -> Iterator[str]:
+    """Path of a safetensors file with the checked stream cast to `dtype`, gone when the block is left.
 
-    The file is anonymous memory (memfd): it ends with this process however that ends, and needs no /dev/shm, which
-    containers keep small. Other processes of the same user open it by its path under /proc.
+    Without a `folder` the file is anonymous memory (memfd): it ends with this process however that ends, and needs no
+    /dev/shm, which containers keep small. Other processes of the same user and host open it by its path under /proc. In
+    a `folder`, which other hosts may share, a killed process leaves its last file behind.
     """
-    with _memory_file() as (fd, path):
+    with _memory_file() if folder is None else _shared_file(folder) as (fd, path):
         _write(fd, manifest, checked(manifest, tensors), dtype)
+        if folder is not None:
+            os.fsync(fd)  # other hosts read it
         yield path
+
+
+@contextlib.contextmanager
+def _shared_file(folder: Path) -> Iterator[tuple[int, str]]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = tempfile.NamedTemporaryFile(prefix="rlvr-weights-", suffix=".safetensors", dir=folder)  # noqa: SIM115
+    except OSError as error:
+        raise EngineError(f"rollout.engine.folder: {str(folder)!r} cannot be written: {error.strerror}") from error
+    with file:
+        os.chmod(file.fileno(), 0o644)  # a server may run as another user
+        yield file.fileno(), str(folder.resolve() / file.name)
 
 
 @contextlib.contextmanager
@@ -153,7 +189,7 @@ def _write(fd: int, manifest: Manifest, tensors: Iterable[tuple[str, Tensor]], d
             data = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
             _write_at(fd, data.view(-1).view(torch.uint8).numpy().data, start + offsets[name])
     except OSError as error:
-        raise EngineError(f"no room in memory for a copy of the weights ({end / 2**30:.1f} GiB): {error}") from error
+        raise EngineError(f"no room for a copy of the weights ({end / 2**30:.1f} GiB): {error}") from error
 
 
 def _write_at(fd: int, data: memoryview, position: int) -> None:

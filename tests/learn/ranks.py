@@ -7,6 +7,7 @@ Reads FOLDER/tied and FOLDER/untied; rank 0 writes what each scenario ends with 
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
+from rlvr.learn.texts import GivenTexts
 from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample
 from tests.learn.conftest import samples_of_groups
@@ -33,6 +35,7 @@ ALGORITHM = Algorithm.model_validate(
         "top_entropy": 0.6,  # a selection: rounding decides about a token on its border
         "positive_nll": 0.1,
         "entropy": {"type": "fixed", "coefficient": 0.01},
+        "given_text": {"type": "nll", "path": "unread", "coefficient": 0.1, "rows": 3},
     }
 )
 ADAPTED = Algorithm.model_validate({"kl": {"type": "k3", "coefficient": 0.05}, "updates_per_batch": 2})
@@ -46,9 +49,13 @@ def make_learner(
 ) -> Learner:
     """A learner over a tiny model; micro-batches are small, so that each rank has several, and not the same number."""
     config = LearnerConfig.model_validate({"lr": 3e-3, "epsilon": 1e-3, "micro_batch_tokens": 48, **settings})
+    texts = None
+    if accelerator.is_main_process and not lora:
+        texts = GivenTexts(samples_of_groups(7, seed=99), rows=3, seed=0)
     return Learner(
         Model.model_validate({"path": model, "lora": LORA if lora else None}),
         config, ADAPTED if lora else algorithm, total_updates=2 * STEPS, temperature=0.8, accelerator=accelerator,
+        texts=texts,
     )  # fmt: skip
 
 
@@ -116,7 +123,7 @@ def training(accelerator: Accelerator, scenario: str, model: str) -> dict[str, A
     learner = make_learner(model, accelerator, lora=scenario.startswith("adapters"), packing=packing)
     result = run_steps(learner)
     learner.save_policy(Path(f"{model}_{scenario}"))
-    state = learner.state_dict()
+    state = copy.deepcopy(learner.state_dict())
     samples = samples_of_groups(6, seed=9) if accelerator.is_main_process else None
     expected = learner.update(samples)
     learner.load_policy(Path(f"{model}_{scenario}"))

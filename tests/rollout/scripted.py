@@ -92,6 +92,8 @@ class Chatter:
     def measured(self) -> dict[str, float]:
         return {}
 
+    async def release(self) -> None: ...
+
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         raise NotImplementedError
 
@@ -112,13 +114,16 @@ class Coin:
 class World:
     """A run without a learner: draws, takes, syncs and restarts, and the books of what happened."""
 
-    def __init__(self, seed: int, renderer: Renderer, schedule: dict[str, Any], *, refill: bool, longest: int) -> None:
+    def __init__(
+        self, seed: int, renderer: Renderer, schedule: dict[str, Any], *, refill: bool, longest: int, **rollout: Any
+    ) -> None:
         self.rng = random.Random(seed)
         self.renderer = renderer
         self.problems = [Problem(id=f"p{i}", prompt=f"say {i}", reference="x", key=str(i)) for i in range(200)]
         data = recipe_data()
         data["rollout"] |= {
             "prompts_per_step": self.rng.randint(1, 3), "group_size": 2, "max_new_tokens": 64, "schedule": schedule,
+            **rollout,
         }  # fmt: skip
         data["algorithm"] = {"correction": {"type": "truncate"}}
         if refill:

@@ -69,6 +69,8 @@ class Scripted:
     def measured(self) -> dict[str, float]:
         return {}
 
+    async def release(self) -> None: ...
+
     async def interrupt(self) -> None:
         raise NotImplementedError
 

@@ -13,9 +13,9 @@ from vllm.config.speculative import SpeculativeConfig
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
-from rlvr.build import make_engine
 from rlvr.config import Recipe, RecipeError
 from rlvr.config.speculative import Speculative
+from rlvr.engines import make_engine
 from rlvr.rollout.engine_stats import EngineStats
 from rlvr.rollout.restarting import RestartingEngine
 from rlvr.rollout.vllm_engine import VllmEngine
@@ -114,7 +114,7 @@ def test_speculation_is_for_gpus_and_refused_on_a_cpu_with_the_reason(
     engine = make_engine(recipe, 64, tmp_path / "log", lambda name, message: None)
     assert isinstance(engine, RestartingEngine)
     assert isinstance(engine.inner, VllmEngine)
-    assert engine.inner._arguments["speculative_config"]["method"] == "ngram"
+    assert engine.inner._settings.arguments(on_cpu=False, gpu_transfer="x")["speculative_config"]["method"] == "ngram"
     assert engine.measured() == {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match=r"rollout.engine.speculative must be null on a CPU, got type 'ngram'.*leave"):
