@@ -89,9 +89,9 @@ def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
     if settings.speculative is not None and not torch.cuda.is_available():
         raise RecipeError(
             f"rollout.engine.speculative must be null on a CPU, got type {settings.speculative.type!r}: vLLM's CPU "
-            "build (0.32) hands the temperatures of proposed tokens through a conversion to integers whose result is lost, "
-            "so that they are sampled, and their log-probabilities given, at whatever temperature the memory held; "
-            "leave it out"
+            "build (0.32) hands the temperatures of proposed tokens through a conversion to integers whose result is "
+            "lost, so that they are sampled, and their log-probabilities given, at whatever temperature the memory "
+            "held; leave it out"
         )
     return VllmSettings(
         model=recipe.model.path,
