@@ -25,6 +25,7 @@ from rlvr.metrics import (
 )
 from rlvr.records import RolloutGroup
 from rlvr.rollout.buffer import Buffer
+from rlvr.rollout.engine_stats import EngineStats
 from rlvr.run_log import RunLog
 from rlvr.sampling import ProblemSampler
 from rlvr.weight_sync import WeightSync
@@ -76,6 +77,10 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     metrics |= learner.update(samples, clock=clock) | weights.send(version=1)
     sampler = PrioritisedSampler(type="prioritised", rest=Rest(), retire_at=0.9)
     metrics |= ProblemSampler([group.problem for group in groups()], sampler, seed=0).observe(groups())
+    stats = EngineStats()
+    stats.record(running=4, tokens=4)
+    stats.record(running=4, tokens=6, drafts=4, proposed=8, accepted=2)
+    metrics |= stats.take()
     metrics |= summarise("held_out", groups(), [1, 2]) | clock.lap() | memory_metrics()
     with RunLog(folder / "test", make_recipe(folder), accelerator) as log:
         log.start(None)
@@ -139,7 +144,7 @@ def test_times_rates_and_memory_are_not_reproducible() -> None:
     metrics = {"reward/mean": 1.0, "time/step": 2.0, "tokens/per_second": 3.0, "memory/peak": 4.0, "time/sync": 5.0}
     assert reproducible(metrics) == {"reward/mean": 1.0}
     for metric in (metric for _, metrics in SECTIONS for metric in metrics):
-        timed = metric.unit in ("s", "tokens/s", "GiB") or metric.key.startswith("mfu/")
+        timed = metric.unit in ("s", "tokens/s", "GiB") or metric.key.startswith(("mfu/", "engine/"))
         assert metric.is_measured == timed, metric.key
 
 

@@ -270,6 +270,4 @@ class Recipe(Section):
                 "algorithm.kl.reference must be fixed or copy with model.lora, got 'average': the average of adapters "
                 "is not the average of the weights they make"
             )
-        if self.algorithm.correction.type != "none" and self.rollout.temperature <= 0:
-            raise ValueError("a correction by probability ratios needs rollout.temperature above 0")
         return self
