@@ -314,7 +314,8 @@ class ServerPool:
     async def _hear(self, seconds: float) -> None:
         """Wait for news of a server, at most so long."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), max(seconds, 0.0))
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await self._news.wait()
 
     def tell(self) -> None:
         """There is news: everybody who waits looks again."""

@@ -99,7 +99,8 @@ class Server:
 
     async def _bounded(self, call: Awaitable[dict[str, Any]], path: str) -> dict[str, Any]:
         try:
-            return await asyncio.wait_for(call, self._timeout)
+            async with asyncio.timeout(self._timeout):  # wait_for of Python 3.11 may swallow a cancellation
+                return await call
         except TimeoutError:
             raise ServerLost(
                 f"{self.url}{path} gave no answer for {self._timeout:g} s (rollout.engine.timeout)"
