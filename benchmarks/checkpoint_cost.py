@@ -57,7 +57,13 @@ def main() -> None:
         )  # fmt: skip
         register = StateRegister()
         register.add("learner", learner)
-        saver = Saver(Path(place), register, accelerator, Run(steps=1, keep=1), lambda name, text: print(name, text))
+        saver = Saver(
+            Path(place),
+            register,
+            accelerator,
+            Run(steps=arguments.updates + 1, keep=1),
+            lambda name, text: print(name, text),
+        )
         batch = samples()
         seconds: dict[bool, list[float]] = {True: [], False: []}
         stops: list[float] = []
@@ -67,7 +73,7 @@ def main() -> None:
             began = time.perf_counter()
             beside = number % 2 == 1
             if beside:
-                saver.save(number, learner.copy_policy, {})
+                saver.save(number, learner.policy_writer, {})
                 stops.append(time.perf_counter() - began)
             pending, begun = saver._pending, time.perf_counter()
             if pending is not None:

@@ -1,15 +1,19 @@
 """Kills a run with SIGKILL at random instants, resumes it each time, and compares it with one that was never killed.
 
-    PYTHONPATH=. python benchmarks/kill_resume.py [--kills 50] [--processes 1] [--seed 0]
+    PYTHONPATH=. python benchmarks/kill_resume.py [--kills 50] [--processes 1] [--seed 0] [--schedule partial]
 
 float32, CPU, the transformers engine, a tiny random model, graders in processes of their own, evaluations, a reference
-model, a schedule. Each kill is one of three kinds, drawn at random: after a random time; at the beginning of a random
-phase of a random step and a few milliseconds later; before a random file operation inside the run's folder (between
-two files, within a checkpoint, behind a log line). When a run has been finished before all kills were made, another
-one begins. Final weights, optimizer state, every line of metrics.jsonl (times aside) and of rollouts.jsonl must be bit
-for bit those of the uninterrupted run. With two processes (`accelerate launch`, gloo) a kill hits rank 0, rank 1, or
-all processes with their launcher. Prints one JSON line with what each kill hit; the exit status is 1 if anything
-differs.
+model, a learning rate that changes, prioritised sampling with rest, refill, and partial rollouts, so that a checkpoint
+holds unfinished answers and finished groups that were not trained yet. Each kill is one of three kinds, drawn at
+random: after a random time; at the beginning of a random phase of a random step and a few milliseconds later; before a
+random file operation inside the run's folder (between two files, within a checkpoint, behind a log line). When a run
+has been finished before all kills were made, another one begins. Final weights, optimizer state, every line of
+metrics.jsonl (times aside) and of rollouts.jsonl must be bit for bit those of the uninterrupted run. With two processes
+(`accelerate launch`, gloo) a kill hits rank 0, rank 1, or all processes with their launcher. Under ``--schedule
+asynchronous``, where the moment of an update decides what is sampled, no two runs are the same: there every step must
+stand in the logs once, and every group that was drawn must be trained once, still be in the last checkpoint's buffer,
+or have been counted as dropped. Prints one JSON line with what each kill hit; the exit status is 1 if anything is not
+so.
 """
 
 from __future__ import annotations
@@ -43,7 +47,15 @@ from tests.runs import ROOT, Workspace, elsewhere
 STEPS = 10
 
 
-def workspace(folder: Path) -> Workspace:
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "partial": {"type": "partial", "tokens": 7, "oversample": 2.0, "max_staleness": 2},
+    "ahead": {"type": "ahead"},
+    "synchronous": {"type": "synchronous"},
+    "asynchronous": {"type": "asynchronous", "oversample": 2.0, "max_staleness": 2},
+}
+
+
+def workspace(folder: Path, schedule: str) -> Workspace:
     """The recipe that is killed: everything that holds state is switched on."""
     work = Workspace(folder / "work", make_tiny_model(folder / "base"))
     work.write_problems([{"problem": f"What is {a}+1?", "answer": "aeiou"} for a in range(30, 34)], "eval.jsonl")
@@ -51,8 +63,12 @@ def workspace(folder: Path) -> Workspace:
     work.recipe["problems"]["eval"] = [
         {"name": "held_out", "source": {"type": "jsonl", "path": "eval.jsonl"}, "samples": 2, "k": [1, 2]}
     ]
-    work.recipe["rollout"] |= {"self_test": True, "max_new_tokens": 24}
-    work.recipe["algorithm"] |= {"kl": {"type": "k3", "coefficient": 0.01}}
+    work.recipe["problems"]["sampler"] = {"type": "prioritised", "rest": {"visits": 2}}
+    work.recipe["rollout"] |= {"self_test": True, "max_new_tokens": 24, "schedule": SCHEDULES[schedule]}
+    work.recipe["algorithm"] |= {
+        "kl": {"type": "k3", "coefficient": 0.01}, "correction": {"type": "truncate"},
+        "filter": {"type": "refill", "max_extra": 0.5},
+    }  # fmt: skip
     work.recipe["learner"] |= {"schedule": {"type": "cosine", "warmup_steps": 2}, "micro_batch_tokens": 400}
     work.save_recipe()
     return work
@@ -185,11 +201,32 @@ def differences(work: Workspace, name: str) -> list[str]:
     return found
 
 
+def unbalanced(work: Workspace, name: str) -> list[str]:
+    """Where the accounts of an asynchronous run do not balance."""
+    found = []
+    lines, rollouts = work.metrics(name), work.rollouts(name)
+    if [line["step"] for line in lines] != list(range(STEPS + 1)):
+        found.append(f"metrics: steps {[line['step'] for line in lines]}")
+    answers = [(one["problem_id"], one["visit"], one["sample"]) for one in rollouts]
+    if len(set(answers)) != len(answers):
+        found.append(f"{len(answers) - len(set(answers))} answers were logged twice")
+    groups = {one[:2] for one in answers}
+    if len(answers) != 4 * len(groups):
+        found.append(f"{len(answers)} answers of {len(groups)} groups")
+    state = torch.load(work.results(name) / "checkpoints/latest/state.pt")["rollouts"]["state"]
+    left = {(one["problem"], one["visit"]) for one in state["groups"]}
+    dropped = sum(line.get("buffer/dropped_stale", 0) for line in lines)
+    if left & groups or state["drawn"] != len(groups) + len(left) + dropped:
+        found.append(f"{state['drawn']} drawn, {len(groups)} trained, {len(left)} left, {dropped} dropped")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schedule", choices=SCHEDULES, default="partial")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -197,7 +234,7 @@ def main() -> int:
         return child(arguments.child, arguments.run)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="kill_resume_") as place:
-        return kill_and_compare(workspace(Path(place)), arguments)
+        return kill_and_compare(workspace(Path(place), arguments.schedule), arguments)
 
 
 def kill_and_compare(work: Workspace, arguments: argparse.Namespace) -> int:
@@ -231,9 +268,11 @@ def kill_and_compare(work: Workspace, arguments: argparse.Namespace) -> int:
                 kills[f"{now['kind']}: {now['phase']}" + (", a checkpoint half written" if now["writing"] else "")] += 1
                 print(kills.total(), plan, now, file=sys.stderr, flush=True)
         if done:
-            bad += [f"{name}: {one}" for one in differences(work, name)]
+            compare = unbalanced if arguments.schedule == "asynchronous" else differences
+            bad += [f"{name}: {one}" for one in compare(work, name)]
     result = {
-        "processes": processes, "kills": kills.total(), "runs": runs, "steps": STEPS, "groups_trained": trained,
+        "schedule": arguments.schedule, "processes": processes, "kills": kills.total(), "runs": runs, "steps": STEPS,
+        "groups_trained": trained,
         "differences": bad[:20], "kills_by_place": dict(sorted(kills.items())),
     }  # fmt: skip
     print(json.dumps(result))

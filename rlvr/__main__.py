@@ -1,4 +1,4 @@
-"""The `rlvr` command: train, eval, generate, sft, dpo, export, replay, view, schema."""
+"""The `rlvr` command: train, doctor, eval, generate, sft, dpo, export, replay, view, schema."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when it did what was asked, 1 when the run failed, 2 for a recipe or data
-    that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on."""
-    arguments = _parser().parse_args(argv)
+    that cannot be run, 130 when it was interrupted, 75 when SIGTERM ended it and the same command goes on, 3 when a
+    rule of ``run.stop_on`` did."""
+    arguments = _parsed(argv)
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
     if arguments.command == "schema":
         print(json.dumps(json_schema(), indent=1))
@@ -41,6 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with changes of settings before and behind options: argparse takes them in one place only."""
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    changes = [one for one in left if "=" in one and not one.startswith("-")]
+    if len(changes) < len(left) or (left and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(one for one in left if one not in changes) or ' '.join(left)}")
+    if left:
+        arguments.overrides += changes
+    return arguments
+
+
 def _run(arguments: argparse.Namespace) -> int:
     """Import what takes time only once the recipe, where a command takes one, is known to be sound."""
     recipe = load_recipe(arguments.recipe, arguments.overrides) if "recipe" in arguments else None
@@ -48,6 +61,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from rlvr.errors import DATA_ERRORS, PEER_GONE, RUN_ERRORS
 
     try:
+        if arguments.command == "doctor":
+            return commands.doctor(arguments)
         if recipe is not None:
             commands.COMMANDS[arguments.command](recipe, arguments)
         else:
@@ -92,9 +107,17 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
         if name == "generate":
             command.add_argument("--problems", type=_count, help="only the first so many problems")
+            _add_difficulty_arguments(command)
         if name == "serve":
             command.add_argument("--host", default="127.0.0.1", help="a private address: weights can be replaced there")
             command.add_argument("--port", type=_count, help="default: a free one, which is printed")
+    text = "say what stops or slows learning: in a recipe before its run, or in a run's folder"
+    command = commands.add_parser("doctor", help=text, description=text)
+    command.add_argument("target", metavar="RECIPE|RUN", help="YAML file, or a run's folder")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the recipe")
+    command.add_argument("--groups", type=_count, default=8, help="problems to sample answers to (default %(default)s)")
+    command.add_argument("--no-engine", action="store_true", help="settings, data, template and verifiers only")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
     text = "copy the model of a checkpoint into a plain Hugging Face folder"
     command = commands.add_parser("export", help=text, description=text)
     command.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's: its last one")
@@ -107,6 +130,16 @@ def _parser() -> argparse.ArgumentParser:
     add_view_arguments(commands.add_parser("view", help=text, description=text))
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
+
+
+def _add_difficulty_arguments(command: argparse.ArgumentParser) -> None:
+    text = "JSON-lines file of pass rates and mean lengths that problems.difficulty reads; it must not exist"
+    command.add_argument("--difficulty", type=Path, metavar="FILE", help=text)
+    text = "also try so many answers without reasoning to each problem: the file's guess_rate"
+    command.add_argument("--guess", type=_count, metavar="TRIES", help=text)
+    text = "what such an answer begins with; default: an empty thought and <answer>, or 'The answer is \\boxed{'"
+    command.add_argument("--guess-begin", metavar="TEXT", help=text)
+    command.add_argument("--guess-tokens", type=_count, default=32, metavar="N", help="most tokens of one; default 32")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -11,22 +12,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlvr import checkpoint
 from rlvr.config import PlugIn, Recipe, RecipeError
+from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.data import Data, load_data
 from rlvr.engines import make_engine, most_new_tokens
-from rlvr.first_screen import first_screen
+from rlvr.first_screen import count_weights, first_screen
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
+from rlvr.learn.texts import GivenTexts
 from rlvr.learn.update import Learner
 from rlvr.metrics import StepClock
 from rlvr.plugins import load_plugin
@@ -39,6 +41,8 @@ from rlvr.sampling import ProblemSampler
 from rlvr.saver import Saver
 from rlvr.signals import Preemption
 from rlvr.state import StateRegister
+from rlvr.watch.before import examine_cheaply, first_prompts, lines, refuse
+from rlvr.watch.watch import Watch
 from rlvr.weight_sync import WeightSync
 
 
@@ -50,6 +54,7 @@ class RankZero:
     rollouts: Rollouts
     sampler: ProblemSampler
     log: RunLog
+    watch: Watch
     average: MovingAverage | None
     """State of ``baseline: ema``; None with any other."""
 
@@ -94,10 +99,11 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with ExitStack() as stack:
             if self.zero is not None:
                 stack.callback(self.zero.log.close)
+                stack.callback(self.zero.log.end, self.done, error)
                 stack.callback(self.zero.rollouts.close)
             stack.callback(self.saver.close)
 
@@ -113,7 +119,7 @@ class Run:
 def quiet_libraries() -> None:
     """Progress bars of libraries would break our lines."""
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # importing datasets for it would take 85 MB
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -154,20 +160,29 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
 
 
 @contextmanager
-def sampling_only(recipe: Recipe, *, train: bool) -> Iterator[tuple[Rollouts, Data]]:
-    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on."""
+def sampling_only(
+    recipe: Recipe,
+    *,
+    train: bool,
+    say: Callable[[str], None] = print,
+    ready: Callable[[Data, PreTrainedTokenizerBase, PretrainedConfig], None] = lambda data, tokenizer, config: None,
+) -> Iterator[tuple[Rollouts, Data]]:
+    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on.
+    `ready` is called when all is loaded and the engine not yet started."""
     quiet_libraries()
     accelerator = make_accelerator(recipe)
     if accelerator.num_processes > 1:
         raise RecipeError(
             f"this command samples from one process, got {accelerator.num_processes}: call it without a launcher"
         )
-    config = prepare_model(recipe, accelerator, print)
+    config = prepare_model(recipe, accelerator, say)
     model_len = int(config.max_position_embeddings)
-    data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), model_len, train=train)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    data = load_data(recipe, tokenizer, model_len, train=train)
     try:
+        ready(data, tokenizer, config)
         log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
-        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: print(message), print)
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: say(message), say)
     except BaseException:
         data.pool.close()
         raise
@@ -202,6 +217,8 @@ def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
         )
     if recipe.model.autocast == "float16":
         raise RecipeError("model.autocast must be none or bfloat16, got 'float16': gradients would need loss scaling")
+    if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
+        raise RecipeError("model.lora needs peft, which is not installed; pip install 'rlvr[lora]'")
     algorithm = recipe.algorithm
     slots = [*((one, 3) for one in algorithm.shaping), (algorithm.baseline, 2), (algorithm.surrogate, 1)]
     for slot, positional in slots:
@@ -233,6 +250,11 @@ def build(recipe: Recipe) -> Run:
             log.start_screen(first_screen(recipe, accelerator, config, data, folder))
             for note in data.notes:
                 say(note)
+            seen = first_prompts(data.train, data.renderer, tokenizer)
+            findings = examine_cheaply(recipe, data.train, seen, data.pool, data.terms, weights=count_weights(config))
+            for line in lines(findings):
+                say(line)
+            refuse(recipe, findings)
         return _load(recipe, folder, accelerator, found, log, data, model_len)
     except BaseException:
         if data is not None:
@@ -250,19 +272,20 @@ def _load(
     register = StateRegister()
     zero = None
     if log is not None and data is not None:
+        sampler = ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed)
         log.say("starting the engine")
         rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn, log.say)
-        sampler = ProblemSampler(data.train, recipe.problems.order, recipe.run.seed)
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
-        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, average=average)
+        watch = Watch(recipe, log.warn)
+        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
     try:
         if zero is not None:
             zero.rollouts.start()
         learner = Learner(
             recipe.model, recipe.learner, recipe.algorithm,
             total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,
-            temperature=recipe.rollout.temperature, accelerator=accelerator,
+            temperature=recipe.rollout.temperature, accelerator=accelerator, texts=_given_texts(recipe, data),
         )  # fmt: skip
         probes = (
             []
@@ -291,6 +314,7 @@ def _load(
             if zero.average is not None:
                 register.add("baseline", zero.average)
             register.add("log", zero.log)
+            register.add("watch", zero.watch)
         if found is not None:
             learner.load_policy(found.path)
         state = checkpoint.restore(found, register, accelerator)
@@ -303,6 +327,13 @@ def _load(
         if zero is not None:
             zero.rollouts.close()
         raise
+
+
+def _given_texts(recipe: Recipe, data: Data | None) -> GivenTexts | None:
+    given = recipe.algorithm.given_text
+    if data is None or not isinstance(given, GivenTextLikelihood):
+        return None
+    return GivenTexts(data.texts, given.rows, recipe.run.seed)
 
 
 def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:

@@ -14,12 +14,16 @@ from transformers import AutoModelForCausalLM
 from rlvr import loop
 from rlvr.build import Run, build, make_accelerator, prepare_model, quiet_libraries, sampling_only
 from rlvr.checkpoint import MANIFEST, STATE, newest_whole, verify
-from rlvr.config import Algorithm, Recipe, RecipeError
+from rlvr.config import Algorithm, Recipe, RecipeError, load_recipe
 from rlvr.console import make_console
 from rlvr.data import load_examples, load_pairs
+from rlvr.difficulty import Guess, measure
+from rlvr.doctor.after import examine as examine_run
+from rlvr.doctor.before import examine as examine_recipe
+from rlvr.doctor.report import Report, as_json, show
 from rlvr.dpo import prefer
 from rlvr.engines import serve_recipe
-from rlvr.evaluate import comparison, problem_result
+from rlvr.evaluate import comparison
 from rlvr.learn.preference import DirectPreference
 from rlvr.learn.update import Learner
 from rlvr.lines import JsonLines
@@ -31,6 +35,8 @@ from rlvr.run_log import read_metrics, rollout_record
 from rlvr.sft import fit
 from rlvr.tasks.templates import Renderer
 from rlvr.versions import check_versions
+from rlvr.watch.before import worst_first
+from rlvr.watch.before_data import RECIPE_UNSOUND
 
 
 def train(recipe: Recipe, arguments: argparse.Namespace) -> None:
@@ -60,7 +66,7 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace) -> None:
     check_versions(recipe.rollout.engine.type)
     if not recipe.problems.eval:
         raise RecipeError("problems.eval: the recipe names no eval set; add one, or override problems.eval")
-    output = _new_file(arguments.output)
+    output = _new_file(arguments.output, "--output")
     with sampling_only(recipe, train=False) as (rollouts, data):
         metrics: dict[str, float] = {}
         for one, problems in data.eval_sets:
@@ -71,18 +77,41 @@ def evaluate(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 def generate(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Sample and grade a group of answers to each training problem; says how many the policy can solve."""
+    """Sample and grade a group of answers to each training problem; says how many the policy can solve, and writes how
+    hard each is."""
     check_versions(recipe.rollout.engine.type)
-    output = _new_file(arguments.output)
+    if arguments.guess is not None and arguments.difficulty is None:
+        raise RecipeError("--guess: what is guessed goes into the file of --difficulty; give that too")
+    if arguments.difficulty is not None:  # what is measured here is not looked for
+        unmeasured = recipe.problems.model_copy(update={"difficulty": None, "keep": {}})
+        recipe = recipe.model_copy(update={"problems": unmeasured})
+    output = _new_file(arguments.output, "--output")
+    difficulty = _new_file(arguments.difficulty, "--difficulty")
+    guess = None
+    if arguments.guess is not None:
+        guess = Guess(tries=arguments.guess, begin=arguments.guess_begin, max_new_tokens=arguments.guess_tokens)
     console = make_console()
+    rates: list[tuple[float | None, float | None]] = []
     with sampling_only(recipe, train=True) as (rollouts, data):
         problems = data.train[: arguments.problems]
-        groups = rollouts.sample([(one, 0) for one in problems], recipe.rollout.group_size, rollouts.sampling)
-        _write(output, groups, data.renderer)
-        first = groups[0].rollouts[0]
-        console.print(f"[bold]the first prompt[/bold]\n{data.renderer.render(groups[0].problem).text}", highlight=False)
-        console.print(f"[bold]its first answer, reward {first.reward}[/bold]\n{first.text}\n", highlight=False)
-    console.print(_pass_rates(groups))
+        size, template = recipe.rollout.group_size, recipe.template.type
+        for groups, lines in measure(rollouts, data, problems, size, guess, template):
+            _write(output, groups, data.renderer, len(rates))
+            if difficulty is not None:
+                difficulty.append(lines)
+            if not rates:
+                first = groups[0].rollouts[0]
+                prompt = data.renderer.render(groups[0].problem).text
+                console.print(f"[bold]the first prompt[/bold]\n{prompt}", highlight=False)
+                console.print(f"[bold]its first answer, reward {first.reward}[/bold]\n{first.text}\n", highlight=False)
+            rates += [(line["pass_rate"], line.get("guess_rate")) for line in lines]
+    console.print(_pass_rates([rate for rate, _ in rates]))
+    if guess is not None:
+        hacked = sum(rate is not None and rate > 0 for _, rate in rates)
+        console.print(
+            f"{hacked} of {len(rates)} problems are guessed without reasoning in {guess.tries} tries; "
+            "problems.keep: {guess_rate: [null, 0]} leaves them out", markup=False, highlight=False,
+        )  # fmt: skip
 
 
 def serve(recipe: Recipe, arguments: argparse.Namespace) -> None:
@@ -93,9 +122,9 @@ def serve(recipe: Recipe, arguments: argparse.Namespace) -> None:
     serve_recipe(recipe, arguments.host, arguments.port)
 
 
-def _pass_rates(groups: Sequence[RolloutGroup]) -> Table:
+def _pass_rates(known: Sequence[float | None]) -> Table:
     """How many problems the policy solves how often: what can be learned from lies between never and always."""
-    rates = [sum(one.correct) / len(one.correct) for one in map(problem_result, groups) if one.correct]
+    rates = [rate for rate in known if rate is not None]
     table = Table(title="Pass rate of the policy", title_justify="left")
     table.add_column("solved")
     table.add_column("problems", justify="right")
@@ -104,7 +133,7 @@ def _pass_rates(groups: Sequence[RolloutGroup]) -> Table:
         ("up to three quarters", 0.5 + 1e-9, 0.75), ("more, not always", 0.75 + 1e-9, 1 - 1e-9), ("always", 1.0, 1.0),
     ):  # fmt: skip
         table.add_row(name, str(sum(low <= rate <= high for rate in rates)))
-    table.add_row("not scored", str(len(groups) - len(rates)))
+    table.add_row("not scored", str(len(known) - len(rates)))
     return table
 
 
@@ -177,23 +206,23 @@ def _reporter(accelerator: Accelerator, steps: int, keys: Sequence[str]) -> Call
     return report
 
 
-def _new_file(path: Path | None) -> JsonLines | None:
+def _new_file(path: Path | None, flag: str) -> JsonLines | None:
     if path is None:
         return None
     if path.exists():
-        raise RecipeError(f"--output: {path} exists already")
+        raise RecipeError(f"{flag}: {path} exists already")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return JsonLines(path)
     except OSError as error:
-        raise RecipeError(f"--output: {path} cannot be written: {error.strerror}") from error
+        raise RecipeError(f"{flag}: {path} cannot be written: {error.strerror}") from error
 
 
-def _write(output: JsonLines | None, groups: Sequence[RolloutGroup], renderer: Renderer) -> None:
+def _write(output: JsonLines | None, groups: Sequence[RolloutGroup], renderer: Renderer, before: int = 0) -> None:
     if output is not None:
         output.append(
             rollout_record(0, index, group, rollout, renderer.render(group.problem).text, None)
-            for index, group in enumerate(groups)
+            for index, group in enumerate(groups, before)
             for rollout in group.rollouts
         )
 
@@ -232,6 +261,34 @@ def replay_batch(arguments: argparse.Namespace) -> None:
         numbers = (f"{one.loss:.4g}", f"{one.least_logprob:.4g}", f"{one.grad_norm:.4g}")
         table.add_row(str(one.rank), str(one.micro_batch), str(one.sample), str(one.tokens), *numbers)
     make_console().print(table)
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Examine a recipe or a run and show what stops or slows learning; the exit status is 1 if anything stops it."""
+    folder = Path(arguments.target)
+    if folder.is_dir():
+        if arguments.overrides:
+            raise RecipeError(f"{arguments.overrides[0]!r}: a run's folder takes no overrides; name a recipe instead")
+        report = Report(subject=str(folder), findings=worst_first(examine_run(folder)))
+    else:
+        report = _examined_recipe(arguments)
+    if arguments.json:
+        print(as_json(report))
+    else:
+        show(report, make_console())
+    return report.status
+
+
+def _examined_recipe(arguments: argparse.Namespace) -> Report:
+    try:
+        recipe = load_recipe(arguments.target, arguments.overrides)
+    except RecipeError as error:
+        if not Path(arguments.target).is_file():
+            raise
+        return Report(subject=arguments.target, findings=[RECIPE_UNSOUND.found(str(error))])
+    check_versions(recipe.rollout.engine.type)
+    say: Callable[[str], None] = (lambda text: None) if arguments.json else print
+    return examine_recipe(recipe, groups=arguments.groups, engine=not arguments.no_engine, say=say)
 
 
 FOLDER_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"export": export, "replay": replay_batch}

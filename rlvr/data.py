@@ -11,10 +11,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from rewards.combine import Term
 from rewards.pool import GradingPool, VerifierSpec
 from rlvr.config import EvalSet, Recipe, RewardTerm
+from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.problems import JsonLines
+from rlvr.config.recipe import Sft
 from rlvr.dpo import Pair, to_pairs
 from rlvr.records import Problem, TrainingSample
 from rlvr.sft import Example, to_samples
+from rlvr.tasks.difficulty import add_difficulty, keep_in_range
 from rlvr.tasks.overlap import apply_overlap, find_overlap
 from rlvr.tasks.references import check_references
 from rlvr.tasks.rows import ProblemError
@@ -34,6 +37,8 @@ class Data:
     terms: list[Term]
     longest_prompt: int
     """In tokens."""
+    texts: list[TrainingSample] = field(default_factory=list)
+    """The rows of ``algorithm.given_text``."""
     notes: list[str] = field(default_factory=list)
     """What the user should know: problems left out, overlaps."""
 
@@ -53,14 +58,27 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
         (one, _judged_by(load_problems(one.source), one.terms or recipe.rewards.terms, terms))
         for one in recipe.problems.eval
     ]
-    notes = []
+    notes, texts = [], []
+    if train and isinstance(given := recipe.algorithm.given_text, GivenTextLikelihood):
+        rows, texts = _examples(recipe, given, "algorithm.given_text", renderer, tokenizer)
+        overlap = find_overlap(rows, {one.name: problems for one, problems in evals})
+        left = {id(row) for row in apply_overlap(rows, overlap, recipe.problems.overlap)}
+        texts = [text for row, text in zip(rows, texts, strict=True) if id(row) in left]
+        notes = [f"algorithm.given_text: {line}" for line in overlap.lines()]
+        if len(texts) < len(rows):
+            notes.append(f"{len(rows) - len(texts)} rows of algorithm.given_text left out (problems.overlap: drop)")
     if train and evals:
         overlap = find_overlap(trained, {one.name: problems for one, problems in evals})
         before = len(trained)
         trained = apply_overlap(trained, overlap, recipe.problems.overlap)
-        notes = overlap.lines()
+        notes += overlap.lines()
         if len(trained) < before:
             notes.append(f"{before - len(trained)} training problems left out (problems.overlap: drop)")
+    if train and recipe.problems.difficulty is not None:
+        trained = add_difficulty(trained, recipe.problems.difficulty)
+    if train and recipe.problems.keep:
+        trained, left_out = keep_in_range(trained, recipe.problems.keep)
+        notes += left_out
     longest = 0
     for problems, most in [(trained, recipe.rollout.max_new_tokens)] + [
         (problems, one.max_new_tokens or recipe.rollout.max_new_tokens) for one, problems in evals
@@ -82,6 +100,7 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
         raise
     return Data(
         train=trained, eval_sets=evals, renderer=renderer, pool=pool, longest_prompt=longest, notes=notes,
+        texts=texts,
         terms=[Term(term.name, term.weight, term.gate) for term in terms],
     )  # fmt: skip
 
@@ -100,14 +119,22 @@ def load_examples(recipe: Recipe) -> list[TrainingSample]:
     """The rows of the `sft` section as samples: prompts under the recipe's template, answers with the end of text."""
     assert recipe.sft is not None
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
-    source = JsonLines(type="jsonl", path=recipe.sft.path, prompt=recipe.sft.prompt, reference=recipe.sft.completion)
+    return _examples(recipe, recipe.sft, "sft", Renderer(recipe.template, tokenizer), tokenizer)[1]
+
+
+def _examples(
+    recipe: Recipe, section: Sft | GivenTextLikelihood, key: str, renderer: Renderer,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[Problem], list[TrainingSample]]:  # fmt: skip
+    """The rows of a section that names a file of given answers, as problems and as samples."""
+    source = JsonLines(type="jsonl", path=section.path, prompt=section.prompt, reference=section.completion)
     rows = load_problems(source)
     wrong = [one for one in rows if not isinstance(one.reference, str) or not one.reference.strip()]
     if wrong:
-        raise ProblemError(f"{wrong[0].source}: sft.completion names a text to imitate, got {wrong[0].reference!r}")
-    samples = to_samples([Example(one, one.reference) for one in rows], Renderer(recipe.template, tokenizer), tokenizer)
+        raise ProblemError(f"{wrong[0].source}: {key}.completion names a text to imitate, got {wrong[0].reference!r}")
+    samples = to_samples([Example(one, one.reference) for one in rows], renderer, tokenizer)
     _check_room(recipe, rows, samples)
-    return samples
+    return rows, samples
 
 
 def load_pairs(recipe: Recipe) -> list[Pair]:

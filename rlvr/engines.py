@@ -96,6 +96,7 @@ def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
         enforce_eager=settings.enforce_eager,
         threads=settings.threads or len(os.sched_getaffinity(0)),
         tensor_parallel=settings.tensor_parallel,
+        sleep=isinstance(settings, VllmEngine) and settings.sleep,
         extra=extra,
     )
 

@@ -5,6 +5,7 @@ from rlvr.checkpoint import CheckpointError
 from rlvr.config import RecipeError
 from rlvr.learn.advantages import RewardError
 from rlvr.learn.backend import LaunchError
+from rlvr.learn.lora import LoraError
 from rlvr.learn.policy import PolicyError
 from rlvr.learn.update import NonFiniteError
 from rlvr.lines import LineWriteError
@@ -12,6 +13,7 @@ from rlvr.plugins import PlugInError
 from rlvr.rollout.engine import EngineError
 from rlvr.rollouts import TooManyUnscored
 from rlvr.run_log import RunLogError
+from rlvr.sampling import SamplerExhausted
 from rlvr.tasks.rows import ProblemError
 from rlvr.versions import VersionError
 
@@ -19,6 +21,7 @@ DATA_ERRORS = (
     RecipeError,
     ProblemError,
     PolicyError,
+    LoraError,
     PlugInError,
     VerifierSpecError,
     WorkerStartError,
@@ -29,6 +32,7 @@ DATA_ERRORS = (
 
 RUN_ERRORS = (
     EngineError, TooManyUnscored, RewardError, NonFiniteError, CheckpointError, RunLogError, LineWriteError,
+    SamplerExhausted,
 )  # fmt: skip
 """What happened while running."""
 

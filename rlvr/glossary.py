@@ -146,6 +146,21 @@ _LEARNER = (
     Metric(
         "greedy/reward", "reward", "mean of r over greedy answers", "What baseline: greedy compares with, unshaped."
     ),
+    Metric("sampler/epoch", "epochs", "", "Passes over the training problems; prioritised: draws / problems."),
+    Metric(
+        "sampler/seen",
+        "problems",
+        "problems with a scored answer",
+        "Whose success rates the sampler knows, where problems.sampler goes by them.",
+    ),
+    Metric(
+        "sampler/success_rate",
+        "share",
+        "mean over sampler/seen of discounted successes / answers",
+        "By problems.sampler.success and .memory.",
+    ),
+    Metric("sampler/rested", "problems", "", "Left out for problems.sampler.rest.epochs."),
+    Metric("sampler/retired", "problems", "", "Reached problems.sampler.retire_at, never drawn again."),
     Metric("samples/trained", "answers", "answers with at least one trained token", "What the update sees."),
     Metric("samples/unscored", "answers", "rollouts without reward", "Left out of the baseline and of the loss."),
     Metric(
@@ -201,6 +216,7 @@ _LEARNER = (
         "What a trained token costs: dropped, refilled, masked and greedy answers.",
         (None, 4.0),
     ),
+    Metric("tokens/given", "tokens", "", "Of given answers in the loss (algorithm.given_text)."),
     Metric(
         "tokens/computed", "tokens", "positions of all micro-batches", "What one forward pass over the batch costs."
     ),
@@ -271,6 +287,12 @@ _LEARNER = (
         "mean of -log pi_theta over tokens with a positive advantage",
         "The term of algorithm.positive_nll, before its weight.",
     ),
+    Metric(
+        "policy/text_nll",
+        "nats",
+        "mean of -log pi_theta over the tokens of given answers",
+        "The term of algorithm.given_text, before its weight.",
+    ),
     Metric("policy/kl", "nats", "mean over trained tokens of k3(pi_theta, pi_ref)", "Distance from the reference."),
     Metric(
         "policy/kl_in_reward",
@@ -320,7 +342,7 @@ _LEARNER = (
     Metric(
         "tokens/generated_per_second",
         "tokens/s",
-        "tokens/generated / time/generate",
+        "tokens/generated / time/beside/sampling",
         "Speed of the engine.",
         is_measured=True,
     ),

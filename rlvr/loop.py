@@ -22,7 +22,7 @@ from rlvr.learn.update import NonFiniteError
 from rlvr.metrics import memory_metrics, refill_metrics, rollout_metrics, sample_metrics, throughput_metrics
 from rlvr.records import RolloutGroup, TrainingSample
 from rlvr.replay import keep_batch
-from rlvr.signals import TERMINATED, Interrupted
+from rlvr.signals import STOPPED, TERMINATED, Interrupted
 
 
 def train(run: Run) -> None:
@@ -53,7 +53,7 @@ def train_step(run: Run, step: int) -> None:
                 schedule=run.recipe.rollout.schedule,
             )  # fmt: skip
             metrics |= rollout_metrics(groups) | counts | sample_metrics(samples) | zero.rollouts.counts
-            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step)
+            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step) | zero.sampler.observe(groups)
             clock.overlap("sampling", zero.rollouts.sampling_time)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
             shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
@@ -72,7 +72,9 @@ def train_step(run: Run, step: int) -> None:
         with clock.phase("log"):
             log_rollouts(run, zero, step, groups, samples or [], shown)
         metrics |= clock.lap() | memory_metrics()
-        zero.log.step(step, metrics | throughput_metrics(metrics, run.peak_flops))
+        metrics |= throughput_metrics(metrics, run.peak_flops)
+        watch(run, zero, step, metrics)
+        zero.log.step(step, metrics)
     if is_due(run.recipe.run.save_every, step, run):
         with clock.phase("checkpoint"):
             save(run, metrics)
@@ -120,16 +122,20 @@ def log_rollouts(
 
 
 def stop_early(run: Run, before: dict[str, Any]) -> NoReturn:
-    """End between two steps because SIGTERM came: what was drawn and sampled since counts as never begun."""
-    text = "SIGTERM before the first step was done"
+    """End between two steps because SIGTERM came or a rule fired: what was drawn and sampled since
+    counts as never begun."""
+    why, status = "SIGTERM", TERMINATED
+    if run.preemption.agreed_on_rule():
+        why, status = run.preemption.rule or "a rule of run.stop_on, which fired on rank 0", STOPPED
+    text = f"{why} before the first step was done"
     if run.zero is not None:
         run.zero.undraw(before)
     if run.done > 0:
         if run.saver.last != run.done:
             save(run, {})
         run.saver.wait()
-        text = f"SIGTERM after step {run.done}, which is saved: the same command goes on"
-    raise Interrupted(text, TERMINATED)
+        text = f"{why} after step {run.done}, which is saved: the same command goes on"
+    raise Interrupted(text, status)
 
 
 def start_engine(run: Run) -> None:
@@ -142,12 +148,20 @@ def start_engine(run: Run) -> None:
         run.weights.send(version=run.done)
 
 
+def watch(run: Run, zero: RankZero, step: int, metrics: dict[str, float]) -> None:
+    """Let the doctor's rules see a step; one of ``run.stop_on`` that fires ends the run before the next."""
+    if (finding := zero.watch.see(step, metrics)) is not None:
+        run.preemption.stop(f"rule {finding.rule} ({finding.message})")
+
+
 def measure_start(run: Run) -> None:
     """Evaluate the starting policy: step 0 of the metrics."""
     if run.zero is not None and run.recipe.problems.eval:
         with run.clock.phase("eval"):
             metrics = evaluate(run)
-        run.zero.log.step(0, metrics | run.clock.lap())
+        metrics |= run.clock.lap()
+        watch(run, run.zero, 0, metrics)
+        run.zero.log.step(0, metrics)
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -172,4 +186,4 @@ def save(run: Run, metrics: dict[str, float]) -> None:
     finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
     recipe = run.recipe.model_dump(mode="json", by_alias=True)
     extra = {"metrics": finite, "recipe": recipe, "processes": run.accelerator.num_processes}
-    run.saver.save(run.done, run.learner.copy_policy, extra)
+    run.saver.save(run.done, run.learner.policy_writer, extra)

@@ -200,8 +200,8 @@ def throughput_metrics(metrics: Mapping[str, float], peak_flops: float) -> dict[
             result[name] = metrics["update/flops"] / (metrics[phase] * peak_flops)
     if metrics["time/step"] > 0:
         result["tokens/per_second"] = metrics["tokens/generated"] / metrics["time/step"]
-    if metrics["time/generate"] > 0:
-        result["tokens/generated_per_second"] = metrics["tokens/generated"] / metrics["time/generate"]
+    if metrics["time/beside/sampling"] > 0:
+        result["tokens/generated_per_second"] = metrics["tokens/generated"] / metrics["time/beside/sampling"]
     if metrics.get("tokens/trained", 0) > 0:
         result["tokens/generated_per_trained"] = metrics["tokens/generated"] / metrics["tokens/trained"]
     return result

@@ -54,11 +54,25 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepetitionStop:
+    """When sampling ends because the answer repeats itself: its last tokens are `count` copies of one pattern.
+
+    A continued answer is looked at from where it was continued.
+    """
+
+    shortest: int
+    """Tokens of the shortest pattern that counts."""
+    longest: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How tokens are drawn; the same for all requests of a phase.
 
     The engine returns log-probabilities of the distribution that it samples from, after `temperature`; with
-    `top_p`, `top_k` or `min_p` at work these differ from the policy's own, which training refuses.
+    `top_p`, `top_k` or `min_p` at work these lie above the policy's own by the log of the mass that was kept, and a
+    recipe that would compare the two is refused.
     """
 
     max_new_tokens: int
@@ -71,6 +85,8 @@ class Sampling:
     """Strings that end an answer; the tokens that complete one are kept."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer; the token itself is kept and trained."""
+    repetition: RepetitionStop | None = None
+    """None lets an answer repeat itself up to the token limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,11 @@ import yaml
 from torch import Tensor
 
 from rlvr.config import Recipe, RecipeError, load_recipe
+from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.learn.meter import Meter
-from rlvr.learn.objective import PolicyGradient
+from rlvr.learn.objective import Objective, PolicyGradient
 from rlvr.learn.policy import Policy
+from rlvr.learn.texts import TextLikelihood
 from rlvr.learn.update import Learner, NonFiniteError
 from rlvr.records import MicroBatch, SharedPrompts, StepStatistics
 
@@ -36,7 +38,7 @@ class SampleReport:
     rank: int
     micro_batch: int
     sample: int
-    """Its place in the step's list of samples."""
+    """Its place in the step's list of samples, or of given texts, whose micro-batches come last."""
     tokens: int
     """Trained ones."""
     loss: float
@@ -58,7 +60,8 @@ def keep_batch(folder: Path, step: int, error: NonFiniteError, learner: Learner,
     Raises `OSError` if the disk does not take it.
     """
     target = folder / "non_finite" / f"step_{step:06d}"
-    mine: dict[str, Any] = {"first": error.first, "batches": [_to_plain(batch) for batch in error.batches]}
+    mine: dict[str, Any] = {"first": error.first, "batches": [_to_plain(batch) for batch in error.batches],
+                            "texts": [_to_plain(batch) for batch in error.texts]}  # fmt: skip
     ranks = [mine]
     if learner.accelerator.num_processes > 1:
         ranks = [{} for _ in range(learner.accelerator.num_processes)]
@@ -83,14 +86,18 @@ def replay(folder: Path) -> Iterator[SampleReport]:
     recipe = load_recipe(folder / _RECIPE)
     model = recipe.model.model_copy(update={"path": str(folder)})
     policy = Policy.load(model, head_chunk=recipe.learner.head_chunk)
-    objective = PolicyGradient(recipe.algorithm, recipe.rollout.temperature)
+    objective, given = PolicyGradient(recipe.algorithm, recipe.rollout.temperature), recipe.algorithm.given_text
+    texts = TextLikelihood(given.coefficient) if isinstance(given, GivenTextLikelihood) else None
     for rank, kept in enumerate(torch.load(folder / _BATCH, weights_only=True)):
-        for place, values in enumerate(kept["batches"]):
-            yield from _look_at(_from_plain(values), policy, objective, rank, place, first=kept["first"])
+        parts: list[tuple[dict[str, Any], Objective]] = [(values, objective) for values in kept["batches"]]
+        if texts is not None:
+            parts += [(values, texts) for values in kept["texts"]]
+        for place, (values, one) in enumerate(parts):
+            yield from _look_at(_from_plain(values), policy, one, rank, place, first=kept["first"])
 
 
 def _look_at(
-    batch: MicroBatch, policy: Policy, objective: PolicyGradient, rank: int, place: int, *, first: bool
+    batch: MicroBatch, policy: Policy, objective: Objective, rank: int, place: int, *, first: bool
 ) -> Iterator[SampleReport]:
     policy.zero_grad()
     logprobs, entropy = policy(

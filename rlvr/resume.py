@@ -29,7 +29,9 @@ MAY_CHANGE = {
     "run.keep_every": "",
     "run.background_save": "",
     "run.resume": "",
+    "run.insist": "",
     "run.on_*": "",
+    "run.stop_on*": "",
     "run.trackers*": "",
     "run.project": "",
     "run.log_rollouts": "",
@@ -54,6 +56,9 @@ MAY_CHANGE = {
 }
 """Keys of the recipe, as patterns, in which a run may differ from its checkpoint, and what to know about it. All others
 decide what is trained: the run would be another one."""
+
+FIXED = ("learner.optimizer",)
+"""Exceptions from the patterns: the checkpoint's state is of no use to another."""
 
 
 def find_checkpoint(
@@ -117,7 +122,7 @@ def check_recipe(recipe: Recipe, found: Checkpoint, accelerator: Accelerator, sa
         return
     refused = []
     for key, (old, new) in differences(saved, recipe).items():
-        note = next((text for pattern, text in MAY_CHANGE.items() if fnmatchcase(key, pattern)), None)
+        note = None if key in FIXED else _note(key)
         line = f"  {key}: {_shown(old)} -> {_shown(new)}"
         if note is None:
             refused.append(line)
@@ -135,6 +140,10 @@ def check_recipe(recipe: Recipe, found: Checkpoint, accelerator: Accelerator, sa
             f"the checkpoint was written by {before} processes, this run has {accelerator.num_processes}: the same "
             "samples and the same objective, summed in another order; exact in distribution, not to the last bit"
         )
+
+
+def _note(key: str) -> str | None:
+    return next((text for pattern, text in MAY_CHANGE.items() if fnmatchcase(key, pattern)), None)
 
 
 def differences(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, tuple[Any, Any]]:

@@ -16,7 +16,7 @@ from rlvr.config.groups import GreedyBaseline, RefillGroups
 from rlvr.config.schedule import Asynchronous, OneStepAhead, Partial
 from rlvr.evaluate import summarise
 from rlvr.learn.samples import has_enough, has_variance
-from rlvr.records import Problem, RolloutGroup, Sampling
+from rlvr.records import Problem, RepetitionStop, RolloutGroup, Sampling
 from rlvr.rollout.background import Background
 from rlvr.rollout.buffer import Buffer, Pending
 from rlvr.rollout.collector import Collector, admission
@@ -28,6 +28,12 @@ T = TypeVar("T")
 
 WARNINGS = 10
 """How often the wait for something that does not come is told before it ends."""
+
+
+def repetition_stop(recipe: Recipe) -> RepetitionStop | None:
+    """When the recipe ends answers that repeat themselves."""
+    settings = recipe.rollout.repetition
+    return None if settings is None else RepetitionStop(**settings.model_dump())
 
 
 class TooManyUnscored(RuntimeError):
@@ -66,8 +72,12 @@ class Rollouts:
         self.sampling = Sampling(
             max_new_tokens=recipe.rollout.max_new_tokens,
             temperature=recipe.rollout.temperature,
+            top_p=recipe.rollout.top_p,
+            top_k=recipe.rollout.top_k,
+            min_p=recipe.rollout.min_p,
             stop=renderer.stop,
             stop_token_ids=renderer.stop_token_ids,
+            repetition=repetition_stop(recipe),
         )
         self.grade_wait = 0.0
         """Seconds from the last token of the last `take` to its last verdict: grading not hidden by generation."""
@@ -107,8 +117,9 @@ class Rollouts:
             most += algorithm.filter.most_extra(wanted)
         groups: list[RolloutGroup] = []
         self._stop_watching()
-        dropped = self.buffer.drop_stale(step)
         try:
+            await self._wake_restored()
+            dropped = self.buffer.drop_stale(step)
             self.grade_wait = 0.0
             while missing > 0:
                 await self._admit(draw, self._schedule.in_flight(wanted) + missing - wanted)
@@ -123,15 +134,32 @@ class Rollouts:
         except BaseException:
             self.buffer.cancel()
             raise
+        if not self._schedule.overlaps:
+            await self.engine.release()
         self._watch()
         self.counts = self.buffer.counts(step, dropped)
         busy = self._gate.busy_until_now()
         self.sampling_time, self._busy_before = busy - self._busy_before, busy
         return groups
 
+    async def _wake_restored(self) -> None:
+        """Bring the groups of a checkpoint to where they were: finished, or waiting at the gate."""
+        if restored := [one for one in self.buffer.pending if one.task is None]:
+            for one in restored:
+                self._start(one)
+            await self._until(self._is_quiet)
+
+    def _start(self, one: Pending) -> None:
+        work = self._collector.group(
+            one.problem, one.visit, group_size=self._recipe.rollout.group_size, sampling=self.sampling,
+            gate=self._gate, journal=one.journal, order=one.order,
+            greedy=isinstance(self._recipe.algorithm.baseline, GreedyBaseline),
+        )  # fmt: skip
+        one.task = asyncio.create_task(work)
+        one.task.add_done_callback(partial(self._finish, one))
+
     async def _admit(self, draw: Callable[[int], Sequence[tuple[Problem, int]]], target: int) -> None:
         """Draw until `target` groups are on their way, and let all that are not running sample."""
-        rollout = self._recipe.rollout
         version = self.engine.version
         if (missing := target - len(self.buffer.pending)) > 0:
             self.buffer.add(draw(missing), version)
@@ -145,13 +173,7 @@ class Rollouts:
                 if one.journal.oldest() is None:
                     one.admitted = version
                 if one.task is None:
-                    work = self._collector.group(
-                        one.problem, one.visit, group_size=rollout.group_size, sampling=self.sampling, gate=self._gate,
-                        journal=one.journal, order=one.order,
-                        greedy=isinstance(self._recipe.algorithm.baseline, GreedyBaseline),
-                    )  # fmt: skip
-                    one.task = asyncio.create_task(work)
-                    one.task.add_done_callback(partial(self._finish, one))
+                    self._start(one)
             await admission(self._gate, {one.order: one.task for one in waiting if one.task is not None})
 
     def _finish(self, one: Pending, task: asyncio.Task[RolloutGroup]) -> None:

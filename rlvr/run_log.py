@@ -4,6 +4,7 @@
         recipe.yaml       the resolved recipe
         metrics.jsonl     one object a step; `rlvr.glossary` says what each key means
         rollouts.jsonl    one object a rollout, as `rollout_record` makes it
+        end.json          how the run ended, once it has
         run_id            names the run to trackers, so that a resumed run goes on in the same place
         checkpoints/      see `rlvr.checkpoint`
 
@@ -34,6 +35,9 @@ from rlvr.console import Display, make_console
 from rlvr.glossary import undocumented
 from rlvr.lines import NEWEST_ROLLOUT, JsonLines
 from rlvr.records import Rollout, RolloutGroup
+
+END = "end.json"
+"""How the last process of the run ended; not there while one runs, nor after one that was killed."""
 
 
 class RunLogError(RuntimeError):
@@ -99,6 +103,7 @@ class RunLog:
             self.say(f"metrics.jsonl {missing}, but the run goes on after step {done}: the lines between are lost")
         text = yaml.safe_dump(self._recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
         self._guarded(lambda: _write_whole(self.folder / "recipe.yaml", text))
+        (self.folder / END).unlink(missing_ok=True)
         self._start_trackers(after)
         self._display.begin(done or 0, self._recipe.run.steps)
 
@@ -171,6 +176,14 @@ class RunLog:
         """Put all lines on the disk itself; call it before a checkpoint says that their steps are done."""
         self._guarded(self._metrics.sync)
         self._guarded(self._rollouts.sync)
+
+    def end(self, step: int, error: BaseException | None) -> None:
+        """Write down after which step the run ended, and by which error, if by one; for `rlvr doctor`."""
+        how = {"step": step, "error": type(error).__name__ if error else None, "message": str(error or "")}
+        try:
+            _write_whole(self.folder / END, json.dumps(how) + "\n")
+        except OSError as why:  # the error itself matters more
+            self.say(f"{END} could not be written: {why.strerror or why}")
 
     def close(self) -> None:
         """End the trackers, the progress bar and the files; safe to call twice."""

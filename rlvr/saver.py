@@ -1,5 +1,8 @@
 """Checkpoints written: a snapshot in memory while the run stands still, then files, beside the steps that follow.
 
+Where no step follows, or ``run.background_save`` is false, there is no snapshot: the run stands still while its own
+tensors are written, and its memory stays as it is.
+
 | part            | runs in               | does                                                                   |
 |-----------------|-----------------------|------------------------------------------------------------------------|
 | `Saver.save`    | all ranks, the loop   | waits for the write before, copies every state and weight to the CPU   |
@@ -64,23 +67,24 @@ class Saver:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rlvr-checkpoint")
         self._pending: Future[str | None] | None = None
 
-    def save(self, step: int, take_policy: Callable[[], Callable[[Path], None]], extra: Mapping[str, Any]) -> None:
-        """Begin to write the checkpoint of `step`.
+    def save(self, step: int, take_policy: Callable[[bool], Callable[[Path], None]], extra: Mapping[str, Any]) -> None:
+        """Begin to write the checkpoint of `step`; where nothing goes on beside it, end it too.
 
-        `take_policy` copies the policy's weights (all ranks call it) and returns what writes them into an empty folder;
-        `extra` must be JSON. Raises as `wait` does, for the write before, and under ``run.background_save: false`` for
-        this one; `TypeError` for a state that could not be loaded again.
+        `take_policy` is told whether to copy the policy's weights (all ranks call it) and returns what writes them into
+        an empty folder; `extra` must be JSON. Raises as `wait` does, for the write before, and for this one where it is
+        ended here; `TypeError` for a state that could not be loaded again.
         """
         self.wait()
+        beside = self._settings.background_save and step < self._settings.steps
         state = self._register.state_dict()  # collective: the learner gathers what is spread over ranks
-        write_policy = take_policy()  # collective
+        write_policy = take_policy(beside)  # collective
         if self._accelerator.is_main_process:
             check_loadable(state, "state")
-            snapshot = copy.deepcopy(state)
+            snapshot = copy.deepcopy(state) if beside else state
             body = json.loads(json.dumps(dict(extra), allow_nan=False))
             self._pending = self._writer.submit(self._write, step, write_policy, snapshot, body)
         self.last = step
-        if not self._settings.background_save:
+        if not beside:
             self.wait()
 
     def wait(self) -> None:

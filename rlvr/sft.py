@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from rlvr.learn.texts import rows_of
 from rlvr.records import Problem, TrainingSample
 from rlvr.tasks.templates import Renderer
 
@@ -51,14 +51,7 @@ def to_samples(
 
 def batches(samples: Sequence[T], batch_size: int, steps: int, seed: int) -> list[list[T]]:
     """`steps` batches without replacement within an epoch, each epoch in an order of its own."""
-    chosen: list[T] = []
-    epoch = 0
-    while len(chosen) < steps * batch_size:
-        order = list(samples)
-        random.Random(f"{seed}|{epoch}").shuffle(order)
-        chosen += order
-        epoch += 1
-    return [chosen[i * batch_size : (i + 1) * batch_size] for i in range(steps)]
+    return [[samples[row] for row in rows_of(len(samples), batch_size, step, seed)] for step in range(steps)]
 
 
 def fit(

@@ -5,6 +5,7 @@
 | first SIGINT  | closes what is open, saves nothing new           | the same            | `INTERRUPTED` |
 | second SIGINT | ends at once; children see their parent's end    | the same            | `INTERRUPTED` |
 | SIGTERM       | drops the answers of this step, saves those done | closes what is open | `TERMINATED`  |
+| a stop rule   | the same, behind the step on which it fired      |                     | `STOPPED`     |
 
 SIGTERM comes from a scheduler that leaves little time: the run does not wait for a whole step's answers, and nothing
 that was trained is lost.
@@ -29,6 +30,9 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells count."""
 TERMINATED = 75
 """EX_TEMPFAIL of sysexits.h, "the user is invited to retry": the same command goes on."""
+
+STOPPED = 3
+"""A rule of ``run.stop_on`` ended the run; 0, 1 and 2 say that it is done, has failed, could not begin."""
 
 ECHO_SECONDS = 5.0
 """A second SIGINT so soon after the first is the launcher's, which passes on what the terminal has sent already."""
@@ -83,7 +87,9 @@ class Preemption:
     def __init__(self, any_rank: Callable[[bool], bool]) -> None:
         """`any_rank` tells every rank whether one of them passed True; collective."""
         self.requested = False
-        """SIGTERM has come to this rank."""
+        """SIGTERM has come to this rank, or a stop rule fired on it."""
+        self.rule: str | None = None
+        """Which stop rule fired on this rank, and what it found."""
         self._any_rank, self._may_raise = any_rank, False
         self._before: Any = None
 
@@ -102,6 +108,10 @@ class Preemption:
             self._may_raise = False
             raise _GivenUp
 
+    def stop(self, rule: str) -> None:
+        """Wish for the end as SIGTERM does, because a rule of the run's own fired."""
+        self.requested, self.rule = True, rule
+
     def attempt(self, work: Callable[[], T]) -> T | None:
         """``work()``, or None if SIGTERM came before or meanwhile: then it is left where it stands."""
         try:
@@ -119,6 +129,10 @@ class Preemption:
     def agreed(self) -> bool:
         """True on every rank once SIGTERM has come to any of them."""
         return self._any_rank(self.requested)
+
+    def agreed_on_rule(self) -> bool:
+        """Once `agreed`: True on every rank if it was a rule that wished for the end."""
+        return self._any_rank(self.rule is not None)
 
 
 def end_with_launcher() -> None:

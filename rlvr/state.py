@@ -12,7 +12,10 @@ class Stateful(Protocol):
     """Something whose state belongs in a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on as if nothing had happened: JSON values and tensors."""
+        """Everything needed to go on as if nothing had happened: JSON values and tensors.
+
+        They may be the owner's own: whoever keeps them while the owner goes on copies them.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state that `state_dict` returned."""

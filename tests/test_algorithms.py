@@ -69,7 +69,7 @@ def test_each_type_of_each_slot_stands_in_a_fragment(tmp_path: Path) -> None:
     ):  # fmt: skip
         missing = types(union) - {getattr(one, name).type for one in found}
         assert missing <= {"reject"} if name == "correction" else not missing, f"{name}: {missing}"
-    assert {"kimi_length", "soft_overlong", "cosine_length", "repetition"} == types(Shaping)
+    assert {"kimi_length", "soft_overlong", "cosine_length", "repetition", "repetition_stop"} == types(Shaping)
     assert types(Shaping) == {one.type for algorithm in found for one in algorithm.shaping}
 
 

@@ -20,9 +20,9 @@ ROOMS = {
     ),
     "rlvr": (
         "__init__", "records", "state", "config", "signals", "plugins", "tasks", "sampling", "rollout", "learn", "sft",
-        "dpo", "metrics", "glossary", "evaluate", "lines", "console", "run_log", "checkpoint", "saver", "resume",
-        "replay", "watch", "plots", "versions", "data", "engines", "rollouts", "first_screen", "weight_sync", "build",
-        "errors", "loop", "view", "commands", "__main__",
+        "dpo", "metrics", "thresholds", "glossary", "evaluate", "lines", "console", "run_log", "checkpoint", "saver",
+        "resume", "replay", "watch", "plots", "versions", "data", "engines", "rollouts", "difficulty", "first_screen",
+        "weight_sync", "build", "errors", "loop", "view", "doctor", "commands", "__main__",
     ),
 }  # fmt: skip
 """Modules and folders of each package; each imports only from those before it, and from itself."""

@@ -64,7 +64,7 @@ def save(
     """One checkpoint, written and waited for."""
     saver = Saver(folder, register, accelerator, Run(steps=1, **settings), lambda name, text: pytest.fail(text))
     try:
-        saver.save(step, lambda: write_policy, extra or {})
+        saver.save(step, lambda copied: write_policy, extra or {})
         saver.wait()
     finally:
         saver.close()

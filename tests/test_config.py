@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from rlvr.config import Recipe, RecipeError, json_schema, load_recipe, nearest
 from tests.builders import recipe_data
@@ -374,3 +375,47 @@ def test_a_recipe_cannot_be_changed_once_it_is_read(tmp_path: Path) -> None:
     recipe = load(tmp_path, recipe_data())
     with pytest.raises(ValueError, match="frozen"):
         recipe.run.steps = 3  # type: ignore[misc]  # that it is refused is the point
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.1}])
+@pytest.mark.parametrize(
+    ("algorithm", "named"),
+    [
+        ({"ratio": {"against": "behaviour"}}, "algorithm.ratio.against: 'behaviour'"),
+        ({"correction": {"type": "truncate"}}, "algorithm.correction: 'truncate'"),
+        ({"correction": {"type": "reject"}}, "algorithm.correction: 'reject'"),
+        ({"off_policy_mask": 0.1}, "algorithm.off_policy_mask: 0.1"),
+        ({"squared_log_ratio": 0.001}, "algorithm.squared_log_ratio: 0.001"),
+        ({"surrogate": {"type": "my:surrogate"}}, "algorithm.surrogate: 'my:surrogate'"),
+    ],
+)
+def test_filtered_sampling_is_refused_where_both_sides_probabilities_meet(
+    cut: dict[str, float], algorithm: dict[str, object], named: str
+) -> None:
+    """Key, value, rule and fix; the same objective without the filter, and the filter with ratios of the learner's
+    alone, are fine."""
+    data = recipe_data() | {"algorithm": algorithm}
+    Recipe.model_validate(data)
+    data["rollout"] |= cut
+    ((name, value),) = cut.items()
+    off = 1 if name == "top_p" else 0
+    with pytest.raises(ValidationError, match=rf"rollout.{name} must be {off} with {named}, got {value:g}.*recomputed"):
+        Recipe.model_validate(data)
+    Recipe.model_validate(data | {"algorithm": {"updates_per_batch": 2}})
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"temperature": 0.0}, r"(?s)rollout.temperature.*greater than 0"),
+        ({"top_k": 1}, "top_k must be 0 .all tokens. or at least 2, got 1"),
+        ({"top_k": -1}, r"(?s)rollout.top_k.*greater than or equal to 0"),
+        ({"top_p": 0.0}, r"(?s)rollout.top_p.*greater than 0"),
+        ({"min_p": 1.0}, r"(?s)rollout.min_p.*less than 1"),
+    ],
+)
+def test_sampling_that_always_gives_the_same_answer_is_refused(setting: dict[str, float], said: str) -> None:
+    data = recipe_data()
+    data["rollout"] |= setting
+    with pytest.raises(ValidationError, match=said):
+        Recipe.model_validate(data)

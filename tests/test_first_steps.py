@@ -7,7 +7,7 @@ import pytest
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from rlvr.__main__ import main
+from rlvr.__main__ import _parsed, main
 from rlvr.build import check_early, make_accelerator
 from rlvr.config import Recipe, RecipeError
 from rlvr.learn.backend import LaunchError
@@ -37,6 +37,16 @@ def test_a_mistake_is_named(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_settings_may_stand_before_and_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is neither a setting nor an option is refused, and so is a setting where a command takes none."""
+    line = ["doctor", "r.yaml", "run.seed=1", "--no-engine", "learner.lr=1", "--groups", "3", "run.steps=2"]
+    assert _parsed(line).overrides == ["run.seed=1", "learner.lr=1", "run.steps=2"]
+    for wrong in (["train", "r.yaml", "--engine=x", "a=1"], ["view", "runs/a", "--port", "1", "--no-such", "a=1"]):
+        with pytest.raises(SystemExit):
+            _parsed(wrong)
+        assert "unrecognized arguments: --" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "2.5", "all"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rewards import Outcome
 from rlvr.config import Model, Recipe
+from rlvr.config.problems import PrioritisedSampler, Rest
 from rlvr.evaluate import summarise
 from rlvr.glossary import SECTIONS, find, markdown, reproducible, undocumented, unlogged
 from rlvr.learn.samples import make_samples
@@ -25,6 +26,7 @@ from rlvr.metrics import (
 from rlvr.records import RolloutGroup
 from rlvr.rollout.buffer import Buffer
 from rlvr.run_log import RunLog
+from rlvr.sampling import ProblemSampler
 from rlvr.weight_sync import WeightSync
 from tests.builders import make_group, make_recipe, make_rollout, recipe_data
 from tests.helpers import make_tiny_model
@@ -72,11 +74,13 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     counts |= Buffer(recipe.rollout.schedule, 4, []).counts(1, [])
     metrics = rollout_metrics(groups()) | counts | sample_metrics(samples) | refill_metrics(counts, wanted=2)
     metrics |= learner.update(samples, clock=clock) | weights.send(version=1)
+    sampler = PrioritisedSampler(type="prioritised", rest=Rest(), retire_at=0.9)
+    metrics |= ProblemSampler([group.problem for group in groups()], sampler, seed=0).observe(groups())
     metrics |= summarise("held_out", groups(), [1, 2]) | clock.lap() | memory_metrics()
     with RunLog(folder / "test", make_recipe(folder), accelerator) as log:
         log.start(None)
         log.warn("example", "of a warning")
-        log.step(1, metrics | throughput_metrics(metrics | {"time/generate": 1.0}, peak_flops=1e12))
+        log.step(1, metrics | throughput_metrics(metrics | {"time/beside/sampling": 1.0}, peak_flops=1e12))
     (line,) = (folder / "test/metrics.jsonl").read_text().splitlines()
     return set(json.loads(line))
 

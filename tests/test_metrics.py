@@ -194,15 +194,15 @@ def test_unknown_phases_are_refused() -> None:
 
 def test_utilisation_is_the_time_that_arithmetic_at_the_peak_would_take() -> None:
     """3e12 operations at 1e12 a second need 3 s: half of a forward and backward pass of 6 s, a tenth of the step."""
-    times = {"tokens/generated": 0.0, "time/generate": 0.0, "time/forward_backward": 6.0, "time/step": 30.0}
+    times = {"tokens/generated": 0.0, "time/beside/sampling": 0.0, "time/forward_backward": 6.0, "time/step": 30.0}
     rates = throughput_metrics(times | {"update/flops": 3e12}, peak_flops=1e12)
     assert (rates["mfu/update"], rates["mfu/step"]) == (0.5, 0.1)
 
 
 def test_throughput_and_memory() -> None:
-    rates = throughput_metrics({"tokens/generated": 100.0, "time/step": 10.0, "time/generate": 4.0}, 1e12)
+    rates = throughput_metrics({"tokens/generated": 100.0, "time/step": 10.0, "time/beside/sampling": 4.0}, 1e12)
     assert rates == {"tokens/per_second": 10.0, "tokens/generated_per_second": 25.0}
-    assert throughput_metrics({"tokens/generated": 0.0, "time/step": 1.0, "time/generate": 0.0}, 1e12) == {
+    assert throughput_metrics({"tokens/generated": 0.0, "time/step": 1.0, "time/beside/sampling": 0.0}, 1e12) == {
         "tokens/per_second": 0.0
     }
     assert 0.05 < memory_metrics()["memory/peak"] < 1000  # a Python process with torch holds more than 50 MiB

@@ -90,6 +90,8 @@ def test_what_may_change_is_applied_and_said_and_what_may_not_stops_the_run(
     for part in ("what a run may not change", "  rollout.group_size: 2 -> 4", "  run.seed: 0 -> 3", "set them back"):
         assert part in said
     assert "learner.lr" not in said
+    assert work.run("learner.optimizer=adamw_8bit") == 2
+    assert "  learner.optimizer: 'adamw' -> 'adamw_8bit'" in capsys.readouterr().err
     assert steps(work) == [1]
 
     assert work.run("run.steps=2", "learner.lr=0.5") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from rlvr.checkpoint import CheckpointError, load_latest, verify
 from rlvr.config import Run
 from rlvr.saver import Saver
 from rlvr.state import StateRegister
+from tests.helpers import make_tiny_model
+from tests.learn.conftest import random_samples
+from tests.learn.test_update import make
 from tests.test_checkpoint import Owner, file_limit, nothing_said
 
 
@@ -31,12 +35,12 @@ class Bench:
         self.may_write.set()
         self.warned: list[tuple[str, str]] = []
         self.saver = Saver(
-            folder, self.register, self.accelerator, Run(steps=1, **settings),
+            folder, self.register, self.accelerator, Run(**{"steps": 1000, **settings}),
             lambda name, text: self.warned.append((name, text)),
         )  # fmt: skip
 
-    def take_policy(self) -> Callable[[Path], None]:
-        copied = self.weight.clone()
+    def take_policy(self, copy: bool) -> Callable[[Path], None]:
+        copied = self.weight.clone() if copy else self.weight
 
         def write(target: Path) -> None:
             assert self.may_write.wait(timeout=60)
@@ -95,10 +99,72 @@ def test_the_next_save_waits_for_the_one_before(bench: Callable[..., Bench]) -> 
     assert one.names() == ["latest", "step_000001", "step_000002", "step_000003"]
 
 
-def test_in_the_foreground_it_is_there_when_save_returns(bench: Callable[..., Bench]) -> None:
-    one = bench(background_save=False)
+@pytest.mark.parametrize("settings", [{"background_save": False}, {"steps": 5}], ids=["foreground", "last"])
+def test_where_nothing_goes_on_beside_it_it_is_there_when_save_returns(
+    bench: Callable[..., Bench], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the foreground, and at the run's last step: what is written are the run's own tensors, no copies of them."""
+    one, written = bench(**settings), []
+    write = Saver._write
+
+    def watched(saver: Saver, step: int, write_policy: Any, state: dict[str, Any], extra: dict[str, Any]) -> str | None:
+        written.append(state["owner"]["state"]["x"].data_ptr())
+        return write(saver, step, write_policy, state, extra)
+
+    monkeypatch.setattr(Saver, "_write", watched)
+    one.save(4)
     one.save(5)
-    assert one.names() == ["latest", "step_000005"]
+    assert one.names() == ["latest", "step_000004", "step_000005"]
+    own = one.owner.state["x"].data_ptr()
+    assert [place == own for place in written] == ([True, True] if "background_save" in settings else [False, True])
+
+
+def test_a_learner_that_goes_on_cannot_change_what_is_being_written(tmp_path: Path) -> None:
+    """An update while the write is held up changes weights and moments in place; the files have those of the save. The
+    last step's are written from the learner's own, and are the same as a copy's."""
+    folder = make_tiny_model(tmp_path / "model")
+    learner = make(str(folder))
+    learner.update(random_samples(6))
+    register = StateRegister()
+    register.add("learner", learner)
+    kept = copy.deepcopy(register.state_dict())
+    weights = {name: tensor.clone() for name, tensor in learner.named_weights()}
+    may_write = threading.Event()
+
+    def held_up(copied: bool) -> Callable[[Path], None]:
+        write = learner.policy_writer(copied)
+
+        def later(target: Path) -> None:
+            assert not copied or may_write.wait(timeout=60)
+            write(target)
+
+        return later
+
+    saver = Saver(tmp_path, register, learner.accelerator, Run(steps=2), lambda name, text: pytest.fail(text))
+    saver.save(1, held_up, {})
+    learner.update(random_samples(6, seed=1))
+    may_write.set()
+    saver.wait()
+    found = verify(tmp_path / "checkpoints/step_000001")
+    same(found.state()["learner"]["state"]["optimizer"], kept["learner"]["state"]["optimizer"])
+    same(load_file(found.path / "model.safetensors"), weights)
+    saver.save(2, held_up, {})
+    found = verify(tmp_path / "checkpoints/step_000002")
+    same(found.state()["learner"]["state"]["optimizer"], learner.state_dict()["optimizer"])
+    same(load_file(found.path / "model.safetensors"), dict(learner.named_weights()))
+    assert not torch.equal(next(iter(weights.values())), next(iter(learner.named_weights()))[1])
+    saver.close()
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Equal to the last bit, however deep."""
+    assert type(ours) is type(theirs) or isinstance(ours, torch.Tensor)
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            same(value, theirs[key])
+    else:
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
 
 
 def test_the_last_the_best_and_every_so_many_th_are_kept(bench: Callable[..., Bench]) -> None:
@@ -161,7 +227,7 @@ def test_a_mistake_in_the_writer_is_raised_where_it_can_be_seen(bench: Callable[
     def broken(target: Path) -> None:
         raise KeyError("a bug")
 
-    one.saver.save(5, lambda: broken, {})
+    one.saver.save(5, lambda copied: broken, {})
     with pytest.raises(KeyError, match="a bug"):
         one.saver.wait()
 

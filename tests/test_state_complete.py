@@ -63,6 +63,7 @@ def work(workspace: Workspace) -> Workspace:
     """Two steps, saved at the last; with everything on that keeps something from step to step."""
     workspace.recipe["run"] |= {"steps": 2, "save_every": None}
     workspace.recipe["algorithm"] |= {"kl": {"type": "k3"}}
+    workspace.recipe["problems"]["sampler"] = {"type": "prioritised", "rest": {"visits": 1}, "retire_at": 1.0}
     return workspace
 
 

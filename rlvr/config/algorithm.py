@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from rlvr.config.base import NonNegativeFloat, Section
+from rlvr.config.base import NonNegativeFloat, PlugIn, Section
 from rlvr.config.groups import (
     Baseline,
     Distillation,
@@ -72,6 +72,29 @@ class SequenceSum(Section):
 Aggregation = Annotated[TokenMean | PromptMean | SequenceMean | SequenceSum, Field(discriminator="type")]
 
 
+class NoGivenText(Section):
+    """Only sampled answers are trained."""
+
+    type: Literal["none"] = "none"
+
+
+class GivenTextLikelihood(Section):
+    """Each optimiser step's loss gets coefficient times the mean negative log-likelihood, at temperature 1, of given
+    answers' tokens: what ERL calls internalisation (2602.13949), or SFT beside RL."""
+
+    type: Literal["nll"]
+    path: str
+    """JSON lines, as ``rlvr sft`` reads them; compared with the eval sets as ``problems.overlap`` says."""
+    prompt: str = "prompt"
+    completion: str = "completion"
+    coefficient: PositiveFloat
+    rows: PositiveInt
+    """Rows an optimiser step, without replacement within a pass over the file, each pass in an order of its own."""
+
+
+GivenText = Annotated[NoGivenText | GivenTextLikelihood, Field(discriminator="type")]
+
+
 class Algorithm(Section):
     """The objective: what a scored group does to the policy."""
 
@@ -101,6 +124,7 @@ class Algorithm(Section):
     positive_nll: NonNegativeFloat = 0.0
     """This times the mean negative log-likelihood of the tokens with a positive advantage is added to the loss (VAPO,
     2504.05118: 0.1)."""
+    given_text: GivenText = NoGivenText()
     updates_per_batch: PositiveInt = 1
     """Optimiser steps a rollout batch, each on an equal share of its groups."""
     epochs: PositiveInt = 1
@@ -120,6 +144,21 @@ class Algorithm(Section):
             positive_nll=self.positive_nll, off_policy_mask=self.off_policy_mask,
         )  # fmt: skip
         return self
+
+    def weighs_behaviour(self) -> tuple[str, str] | None:
+        """Key and value of the first slot that sees the engine's log-probabilities beside the learner's, if one does:
+        both must then be those of one distribution."""
+        if isinstance(self.surrogate, PlugIn):
+            return "surrogate", repr(self.surrogate.type)
+        for key, value, is_used in (
+            ("ratio.against", repr(self.ratio.against), self.ratio.against == "behaviour"),
+            ("correction", repr(self.correction.type), not isinstance(self.correction, NoCorrection)),
+            ("off_policy_mask", self.off_policy_mask, self.off_policy_mask is not None),
+            ("squared_log_ratio", self.squared_log_ratio, self.squared_log_ratio > 0),
+        ):
+            if is_used:
+                return key, str(value)
+        return None
 
     def smallest_group(self) -> int:
         """Fewest answers a group needs for the baseline and scale to be defined."""

@@ -103,11 +103,20 @@ class Repetition(Section):
     weight: PositiveFloat = 1.0
 
 
+class RepetitionStopped(Section):
+    """Answers that `rollout.repetition` ended get less (Kimi k1.5, 2501.12599, figure 3; no figure given there)."""
+
+    type: Literal["repetition_stop"]
+    penalty: PositiveFloat = 1.0
+    """What is taken off their reward."""
+
+
 Shaping = Annotated[
     Annotated[KimiLength, Tag("kimi_length")]
     | Annotated[SoftOverlong, Tag("soft_overlong")]
     | Annotated[CosineLength, Tag("cosine_length")]
     | Annotated[Repetition, Tag("repetition")]
+    | Annotated[RepetitionStopped, Tag("repetition_stop")]
     | Annotated[PlugIn, Tag("plugin")],
     Discriminator(slot_tag),
 ]

@@ -18,7 +18,14 @@ from rlvr.config.recipe import Recipe
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names key, value, rule and the nearest right name, if there is one."""
+    """A recipe that cannot be run; the message names key, value, rule and the nearest right name, if there is one.
+
+    `rule` is the name under which the doctor reports it.
+    """
+
+    def __init__(self, message: str, *, rule: str = "cannot_run") -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, Section
+from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
 
 
 class JsonLines(Section):
@@ -152,6 +152,74 @@ class EvalSet(Section):
         return self
 
 
+class Rest(Section):
+    """A problem whose answers all come out alike again and again teaches nothing for now: it is left alone a while."""
+
+    visits: PositiveInt = 2
+    """Visits in a row after which it rests; after the rest they are counted anew."""
+    epochs: PositiveInt = 1
+    """Epochs that it is left out of."""
+    when: Literal["solved", "unsolved", "both"] = "both"
+    """Every answer a success, none, or either."""
+
+
+class SamplerOptions(Section):
+    """What goes with each sampler: how its problems' success rates are counted, and what they decide."""
+
+    success: float = 1.0
+    """An answer counts as a success if its reward, before shaping, is at least this."""
+    memory: Fraction01 = 0.5
+    """Share of a problem's earlier successes and answers that still counts after one more visit: 1 weighs all visits
+    alike, 0 knows the last one alone."""
+    rest: Rest | None = None
+    """None lets no problem rest."""
+    retire_at: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """A problem whose success rate has reached this is never drawn again (no-positive-resampling, ScaleRL, 2510.13786:
+    0.9)."""
+
+
+class ShuffledSampler(SamplerOptions):
+    """Every problem once an epoch, each epoch in an order of its own."""
+
+    type: Literal["shuffled"] = "shuffled"
+
+
+class AsGivenSampler(SamplerOptions):
+    """Every problem once an epoch, in the order of the data."""
+
+    type: Literal["as_given"]
+
+
+class CurriculumSampler(SamplerOptions):
+    """First epochs in shuffled order, then each from the easiest problem to the hardest (Kimi k1.5, 2501.12599, 2.3.4);
+    equally hard ones are shuffled."""
+
+    type: Literal["curriculum"]
+    column: str = "pass_rate"
+    """Column that says how hard a problem is: of the data, or of `problems.difficulty`."""
+    easy: Literal["low", "high"] | Annotated[list[Any], Field(min_length=2)] = "high"
+    """Which end of its numbers is easy; or all of its values from the easiest to the hardest, e.g.
+    ``[Level 1, Level 2, Level 3]``."""
+    warmup_epochs: NonNegativeInt = 1
+    """Epochs in shuffled order."""
+    hardest: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the problems, the hardest, that the epochs after the warm-up hold."""
+
+
+class PrioritisedSampler(SamplerOptions):
+    """Draws in proportion to 1 - success rate (Kimi k1.5, 2501.12599, 2.3.4), 1 before the first visit; the problems of
+    one draw are different. An epoch is as many draws as there are problems."""
+
+    type: Literal["prioritised"]
+    floor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """The least weight, of problems that are always solved: nothing is out of the game."""
+
+
+Sampler = Annotated[
+    ShuffledSampler | AsGivenSampler | CurriculumSampler | PrioritisedSampler, Field(discriminator="type")
+]
+
+
 class Problems(Section):
     """Where problems come from."""
 
@@ -160,14 +228,23 @@ class Problems(Section):
     overlap: Literal["refuse", "drop", "report"] = "refuse"
     """What to do with training problems that an eval set also holds (by canonical key): stop, leave them out, or only
     say so."""
-    order: Literal["shuffled", "as_given"] = "shuffled"
-    """Order in which problems are drawn, without replacement within an epoch."""
+    difficulty: str | None = None
+    """A file that ``rlvr generate --difficulty`` wrote: its columns pass_rate, mean_length and guess_rate join those of
+    the training problems, by canonical key."""
+    keep: dict[str, tuple[float | None, float | None]] = {}
+    """Columns and the range, ends included, that a training problem must lie in: ``{pass_rate: [0.1, 0.9]}``;
+    ``{guess_rate: [null, 0]}`` leaves out what is guessed without reasoning (Kimi k1.5)."""
+    sampler: Sampler = ShuffledSampler()
+    """Which problem comes next."""
 
     @model_validator(mode="after")
     def _names(self) -> Problems:
         names = [one.name for one in self.eval]
         if len(set(names)) != len(names):
             raise ValueError(f"eval sets need different names, got {names}")
+        for name, (low, high) in self.keep.items():
+            if (low is None and high is None) or (low is not None and high is not None and low > high):
+                raise ValueError(f"keep.{name} must be [lowest, highest], null for no end, got [{low}, {high}]")
         return self
 
 

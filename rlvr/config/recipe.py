@@ -8,11 +8,30 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
-from rlvr.config.groups import CosineLength, SoftOverlong, check_sizes
+from rlvr.config.groups import CosineLength, RepetitionStopped, SoftOverlong, check_sizes
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
+from rlvr.config.schedule import Schedule as RolloutSchedule
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Lora(Section):
+    """Low-rank adapters by peft, instead of training the weights themselves; without dropout, because the policy must
+    be the distribution that is sampled.
+
+    Engine and checkpoints get merged weights, checkpoints the adapters too. Adapters alone would be less to send, but in
+    vLLM they come as a second path: named by each request, read from a folder, in products of their own that round
+    otherwise, and outside the transfer that stamps the weight version on each token and that the start's proof tests.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The product of the adapters is multiplied by alpha / rank."""
+    targets: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+    """Names of linear layers, such as q_proj; all but the head."""
+    seed: int = 0
+    """Of the adapters' random half; the other starts at zero."""
 
 
 class Model(Section):
@@ -31,6 +50,7 @@ class Model(Section):
     which takes most of the rounding out of log-probabilities. vLLM on a GPU is told to do the same; on a CPU its packed
     head stays in the engine's dtype, and so does that of the engine `hf`."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    lora: Lora | None = None
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time. On a CPU the memory is well
     spent on larger micro-batches, whose matrix products run so much faster that the update takes less time in all."""
@@ -52,6 +72,10 @@ class Learner(Section):
     """How the policy is updated; supervised fine-tuning uses the same section."""
 
     lr: PositiveFloat
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """``adamw_8bit`` keeps the moments of tensors of 4096 numbers and more in blocks of 8 bits (bitsandbytes; Dettmers
+    et al. 2022, arXiv 2110.02861): 2 bytes a weight, where ``adamw`` keeps two numbers of the weight's type. For one
+    process or DDP. On a CPU a step of it takes about 20 times as long, 3 s for 100 M weights."""
     schedule: Schedule = Schedule()
     betas: Annotated[tuple[Decay, Decay], Field(description="AdamW's moments")] = (0.9, 0.95)
     epsilon: PositiveFloat = 1e-8
@@ -106,6 +130,17 @@ class KeepBest(Section):
     mode: Literal["max", "min"] = "max"
 
 
+RuleName = Literal[
+    "non_finite", "stale_engine", "engine_mismatch", "verifier_timeouts", "verifier_crashes", "unscored",
+    "learning_rate_too_large", "policy_not_moving", "length_exploding", "all_truncated", "no_answer", "dead_term",
+    "entropy_gone", "always_right", "all_wrong", "constant_reward", "no_variance", "reward_without_eval",
+    "reward_collapsed", "gradient_zero", "learning_rate_too_small", "mismatch_growing", "clip_share",
+    "entropy_exploding", "gradient_exploding", "length_collapsing", "often_truncated", "judge_disagrees",
+    "no_progress", "too_good_too_soon", "solved",
+]  # fmt: skip
+"""The rules that watch a running loop, `rlvr.watch.rules`."""
+
+
 class Run(Section):
     """The run itself: how long, where to, what is written."""
 
@@ -128,6 +163,8 @@ class Run(Section):
     resume: str = "auto"
     """``auto`` goes on from the run's last checkpoint if it has one; ``must`` asks for one; ``never`` refuses a folder
     that holds a run; the path of a checkpoint or of another run's folder starts from there."""
+    insist: bool = False
+    """Train even where the doctor's cheap rules say that this recipe cannot learn (docs/doctor.md)."""
     on_damaged: Literal["previous", "stop"] = "previous"
     """What a damaged checkpoint does: it is set aside and the one before it used, or the run stops."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
@@ -142,6 +179,9 @@ class Run(Section):
     on_disk_full: Literal["stop", "warn"] = "stop"
     """What a log line or a checkpoint that cannot be written does: end the run after a clear message, or go on without
     it."""
+    stop_on: list[RuleName] = []
+    """Rules of docs/doctor.md that end the run, with a checkpoint and status 3, when they fire on it; all others warn
+    the first time."""
     process_timeout: PositiveInt = 7200
     """Seconds that one process may wait for the others before the run ends."""
     threads: PositiveInt | None = None
@@ -149,6 +189,17 @@ class Run(Section):
     peak_tflops: PositiveFloat | None = None
     """10^12 operations a second of one device in matrix products, what the metrics `mfu/...` compare with; None takes
     the maker's figure for a known GPU, else measures it at the start."""
+
+
+def check_off_policy(schedule: RolloutSchedule, algorithm: Algorithm) -> None:
+    """Raise `ValueError` where tokens of older weights would be trained as if the policy had just sampled them."""
+    corrects = algorithm.correction.type != "none" or algorithm.ratio.against == "behaviour"
+    if schedule.bound > 0 and not corrects and algorithm.surrogate.type != "squared":
+        raise ValueError(
+            f"rollout.schedule {schedule.type!r} trains on tokens up to {schedule.bound} versions old, and with "
+            "algorithm.correction: none and ratio.against: recomputed nothing weighs them; set correction: {type: "
+            "truncate} (or mask), or ratio: {against: behaviour}"
+        )
 
 
 class Recipe(Section):
@@ -188,12 +239,37 @@ class Recipe(Section):
                     f"soft_overlong.max_tokens must be at most rollout.max_new_tokens = {self.rollout.max_new_tokens}, "
                     "or the punishment never applies"
                 )
+            if isinstance(shaping, RepetitionStopped) and rollout.repetition is None:
+                raise ValueError(
+                    "rollout.repetition must be set with shaping 'repetition_stop', got null: no answer would end for "
+                    "that reason; use rollout.repetition: {count: 16}, or shaping 'repetition'"
+                )
             most = shaping.max_tokens if isinstance(shaping, CosineLength) and shaping.exceeded is not None else 0
             if isinstance(shaping, CosineLength) and most > rollout.max_new_tokens:
                 raise ValueError(
                     f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
                     f"{shaping.max_tokens}: no answer could get `exceeded`"
                 )
+        if (filters := rollout.filters()) and (weighs := algorithm.weighs_behaviour()) is not None:
+            name, value = next(iter(filters.items()))
+            raise ValueError(
+                f"rollout.{name} must be {1 if name == 'top_p' else 0} with algorithm.{weighs[0]}: {weighs[1]}, got "
+                f"{value:g}: it leaves tokens out and scales up the others, so that the engine's probabilities lie "
+                "above the learner's by 1 / the mass that was kept, and a ratio of the two would be biased by it; or "
+                "use ratio: {against: recomputed} and correction: {type: none}, which look at the learner's alone"
+            )
+        check_off_policy(rollout.schedule, algorithm)
+        if rollout.engine.type == "vllm" and rollout.engine.sleep and rollout.schedule.overlaps:
+            raise ValueError(
+                f"rollout.engine.sleep must be false with rollout.schedule {rollout.schedule.type!r}, got true: its "
+                "engine samples while the learner computes; use synchronous or partial"
+            )
+        kl = algorithm.kl
+        if self.model.lora is not None and kl.type != "none" and kl.reference.type == "average":
+            raise ValueError(
+                "algorithm.kl.reference must be fixed or copy with model.lora, got 'average': the average of adapters "
+                "is not the average of the weights they make"
+            )
         if self.algorithm.correction.type != "none" and self.rollout.temperature <= 0:
             raise ValueError("a correction by probability ratios needs rollout.temperature above 0")
         return self

@@ -58,6 +58,9 @@ class VllmEngine(_Vllm):
     """vLLM beside the learner on the same device (GPU) or the same cores (CPU)."""
 
     type: Literal["vllm"]
+    sleep: bool = False
+    """While the learner computes, the engine's weights wait in the host's memory and its keys and values are given up:
+    GPU memory for larger micro-batches, for some seconds a step. Not with a schedule that overlaps, nor on a CPU."""
     restarts: NonNegativeInt = 3
     """How often an engine that died is started again, its requests with it, before the run stops."""
     timeout: PositiveFloat = 1800.0
@@ -110,6 +113,23 @@ class HfEngine(Section):
     """Sequences that are generated together."""
 
 
+class RepetitionStop(Section):
+    """An answer ends, with a finish reason of its own, once its last tokens are the same pattern again and again."""
+
+    shortest: PositiveInt = 1
+    """Tokens of the shortest pattern that is looked for."""
+    longest: PositiveInt = 64
+    """Tokens of the longest one; looking costs up to so many comparisons a token."""
+    count: Annotated[int, Field(ge=2)] = 16
+    """Copies in a row that end the answer."""
+
+    @model_validator(mode="after")
+    def _range(self) -> RepetitionStop:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest must be at most longest = {self.longest}, got {self.shortest}")
+        return self
+
+
 class Rollout(Section):
     """How answers are sampled."""
 
@@ -120,14 +140,51 @@ class Rollout(Section):
     """Answers to each problem, G."""
     max_new_tokens: PositiveInt
     temperature: PositiveFloat = 1.0
+    """Engine and learner divide logits by it; an evaluation may be greedy, training never."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Sample from the likeliest tokens that hold this much probability. This and the next two leave tokens out and
+    scale up the others, which an objective that weighs the learner's probabilities against the engine's cannot have."""
+    top_k: NonNegativeInt = 0
+    """Sample from so many tokens, the likeliest; 0 is all."""
+    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Sample from the tokens whose probability is at least this share of the likeliest one's."""
     schedule: Schedule = Synchronous()
     """When the engine samples and when the learner trains."""
     patience: PositiveFloat = 3600.0
     """Seconds without the end of any answer or grading after which the run stops, naming what it waits for; each tenth
     of it is told."""
+    repetition: RepetitionStop | None = None
+    """End answers that repeat themselves (Kimi k1.5), in training, not in evaluations; None lets them run on. A penalty
+    is `algorithm.shaping: [{type: repetition_stop}]`."""
     workflow: ImportPath | None = None
     """What happens between prompt and verdict; None is G answers to one prompt."""
     self_test: bool = True
     """Prove at the start that the engine follows each group of parameters."""
     probe: PositiveInt = 4
     """Sequences whose log-probabilities are compared between engine and learner at each sync."""
+
+    def filters(self) -> dict[str, float]:
+        """What leaves tokens out of the distribution that is sampled from."""
+        values: dict[str, tuple[float, float]] = {
+            "top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0), "min_p": (self.min_p, 0.0)
+        }  # fmt: skip
+        return {name: value for name, (value, off) in values.items() if value != off}
+
+    @model_validator(mode="after")
+    def _can_vary(self) -> Rollout:
+        if self.top_k == 1:
+            raise ValueError(
+                "top_k must be 0 (all tokens) or at least 2, got 1: every answer of a group would be the greedy one, "
+                "and nothing could be learned from comparing them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_end(self) -> Rollout:
+        stop = self.repetition
+        if stop is not None and stop.shortest * stop.count > self.max_new_tokens:
+            raise ValueError(
+                f"repetition.count must be at most max_new_tokens / shortest = {self.max_new_tokens // stop.shortest}, "
+                f"got {stop.count}: no answer could repeat itself so often"
+            )
+        return self

@@ -14,6 +14,7 @@ DeepSpeed backend is written against DeepSpeed's source and has not been run.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.learn.policy import Policy
+
+_QUANTISED = "__bnb_optimizer_quant_state__"
+"""Where bitsandbytes keeps the moments in its state, both those in 8 bits and the small ones in float32."""
 
 
 class Backend(Protocol):
@@ -55,25 +59,32 @@ class Backend(Protocol):
         """Each parameter of ``policy.model``, whole, one at a time."""
 
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
-        """Overwrite each parameter of ``policy.model`` with the whole tensor of its name; all ranks pass the same."""
+        """Overwrite parameters of ``policy.model`` with the whole tensors of their names; all ranks pass the same."""
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
-        """The optimizer's state with whole tensors on the CPU."""
+        """The optimizer's state with whole tensors on the CPU, which may be the optimizer's own."""
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
         """Take over what `optimizer_state` returned; every rank passes the same."""
 
 
-def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors (norms, biases) do not decay."""
+def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters; vectors (norms, biases) do not decay.
+
+    In 8 bits by bitsandbytes, which has kernels for CPUs and GPUs; torchao's AdamW8bit compiles itself at its first
+    step (28 s on a CPU), and its states are tensors of its own class, which no checkpoint of plain tensors holds.
+    """
     parameters = [p for p in policy.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True
-    )
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True)
+    from bitsandbytes.optim import AdamW8bit  # an extra, and slow to import
+
+    return AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.epsilon)
 
 
 class LaunchError(ValueError):
@@ -88,6 +99,14 @@ def check_launch(accelerator: Accelerator, config: LearnerConfig) -> None:
             f"accelerate was launched with mixed_precision {accelerator.mixed_precision!r}, which must be 'no': "
             "the recipe's model.dtype and model.autocast decide"
         )
+    if config.optimizer == "adamw_8bit":
+        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise LaunchError(
+                "learner.optimizer must be adamw where weights are sharded, got 'adamw_8bit': bitsandbytes takes whole "
+                f"tensors, and accelerate was launched for {kind.value}; launch one process or DDP for 8 bits"
+            )
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise LaunchError("learner.optimizer: 'adamw_8bit' needs bitsandbytes; pip install 'rlvr[adamw-8bit]'")
     if kind == DistributedType.DEEPSPEED and config.non_finite == "skip":
         raise LaunchError("learner.non_finite must be 'stop' with DeepSpeed: it steps inside its backward pass")
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
@@ -114,6 +133,7 @@ class TorchBackend:
 
     def __init__(self, accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> None:
         self._accelerator, self._max_norm = accelerator, config.max_grad_norm
+        self._quantised = config.optimizer == "adamw_8bit"
         self.module, self._optimizer = accelerator.prepare(policy, make_optimizer(policy, config))
 
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -141,8 +161,9 @@ class TorchBackend:
     @torch.no_grad()
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
         self._reshard()
-        for name, parameter in policy.model.named_parameters():
-            parameter.copy_(_like(values[name], parameter))
+        parameters = dict(policy.model.named_parameters())
+        for name, value in values.items():
+            parameters[name].copy_(_like(value, parameters[name]))
 
     def _reshard(self) -> None:
         """After a forward pass without backward, FSDP2's root keeps whole copies, which are not the parameters."""
@@ -152,14 +173,13 @@ class TorchBackend:
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         state = self._optimizer.state_dict()
-        # On a CPU the tensors are the live ones: a checkpoint must not change under its writer's hands
-        return {
-            index: {key: _whole(v).to("cpu", copy=True) if isinstance(v, Tensor) else v for key, v in entry.items()}
-            for index, entry in state["state"].items()
-        }
+        return {index: {key: _saved(value) for key, value in entry.items()} for index, entry in state["state"].items()}
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        found = {key for entry in state.values() for key in entry}
+        if found and (_QUANTISED in found) != self._quantised:
+            raise ValueError("the optimizer's state is that of another learner.optimizer")
         values = {
             index: {key: _like(value, parameters[index]) for key, value in entry.items()}
             for index, entry in state.items()
@@ -213,9 +233,10 @@ class DeepSpeedBackend:
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
         import deepspeed
 
-        for name, parameter in policy.model.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(values[name])
+        parameters = dict(policy.model.named_parameters())
+        for name, value in values.items():
+            with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
+                parameters[name].copy_(value)
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         raise ValueError("the state of DeepSpeed's optimizer is sharded and cannot be written into one file yet")
@@ -241,6 +262,13 @@ def _wide(tensor: Tensor) -> torch.dtype:
 def _whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from its ranks; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _saved(value: Any) -> Any:
+    """A value of the optimizer's state, its tensors whole and on the CPU; bitsandbytes has tensors in a dict."""
+    if isinstance(value, dict):
+        return {key: _saved(inner) for key, inner in value.items()}
+    return _whole(value).to("cpu") if isinstance(value, Tensor) else value
 
 
 def _like(value: Any, parameter: Tensor) -> Any:

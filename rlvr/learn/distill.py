@@ -10,7 +10,8 @@ def load_teacher(model: Model, path: str, policy: Policy) -> Policy:
     """The model at `path`, loaded as the recipe's own. Raises `PolicyError` if it cannot be, or if a token id does not
     mean the same to both: its log-probabilities would be those of other tokens."""
     teacher = Policy.load(
-        model.model_copy(update={"path": path, "gradient_checkpointing": False}), head_chunk=policy.head_chunk
+        model.model_copy(update={"path": path, "gradient_checkpointing": False, "lora": None}),
+        head_chunk=policy.head_chunk,
     )
     ours, theirs = policy.tokenizer, teacher.tokenizer
     if ours is not None and theirs is not None:

@@ -74,6 +74,9 @@ def update_metrics(total: dict[str, float], outcomes: list[dict[str, float]]) ->
             metrics[f"policy/{name}"] = total[name] / tokens
     if "positive" in total:
         metrics["policy/positive_nll"] = total["positive_nll"] / max(1.0, total["positive"])
+    if "text_n" in total:
+        metrics["policy/text_nll"] = total["text_nll"] / max(1.0, total["text_n"])
+        metrics["tokens/given"] = total["text_n"]
     if "mismatch_n" in total:
         metrics["mismatch/abs"] = total["mismatch_abs"] / first
         metrics["mismatch/kl"] = total["mismatch_k3"] / first

@@ -22,6 +22,7 @@ from rlvr.config.algorithm import TokenMean
 from rlvr.config.recipe import Model
 from rlvr.learn import attention
 from rlvr.learn.logprobs import chunked_logprobs
+from rlvr.learn.lora import LoraError, add_adapters
 from rlvr.learn.packing import Mode, pack
 from rlvr.records import SharedPrompts, TrainingSample
 
@@ -62,6 +63,9 @@ class Policy(nn.Module):
             raise PolicyError(
                 f"{self._name()} has no linear head over a base model: this architecture cannot be trained"
             )
+        if isinstance(embedding := model.get_input_embeddings(), nn.Embedding):
+            # torch gives the padding token's row no gradient; often that is the end of text, which chats are full of
+            embedding.padding_idx = None
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._check_head()
@@ -85,9 +89,13 @@ class Policy(nn.Module):
             )
             if config.attention == "sdpa":
                 model.set_attn_implementation(attention.NAME)
+            if config.lora is not None:
+                add_adapters(model, config.lora)
             if config.compile:
                 compile_layers(model)
             tokenizer = AutoTokenizer.from_pretrained(path) if _has_tokenizer(path) else None
+        except LoraError as error:
+            raise PolicyError(str(error)) from error
         except (OSError, ImportError, ValueError) as error:
             raise PolicyError(f"model.path: {path!r} cannot be loaded as a causal language model: {error}") from error
         rows = _vocabulary(model)

@@ -45,12 +45,12 @@ class ReferencePolicy:
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whole weights on the CPU, by name; nothing for a fixed reference."""
+        """Whole weights on the CPU, by name, which may be the reference's own; nothing for a fixed reference."""
         if isinstance(self.config, FixedReference):
             return {}
         _reshard(self._policy)
         return {
-            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().to("cpu", copy=True)
+            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().to("cpu")
             for name, p in self._policy.model.named_parameters()
         }
 

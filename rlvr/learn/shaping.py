@@ -14,7 +14,7 @@ from typing import assert_never
 
 from rewards import Outcome
 from rlvr.config.base import PlugIn
-from rlvr.config.groups import CosineLength, KimiLength, Repetition, Shaping, SoftOverlong
+from rlvr.config.groups import CosineLength, KimiLength, Repetition, RepetitionStopped, Shaping, SoftOverlong
 from rlvr.plugins import load_plugin
 from rlvr.records import Rollout
 
@@ -97,6 +97,8 @@ def _terms(shaping: Shaping, rewards_G: list[float], rollouts_G: Sequence[Rollou
             return [_cosine_term(one, shaping) for one in rollouts_G]
         case Repetition():
             return [shaping.weight * repetition(one.ids, one.loss_mask, shaping.ngram) for one in rollouts_G]
+        case RepetitionStopped():
+            return [-shaping.penalty if one.finish_reason == "repetition" else 0.0 for one in rollouts_G]
         case PlugIn():
             plugged = load_plugin(shaping.type, shaping.args, positional=3)
             return [float(term) for term in plugged(rewards_G, rollouts_G, step)]

@@ -26,13 +26,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from rlvr.config.algorithm import Algorithm, TokenMean
+from rlvr.config.algorithm import Algorithm, GivenTextLikelihood, TokenMean
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
 from rlvr.learn.backend import make_backend
 from rlvr.learn.distill import load_teacher
 from rlvr.learn.flops import update_flops
 from rlvr.learn.kept import Kept, gather_kept, kept_of
+from rlvr.learn.lora import base_policy, is_adapter, load_adapters, merged, save_adapters
 from rlvr.learn.meter import Meter, update_metrics
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
 from rlvr.learn.packing import pack
@@ -41,16 +42,19 @@ from rlvr.learn.preference import DirectPreference
 from rlvr.learn.random_states import random_states, set_random_states
 from rlvr.learn.reference import ReferencePolicy
 from rlvr.learn.schedule import learning_rate
+from rlvr.learn.texts import GivenTexts, TextLikelihood
 from rlvr.records import MicroBatch, TrainingSample
 
 
 class NonFiniteError(FloatingPointError):
     """A loss or gradient is not finite; the message says which, where, and what to do. Raised on every rank."""
 
-    def __init__(self, message: str, batches: Sequence[MicroBatch], *, first: bool) -> None:
-        """``batches`` are this rank's of the optimiser step; ``first`` as `Objective.loss` was told."""
+    def __init__(
+        self, message: str, batches: Sequence[MicroBatch], texts: Sequence[MicroBatch] = (), *, first: bool
+    ) -> None:
+        """``batches`` and ``texts`` are this rank's of the optimiser step; ``first`` as `Objective.loss` was told."""
         super().__init__(message)
-        self.batches, self.first = tuple(batches), first
+        self.batches, self.texts, self.first = tuple(batches), tuple(texts), first
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class Plan:
     """Samples longer than the limit, each in a micro-batch of its own (all ranks)."""
     keep: tuple[Mapping[int, int], ...]
     """For each optimiser step the samples to keep log-probabilities of: index in the step -> index in the batch."""
+    texts: tuple[tuple[MicroBatch, ...], ...]
+    """For each optimiser step of each epoch the given texts; empty where the objective has none."""
 
 
 class Clock(Protocol):
@@ -87,25 +93,34 @@ class Learner:
         total_updates: int,
         temperature: float,
         accelerator: Accelerator,
+        texts: GivenTexts | None = None,
     ) -> None:
+        """``texts`` are the rows of ``algorithm.given_text``, on rank 0."""
         if model.autocast == "float16":
             raise ValueError(
                 "model.autocast must be 'none' or 'bfloat16', got 'float16': gradients would need loss scaling"
             )
-        self.config, self.total_updates, self.accelerator = learner, total_updates, accelerator
+        self.config, self.total_updates, self.accelerator, self.lora = learner, total_updates, accelerator, model.lora
         self.objective = PolicyGradient(algorithm, temperature)
+        given, self._texts = algorithm.given_text, texts
+        self.text_objective = TextLikelihood(given.coefficient) if isinstance(given, GivenTextLikelihood) else None
+        if accelerator.is_main_process and (texts is None) != (self.text_objective is None):
+            raise ValueError("texts go with algorithm.given_text: nll, and only with it")
         self.policy = Policy.load(model, head_chunk=learner.head_chunk)
         self.policy.check_packing(learner.packing)
         self.reference: ReferencePolicy | None = None
-        if self.objective.kl is not None:
-            self.reference = ReferencePolicy(
-                model, self.objective.kl, head_chunk=learner.head_chunk, accelerator=accelerator
-            )
+        kl = self.objective.kl
+        on_base = self.lora is not None and kl is not None and kl.reference.type == "fixed"
+        if kl is not None and not on_base:
+            self.reference = ReferencePolicy(model, kl, head_chunk=learner.head_chunk, accelerator=accelerator)
         self.teacher: Policy | None = None
         if self.objective.teacher is not None:
             self.teacher = load_teacher(model, self.objective.teacher.path, self.policy).requires_grad_(False)
             self.teacher = accelerator.prepare_model(self.teacher, device_placement=True, evaluation_mode=True)
         self.backend = make_backend(accelerator, self.policy, learner)
+        self._reference_module: Any = self.reference.module if self.reference is not None else None
+        if on_base:
+            self._reference_module = base_policy(self.policy.model, self.backend.module)
         self.updates = 0
         """Optimiser steps taken or left out so far: the schedule's clock."""
         self.kept: Kept = {}
@@ -157,9 +172,10 @@ class Learner:
         with clock.phase("pack"):
             plan = self._share(samples, objective, keep)
             steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
+            texts = [[batch.to(self.accelerator.device) for batch in step] for step in plan.texts]
         for needed, field, module in (
             (objective.needs_old, "old_logprobs", self.backend.module),
-            (objective.needs_ref, "ref_logprobs", self.reference.module if self.reference is not None else None),
+            (objective.needs_ref, "ref_logprobs", self._reference_module),
             (objective.needs_teacher, "teacher_logprobs", self.teacher),
         ):
             if needed:
@@ -174,31 +190,37 @@ class Learner:
         for epoch in range(objective.epochs):
             for place, step in enumerate(steps):
                 first = epoch == 0 and (objective.needs_old or place == 0)
-                outcomes.append(self._step(step, objective, meter, clock, kept, first=first, keep=plan.keep[place]))
+                given = texts[epoch * len(steps) + place] if texts else []
+                outcomes.append(
+                    self._step(step, given, objective, meter, clock, kept, first=first, keep=plan.keep[place])
+                )
         self.kept = gather_kept(kept) if any(plan.keep) else {}
         return {
             **update_metrics(meter.totals(), outcomes),
-            **self._sizes(steps, plan.over_limit, objective.epochs),
+            **self._sizes(steps, texts, plan.over_limit, objective.epochs),
         }
 
     def _step(
-        self, batches: Sequence[MicroBatch], objective: Objective, meter: Meter, clock: Clock, kept: Kept, *,
-        first: bool, keep: Mapping[int, int],
+        self, batches: Sequence[MicroBatch], texts: Sequence[MicroBatch], objective: Objective, meter: Meter,
+        clock: Clock, kept: Kept, *, first: bool, keep: Mapping[int, int],
     ) -> dict[str, float]:  # fmt: skip
-        """One optimiser step over this rank's micro-batches; says what it did."""
+        """One optimiser step over this rank's micro-batches and given texts; says what it did."""
         lr = learning_rate(self.updates, self.total_updates, self.config.lr, self.config.schedule)
         self.updates += 1
-        if not batches:
+        parts: list[tuple[MicroBatch, Objective]] = [(batch, objective) for batch in batches]
+        if self.text_objective is not None:
+            parts += [(batch, self.text_objective) for batch in texts]
+        if not parts:
             return {"lr": lr, "empty": 1.0}
         self.backend.prepare_step(lr=lr)
         total = torch.zeros((), device=self.accelerator.device, dtype=torch.float64)
         with self._phase(clock, "forward_backward"):
-            for place, batch in enumerate(batches):
-                with self.backend.accumulate(last=place == len(batches) - 1):
-                    logprobs, entropy = _logprobs(self.backend.module, batch, objective.temperature)
-                    loss = objective.loss(batch, logprobs, entropy, meter, first)
+            for place, (batch, one) in enumerate(parts):
+                with self.backend.accumulate(last=place == len(parts) - 1):
+                    logprobs, entropy = _logprobs(self.backend.module, batch, one.temperature)
+                    loss = one.loss(batch, logprobs, entropy, meter, first)
                     self.backend.backward(loss)
-                if first and keep:
+                if first and keep and one is objective:
                     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
                     kept |= kept_of(batch, old, keep)
                 total += loss.detach()
@@ -210,7 +232,7 @@ class Learner:
             if not bad:
                 self.backend.step()
             elif self.config.non_finite == "stop":
-                raise NonFiniteError(self._explain(bad), batches, first=first)
+                raise NonFiniteError(self._explain(bad), batches, texts, first=first)
             else:
                 outcome = {"lr": lr, "non_finite": 1.0}
         return outcome
@@ -278,7 +300,24 @@ class Learner:
                 objective.pack([samples[index] for index in chosen], limit, self.config.packing, ranks=ranks)
             )
         over = sum(1 for sample in samples if sample.trained_tokens and len(sample.ids) - 1 > limit)
-        return [Plan(tuple(tuple(packed[rank]) for packed in per_step), over, tuple(kept)) for rank in range(ranks)]
+        texts = self._plan_texts(objective)
+        return [
+            Plan(
+                tuple(tuple(packed[rank]) for packed in per_step), over, tuple(kept),
+                tuple(tuple(packed[rank]) for packed in texts),
+            )
+            for rank in range(ranks)
+        ]  # fmt: skip
+
+    def _plan_texts(self, objective: Objective) -> list[list[list[MicroBatch]]]:
+        """For each optimiser step, each rank's given texts; the number of the step decides which rows it has."""
+        if self._texts is None or self.text_objective is None or objective is not self.objective:
+            return []
+        limit, ranks = self.config.micro_batch_tokens, self.accelerator.num_processes
+        return [
+            self.text_objective.pack(self._texts.of_update(update), limit, self.config.packing, ranks=ranks)
+            for update in range(self.updates, self.updates + objective.updates * objective.epochs)
+        ]
 
     @torch.no_grad()
     def _with(self, batch: MicroBatch, field: str, module: Any, objective: Objective) -> MicroBatch:
@@ -287,20 +326,27 @@ class Learner:
         found: dict[str, Any] = {field: logprobs} | ({"old_entropy": entropy} if field == "old_logprobs" else {})
         return dataclasses.replace(batch, **found)
 
-    def _sizes(self, steps: Sequence[Sequence[MicroBatch]], over_limit: int, epochs: int) -> dict[str, float]:
-        """How much was computed, over all ranks."""
+    def _sizes(
+        self, steps: Sequence[Sequence[MicroBatch]], texts: Sequence[Sequence[MicroBatch]], over_limit: int, epochs: int
+    ) -> dict[str, float]:
+        """How much was computed, over all ranks; given texts count in the operations alone."""
         meter = Meter(self.accelerator.device)
-        batches = [batch for step in steps for batch in step]
-        meter.add("micro_batches", float(len(batches)))
-        meter.add("positions", float(sum(batch.tokens for batch in batches)))
-        meter.add("filled", float(sum(int((batch.sequence >= 0).sum()) for batch in batches if batch.index)))
-        meter.add("trained", float(sum(int(batch.loss_mask.sum()) for batch in batches)))
+        for prefix, parts in (("", steps), ("text_", texts)):
+            batches = [batch for step in parts for batch in step]
+            meter.add(f"{prefix}micro_batches", float(len(batches)))
+            meter.add(f"{prefix}positions", float(sum(batch.tokens for batch in batches)))
+            filled = sum(int((batch.sequence >= 0).sum()) for batch in batches if batch.index)
+            meter.add(f"{prefix}filled", float(filled))
+            meter.add(f"{prefix}trained", float(sum(int(batch.loss_mask.sum()) for batch in batches)))
         total = meter.totals()
-        flops = update_flops(self.policy.model, total["filled"], total["trained"])
+        flops = update_flops(
+            self.policy.model, total["filled"] * epochs + total["text_filled"],
+            total["trained"] * epochs + total["text_trained"],
+        )  # fmt: skip
         return {
             "tokens/trained": total["trained"],
             "tokens/computed": total["positions"],
-            **({} if flops is None else {"update/flops": flops * epochs}),
+            **({} if flops is None else {"update/flops": flops}),
             "tokens/padding_share": 1.0 - total["filled"] / total["positions"] if total["positions"] else 0.0,
             "update/micro_batches": total["micro_batches"],
             "update/over_limit": float(over_limit),
@@ -311,8 +357,24 @@ class Learner:
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Each weight by its name in a Hugging Face checkpoint, whole, one at a time; a tied head comes once, as the
         embedding. Collective where parameters are sharded: every rank must run through it."""
-        for name, tensor in self.backend.full_parameters(self.policy):
+        for name, tensor in self._plain_parameters():
             yield from revert_weight_conversion(self.policy.model, {name: tensor}).items()
+
+    @torch.no_grad()
+    def _plain_parameters(self, adapters: dict[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter whole, adapters merged into their layers; ``adapters`` collects those of rank 0 besides."""
+        stream = self.backend.full_parameters(self.policy)
+        if self.lora is None:
+            return stream
+        return merged(self._collecting(stream, {} if adapters is None else adapters), self.lora)
+
+    def _collecting(
+        self, stream: Iterator[tuple[str, Tensor]], adapters: dict[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in stream:
+            if is_adapter(name) and self.accelerator.is_main_process:
+                adapters[name] = tensor.to("cpu", copy=True)
+            yield name, tensor
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -335,21 +397,29 @@ class Learner:
                 scores[index][1:] = logprobs[there.sequence == place].tolist()
         return scores
 
-    def copy_policy(self) -> Callable[[Path], None]:
-        """A copy of the policy's weights on the CPU, as what writes it and the tokenizer into an empty folder as a
-        plain Hugging Face model: on rank 0, at any later time. All ranks call this."""
+    def policy_writer(self, copy: bool) -> Callable[[Path], None]:
+        """What writes the policy as it is now and the tokenizer into an empty folder, as a plain Hugging Face model
+        with its adapters, if it has any, in a folder inside: on rank 0, with ``copy`` at any later time, without it
+        before the next update, from the weights themselves. All ranks call this."""
         state: dict[str, Tensor] = {}
-        for name, tensor in self.backend.full_parameters(self.policy):
+        adapters: dict[str, Tensor] = {}
+        for name, tensor in self._plain_parameters(adapters):
             if self.accelerator.is_main_process:
-                state[name] = tensor.to("cpu", copy=True)
+                state[name] = tensor.to("cpu", copy=copy)
         if self.accelerator.is_main_process:
             saved = self.policy.model.state_dict().keys()
-            state |= {n: b.to("cpu", copy=True) for n, b in self.policy.model.named_buffers() if n in saved}
-        return lambda folder: self.policy.save(folder, state)
+            state |= {n: b.to("cpu", copy=copy) for n, b in self.policy.model.named_buffers() if n in saved}
+
+        def write(folder: Path) -> None:
+            self.policy.save(folder, state)
+            if adapters:
+                save_adapters(self.policy.model, adapters, folder)
+
+        return write
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy as a plain Hugging Face folder, with its tokenizer; rank 0 writes, all ranks call."""
-        write = self.copy_policy()
+        write = self.policy_writer(copy=False)
         try:
             if self.accelerator.is_main_process:
                 write(folder)
@@ -358,13 +428,16 @@ class Learner:
 
     def load_policy(self, folder: Path) -> None:
         """Take over the weights that `save_policy` wrote; every rank reads them. The reference stays as it is."""
+        if self.lora is not None:
+            self.backend.load_parameters(self.policy, load_adapters(self.policy.model, folder))
+            return
         saved = type(self.policy.model).from_pretrained(folder, dtype=next(self.policy.model.parameters()).dtype)
         self.backend.load_parameters(self.policy, dict(saved.named_parameters()))
 
     def state_dict(self) -> dict[str, Any]:
         """What, beside the policy's folder, decides the future: optimizer, schedule, random states of every rank.
 
-        All ranks call it, rank 0's answer is the one to save.
+        All ranks call it, rank 0's answer is the one to save, or to copy, before the next update.
         """
         rng = random_states(self.accelerator.device)
         everyone: list[Any] = [rng]
@@ -377,6 +450,7 @@ class Learner:
             "random": everyone,
             "objective": self.objective.state_dict(),
             "reference": self.reference.state_dict() if self.reference is not None else {},
+            "texts": self._texts.fingerprint() if self._texts is not None else "",
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -384,6 +458,11 @@ class Learner:
 
         Random states are those of ranks: another number of ranks than before keeps its own (the learner draws nothing).
         """
+        if self._texts is not None and self._texts.fingerprint() != state["texts"]:
+            raise ValueError(
+                "algorithm.given_text: the rows are not those of the checkpoint (the file, the template or run.seed "
+                "changed); put them back, or start a new run"
+            )
         self.updates = state["updates"]
         self.backend.load_optimizer_state(state["optimizer"])
         self.objective.load_state_dict(state["objective"])

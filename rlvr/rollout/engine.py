@@ -6,6 +6,7 @@
 | hold             | nothing                   | a stop to scheduling              | nothing; undone by leaving it  |
 | interrupt        | nothing                   | what each request has so far      | nothing                        |
 | score            | token ids                 | their log-probabilities           | a slot in the running batch    |
+| release          | nothing                   | memory for the learner            | nothing                        |
 | load_weights     | named tensors, a version  | an engine that samples from them  | nothing in flight (or pauses)  |
 
 Everything is asynchronous and single-process from the caller's side: an engine may live in a child process or behind
@@ -61,6 +62,9 @@ class Engine(Protocol):
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
+
+    async def release(self) -> None:
+        """Give back what device memory it can until the next `load_weights`; nothing may be asked meanwhile."""
 
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights, by Hugging Face parameter names, clear cached prefixes, and take on `version`.

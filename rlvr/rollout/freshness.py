@@ -47,6 +47,14 @@ _PATTERNS = (
 Logprobs = Sequence[Sequence[float]]
 
 
+class StaleEngineError(EngineError):
+    """The engine keeps weights that the learner has left."""
+
+
+class EngineMismatchError(EngineError):
+    """Engine and learner compute other log-probabilities from the same weights."""
+
+
 class EngineSide(Protocol):
     """The verbs of an engine that are needed here, as plain calls."""
 
@@ -112,7 +120,7 @@ def self_test(
             _restore(tensors, saved)
         proof = GroupProof(group, len(names), distance(moved, truth), mismatch)
         if engine is not None and proof.is_visible and not mismatch <= FOLLOWS * proof.change:
-            raise EngineError(
+            raise StaleEngineError(
                 f"the engine does not follow the learner: after a change of the parameter group {group!r} "
                 f"({len(names)} tensors, {names[0]} ...) that moves the learner's log-probabilities by "
                 f"{proof.change:.2f} nats on average, engine and learner are {mismatch:.2f} nats apart"
@@ -122,7 +130,7 @@ def self_test(
         proofs.append(proof)
     _send(engine, weights, version)
     if engine is not None and not (apart := distance(engine.score(sequences), truth)) <= FOLLOWS * VISIBLE:
-        raise EngineError(
+        raise EngineMismatchError(
             f"engine and learner disagree on the same weights: their log-probabilities are {apart:.2f} nats apart on "
             "average; the two load the model differently (dtype, attention, rope scaling?)"
         )
@@ -211,7 +219,7 @@ class Probe:
         self._engine.append(theirs)
         reading = self._read()
         if reading.followed is not None and not 0.5 <= reading.followed <= 2:
-            raise EngineError(
+            raise StaleEngineError(
                 f"the engine does not follow the learner: over the last {reading.syncs} syncs the learner's "
                 f"log-probabilities moved by {reading.learner_change:.2g} nats, the engine's by "
                 f"{reading.engine_change:.2g}, {reading.followed:.2f} times as far in the same direction (should be 1)"

@@ -31,6 +31,7 @@ from transformers import (
 
 from rlvr.records import Completion, FinishReason, Request, Sampling
 from rlvr.rollout.engine import EngineError
+from rlvr.rollout.repetition import repeats
 from rlvr.rollout.text import answer_text, check_fits, check_lengths
 from rlvr.rollout.weights import DTYPES, Manifest, checked, read_manifest
 
@@ -201,6 +202,9 @@ class HfEngine:
             self._holds -= 1
             self._wake()
 
+    async def release(self) -> None:
+        """Keeps its memory: nothing here is large."""
+
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights by name once the running batch has ended."""
         assert self._manifest is not None
@@ -296,4 +300,7 @@ class _Stop(StoppingCriteria):
             text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
             if any(stop in text for stop in sampling.stop):
                 return "stop"
-        return "length" if len(row.ids) >= sampling.max_new_tokens else None
+        if len(row.ids) >= sampling.max_new_tokens:
+            return "length"
+        stop = sampling.repetition
+        return "repetition" if stop is not None and repeats(row.ids, stop) else None

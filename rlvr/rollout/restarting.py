@@ -104,6 +104,10 @@ class RestartingEngine:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
         return await self._insist(lambda: self.inner.score(sequences), "score")
 
+    async def release(self) -> None:
+        """Give back what device memory it can until the next `load_weights`."""
+        await self._insist(self.inner.release, "release")
+
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights; `tensors` is asked for them again after a death, unless it is an iterator, which can be
         read only once."""

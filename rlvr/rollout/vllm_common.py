@@ -38,6 +38,8 @@ class VllmSettings:
     threads: int = 1
     """Cores of a CPU engine."""
     tensor_parallel: int = 1
+    sleep: bool = False
+    """Able to give its GPU memory up for a while."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's AsyncEngineArgs; they win."""
 
@@ -54,6 +56,7 @@ class VllmSettings:
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",
             "enable_prefix_caching": True,
+            "enable_sleep_mode": self.sleep,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             "enable_chunked_prefill": False,  # a seeded request would lose its place in its noise between chunks
@@ -100,6 +103,13 @@ def sampling_parameters(request: Request) -> dict[str, Any]:
         "include_stop_str_in_output": True,
         "logprobs": 0,
         "detokenize": bool(sampling.stop),
+        "repetition_detection": None
+        if sampling.repetition is None
+        else {
+            "max_pattern_size": sampling.repetition.longest,
+            "min_pattern_size": sampling.repetition.shortest,
+            "min_count": sampling.repetition.count,
+        },
     }
 
 

@@ -52,6 +52,7 @@ class VllmEngine:
         enforce_eager: bool = True,
         threads: int | None = None,
         tensor_parallel: int = 1,
+        sleep: bool = False,
         extra: Mapping[str, Any] | None = None,
         log_file: str | Path | None = None,
     ) -> None:
@@ -71,6 +72,7 @@ class VllmEngine:
             enforce_eager=enforce_eager,
             threads=threads or len(os.sched_getaffinity(0)),
             tensor_parallel=tensor_parallel,
+            sleep=sleep,
             extra=extra or {},
         )
         self._manifest: Manifest | None = None
@@ -79,6 +81,7 @@ class VllmEngine:
         self._version = NO_VERSION
         self._holds = 0
         self._is_paused = False
+        self._is_asleep = False
         self._in_flight = 0
         self._admitting = 0
         self._all_admitted = asyncio.Event()
@@ -101,7 +104,7 @@ class VllmEngine:
         if self._core is not None:
             return
         self._manifest = read_manifest(self.model)
-        self._broken, self._is_paused, self._holds = "", False, 0
+        self._broken, self._is_paused, self._is_asleep, self._holds = "", False, False, 0
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file.touch()
         self._log_start = self.log_file.stat().st_size
@@ -136,8 +139,12 @@ class VllmEngine:
         import vllm
 
         check_fits(request, self.model_len)
+        settings = sampling_parameters(request)
+        if settings["repetition_detection"] is not None:
+            detection = vllm.sampling_params.RepetitionDetectionParams(**settings["repetition_detection"])
+            settings["repetition_detection"] = detection
         parameters = vllm.SamplingParams(
-            **sampling_parameters(request),
+            **settings,
             flat_logprobs=True,
             output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
@@ -147,7 +154,7 @@ class VllmEngine:
             logprobs=tuple(output.logprobs.logprobs) if output.token_ids else (),
             versions=[(span.version, span.start, span.end) for span in output.weight_versions or []],
             finish_reason=output.finish_reason,
-            is_stop_string=isinstance(output.stop_reason, str),
+            is_stop_string=output.finish_reason == "stop" and isinstance(output.stop_reason, str),
         )
         return build_completion(request, answer, self._running().get_tokenizer())
 
@@ -250,10 +257,20 @@ class VllmEngine:
         if not await self._call(self._running().reset_prefix_cache()):
             raise EngineError("vLLM could not clear its prefix cache although nothing is in flight")
 
+    async def release(self) -> None:
+        """With `sleep`: weights to the host's memory, keys and values forgotten, until `load_weights`. Written against
+        vLLM's source, never run: sleeping needs a GPU."""
+        if self._settings.sleep:
+            self._is_asleep = True
+            await self._call(self._running().sleep(level=1))
+
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights by Hugging Face parameter names; requests in flight wait and go on with the new ones."""
         assert self._manifest is not None
         core = self._running()
+        if self._is_asleep:
+            await self._call(core.wake_up())
+            self._is_asleep = False
         if self._on_cpu:
             with staged(self._manifest, tensors, self._dtype) as path:
                 await self._replace(core, {"path": path}, version)

@@ -213,6 +213,9 @@ class VllmServers:
             await asyncio.sleep(0)  # tasks that the block created make their first step
             await pool.each(pool.ready(), lambda one: one.admitted())
 
+    async def release(self) -> None:
+        """Servers have devices of their own."""
+
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights on every server; requests in flight wait and go on with the new ones.
 

@@ -100,7 +100,8 @@ def apply_overlap(
         raise ProblemError(
             "training and evaluation share problems:\n  "
             + "\n  ".join(overlap.lines())
-            + "\n  set problems.overlap to 'drop' to leave these out of training, or 'report' to train on them"
+            + "\n  set problems.overlap to 'drop' to leave these out of training, or 'report' to train on them",
+            rule="train_eval_overlap",
         )
     if policy != "drop":
         return list(train)

@@ -34,4 +34,6 @@ def check_references(problems: Sequence[Problem], pool: GradingPool, terms: Sequ
         for (problem, name), reason in zip(wanted, reasons, strict=True)
         if reason is not None
     ]
-    raise_broken(broken, f"{len(broken)} of {len(wanted)} references cannot be graded against")
+    raise_broken(
+        broken, f"{len(broken)} of {len(wanted)} references cannot be graded against", rule="reference_unusable"
+    )

@@ -22,7 +22,14 @@ ReferenceFormat = Literal["plain", "gsm8k", "boxed"]
 
 
 class ProblemError(ValueError):
-    """Problems that cannot be used; the message names file and line, key, value, rule and, if there is one, the fix."""
+    """Problems that cannot be used; the message names file and line, key, value, rule and, if there is one, the fix.
+
+    `rule` is the name under which the doctor reports it.
+    """
+
+    def __init__(self, message: str, *, rule: str = "cannot_run") -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 class Columns(Protocol):
@@ -65,11 +72,11 @@ def collect(items: Iterable[T], make: Callable[[T], Problem], where: str) -> lis
     return problems
 
 
-def raise_broken(broken: list[str], headline: str) -> None:
+def raise_broken(broken: list[str], headline: str, rule: str = "rows_unusable") -> None:
     """Raise `ProblemError` with the first `SHOWN` of `broken`, if there is any."""
     if broken:
         more = f"\n  ... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-        raise ProblemError(f"{headline}:\n  " + "\n  ".join(broken[:SHOWN]) + more)
+        raise ProblemError(f"{headline}:\n  " + "\n  ".join(broken[:SHOWN]) + more, rule=rule)
 
 
 def problem_from_row(row: Row, columns: Columns) -> Problem:

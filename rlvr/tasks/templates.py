@@ -9,7 +9,8 @@ is added to it. What it would put after a text (an EOS, for some) is left out: a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,19 +99,23 @@ class Renderer:
             raise RecipeError("template.stop: an empty string would end every answer before it begins")
         self.stop_token_ids = end_token_ids(tokenizer)
         self._before = _added_before(tokenizer)
+        self._begin = ""
         if template.type == "chat" and not tokenizer.chat_template:
             raise RecipeError(
                 "template.type 'chat': this tokenizer has no chat template (it belongs to a base model?); "
-                "use r1_zero, qwen_math or none, or a chat template of your own by type 'jinja'"
+                "use r1_zero, qwen_math or none, or a chat template of your own by type 'jinja'",
+                rule="chat_template_missing",
             )
         if template.type == "qwen_math" and not {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_vocab()):
             raise RecipeError(
-                "template.type 'qwen_math' needs the tokens <|im_start|> and <|im_end|>: not in the tokenizer"
+                "template.type 'qwen_math' needs the tokens <|im_start|> and <|im_end|>: not in the tokenizer",
+                rule="template_token_unknown",
             )
         if not self.stop and not self.stop_token_ids:
             raise RecipeError(
                 "template.stop: nothing would end an answer: the tokenizer has no end-of-text token and the template "
-                "no stop string; set tokenizer.eos_token in the model folder, or template.stop"
+                "no stop string; set tokenizer.eos_token in the model folder, or template.stop",
+                rule="nothing_stops",
             )
 
     def render(self, problem: Problem) -> Prompt:
@@ -124,8 +129,18 @@ class Renderer:
             begun = BEGUN_THOUGHT.search(text)  # chat templates of reasoning models begin the thought themselves
             prefill = (begun.group() if begun else "") + prefill
             text = text[: begun.start()] if begun else text
+        prefill += self._begin
         ids = self._tokenize(text + prefill, source)
         return Prompt(ids=ids, text=text + prefill, prefill=prefill, source=source)
+
+    @contextmanager
+    def beginning(self, text: str) -> Iterator[None]:
+        """Within the block every answer begins with `text`, behind the template's own prefill."""
+        self._begin = text
+        try:
+            yield
+        finally:
+            self._begin = ""
 
     def _tokenize(self, text: str, source: str) -> tuple[int, ...]:
         bos, bos_id = self.tokenizer.bos_token, self.tokenizer.bos_token_id
@@ -137,7 +152,8 @@ class Renderer:
         if len(ids) > 1 and bos_id is not None and ids[0] == ids[1] == bos_id:
             raise ProblemError(
                 f"{source}: the prompt begins with {bos!r} twice: the template writes it more than once; "
-                f"it made {text[:60]!r}"
+                f"it made {text[:60]!r}",
+                rule="double_bos",
             )
         return ids
 
@@ -180,7 +196,8 @@ def check_fits(prompts: Sequence[Prompt], max_new_tokens: int, model_len: int) -
         raise ProblemError(
             f"{longest.source}: the prompt has {len(longest.ids)} tokens; max_new_tokens = {max_new_tokens} more do "
             f"not fit into the model's {model_len} ({over} of {len(prompts)} prompts do not): set max_new_tokens to at "
-            f"most {max(0, model_len - len(longest.ids))}, leave long problems out, or take a longer context"
+            f"most {max(0, model_len - len(longest.ids))}, leave long problems out, or take a longer context",
+            rule="prompt_too_long",
         )
 
 

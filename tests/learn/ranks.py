@@ -7,6 +7,7 @@ Reads FOLDER/tied and FOLDER/untied; rank 0 writes what each scenario ends with 
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
+from rlvr.learn.texts import GivenTexts
 from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample
 from tests.learn.conftest import samples_of_groups
@@ -33,17 +35,28 @@ ALGORITHM = Algorithm.model_validate(
         "top_entropy": 0.6,  # a selection: rounding decides about a token on its border
         "positive_nll": 0.1,
         "entropy": {"type": "fixed", "coefficient": 0.01},
+        "given_text": {"type": "nll", "path": "unread", "coefficient": 0.1, "rows": 3},
     }
 )
+ADAPTED = Algorithm.model_validate({"kl": {"type": "k3", "coefficient": 0.05}, "updates_per_batch": 2})
+"""Of adapters: its reference is the policy without them."""
+LORA = {"rank": 3, "alpha": 6.0}
 STEPS = 5
 
 
-def make_learner(model: str, accelerator: Accelerator, algorithm: Algorithm = ALGORITHM, **settings: Any) -> Learner:
+def make_learner(
+    model: str, accelerator: Accelerator, algorithm: Algorithm = ALGORITHM, *, lora: bool = False, **settings: Any
+) -> Learner:
     """A learner over a tiny model; micro-batches are small, so that each rank has several, and not the same number."""
     config = LearnerConfig.model_validate({"lr": 3e-3, "epsilon": 1e-3, "micro_batch_tokens": 48, **settings})
+    texts = None
+    if accelerator.is_main_process and not lora:
+        texts = GivenTexts(samples_of_groups(7, seed=99), rows=3, seed=0)
     return Learner(
-        Model(path=model), config, algorithm, total_updates=2 * STEPS, temperature=0.8, accelerator=accelerator
-    )
+        Model.model_validate({"path": model, "lora": LORA if lora else None}),
+        config, ADAPTED if lora else algorithm, total_updates=2 * STEPS, temperature=0.8, accelerator=accelerator,
+        texts=texts,
+    )  # fmt: skip
 
 
 def run_steps(learner: Learner) -> dict[str, Any]:
@@ -106,23 +119,24 @@ def ending(learner: Learner, samples: list[TrainingSample]) -> list[str]:
 
 def training(accelerator: Accelerator, scenario: str, model: str) -> dict[str, Any]:
     """Five steps, then saving and restoring."""
-    learner = make_learner(model, accelerator, packing="packed" if scenario == "packed" else "shared")
+    packing = "packed" if scenario == "packed" else "shared"
+    learner = make_learner(model, accelerator, lora=scenario.startswith("adapters"), packing=packing)
     result = run_steps(learner)
     learner.save_policy(Path(f"{model}_{scenario}"))
-    state = learner.state_dict()
+    state = copy.deepcopy(learner.state_dict())
     samples = samples_of_groups(6, seed=9) if accelerator.is_main_process else None
     expected = learner.update(samples)
     learner.load_policy(Path(f"{model}_{scenario}"))
     learner.load_state_dict(state)
     result |= {"expected": expected, "again": learner.update(samples)}
-    if scenario == "sharded":
+    if scenario.endswith("sharded"):
         result["local"] = sum(p.to_local().numel() for p in learner.policy.parameters())
         result["whole"] = sum(p.numel() for p in learner.policy.parameters())
     return result
 
 
-SCENARIOS = ("data_parallel", "packed", "failure", "non_finite", "sharded")
-"""The sharded one last: it changes the accelerator."""
+SCENARIOS = ("data_parallel", "packed", "failure", "non_finite", "adapters", "sharded", "adapters_sharded")
+"""The sharded ones last: they change the accelerator."""
 MODELS = ("tied", "untied")
 
 
@@ -131,7 +145,7 @@ def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     for scenario in SCENARIOS:
         for name in MODELS:
-            if scenario == "sharded":
+            if scenario.endswith("sharded"):
                 accelerator = shard(accelerator)  # for each learner: accelerate's optimizer resets it
             model = str(folder / name)
             if scenario == "failure":

@@ -40,7 +40,8 @@ def results(request: pytest.FixtureRequest, folder: Path) -> dict[str, Any]:
     """What two ranks end with in each scenario, and what one process ends with."""
     found = {name: torch.load(folder / f"{request.param}_{name}.pt", weights_only=False) for name in SCENARIOS}
     found["model"] = str(folder / request.param)
-    found["alone"] = run_steps(make_learner(found["model"], Accelerator(cpu=True)))
+    for name, lora in (("alone", False), ("alone_adapters", True)):
+        found[name] = run_steps(make_learner(found["model"], Accelerator(cpu=True), lora=lora))
     return found
 
 
@@ -49,11 +50,11 @@ def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-@pytest.mark.parametrize("scenario", ["data_parallel", "packed", "sharded"])
+@pytest.mark.parametrize("scenario", ["data_parallel", "packed", "sharded", "adapters", "adapters_sharded"])
 def test_two_ranks_end_with_the_weights_of_one(results: dict[str, Any], scenario: str) -> None:
     """After 5 batches of 2 updates, with unequal numbers of micro-batches and one batch that leaves a rank without any:
     the same weights to float32 rounding, the same scores, the same metrics."""
-    one, two = results["alone"], results[scenario]
+    one, two = results["alone_adapters" if "adapters" in scenario else "alone"], results[scenario]
     assert difference(two["weights"], one["weights"]) < 2e-5
     torch.testing.assert_close(two["scores"], one["scores"], rtol=0, atol=1e-4)
     for ours, theirs in zip(two["metrics"], one["metrics"], strict=True):
@@ -65,15 +66,17 @@ def test_two_ranks_end_with_the_weights_of_one(results: dict[str, Any], scenario
 def test_training_changed_the_weights(results: dict[str, Any]) -> None:
     """The theorem above is about something."""
     start = dict(AutoModelForCausalLM.from_pretrained(results["model"]).named_parameters())
-    assert difference(results["alone"]["weights"], start) > 1e-2
+    for alone in ("alone", "alone_adapters"):
+        assert difference(results[alone]["weights"], start) > 1e-2
 
 
 def test_shards_are_shards(results: dict[str, Any]) -> None:
     """Each of two ranks holds half of the numbers, but for the odd row of the embedding."""
-    assert 0.5 <= results["sharded"]["local"] / results["sharded"]["whole"] < 0.51
+    for scenario in ("sharded", "adapters_sharded"):
+        assert 0.5 <= results[scenario]["local"] / results[scenario]["whole"] < 0.52
 
 
-@pytest.mark.parametrize("scenario", ["data_parallel", "sharded"])
+@pytest.mark.parametrize("scenario", ["data_parallel", "sharded", "adapters", "adapters_sharded"])
 def test_ranks_restore_what_they_saved(results: dict[str, Any], scenario: str) -> None:
     """Policy and state written, an update, both read back, the same update: the same metrics to the last bit."""
     assert results[scenario]["again"] == results[scenario]["expected"]

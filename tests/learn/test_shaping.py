@@ -125,3 +125,13 @@ def test_repetition_is_the_share_of_ngrams_seen_before(
 def test_repetition_is_weighted() -> None:
     again = replace(rollout(1.0, tokens=5), ids=(4, 4, 4, 4, 4))
     assert shape([again, rollout(0.0, tokens=5)], [parse(type="repetition", weight=3.0)], step=1) == [1.0 - 2.0, 0.0]
+
+
+def test_what_was_ended_for_repeating_itself_pays_for_it() -> None:
+    """Penalty 0.25: from the answer whose finish reason says so and from no other, cut or stopped."""
+    ends = ("repetition", "length", "stop")
+    answers = [
+        replace(rollout(reward, tokens=4), finish_reason=end) for reward, end in zip((1.0, 0.5, 0.0), ends, strict=True)
+    ]
+    assert shape(answers, [parse(type="repetition_stop", penalty=0.25)], step=1) == [0.75, 0.5, 0.0]
+    assert shape(answers, [parse(type="repetition_stop")], step=1) == [0.0, 0.5, 0.0]

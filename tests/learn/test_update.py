@@ -449,17 +449,6 @@ def test_saved_and_restored_it_goes_on_bit_by_bit(model_folder: Folder, tmp_path
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_saved_state_does_not_change_when_training_goes_on(model_folder: Folder) -> None:
-    """A writer may take its time."""
-    learner = make(model_folder(tied=True))
-    learner.update(random_samples(6))
-    state = learner.state_dict()
-    kept = copy.deepcopy(state["optimizer"])
-    learner.update(random_samples(6, seed=1))
-    for index, entry in kept.items():
-        assert all(torch.equal(entry[key], state["optimizer"][index][key]) for key in entry)
-
-
 def test_a_state_of_another_number_of_processes_leaves_the_random_states_alone(model_folder: Folder) -> None:
     """They are those of ranks; the rest of the state is whole and is taken."""
     learner = make(model_folder(tied=True))

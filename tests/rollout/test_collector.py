@@ -66,6 +66,8 @@ class Scripted:
 
     async def start(self) -> None: ...
 
+    async def release(self) -> None: ...
+
     async def interrupt(self) -> None:
         raise NotImplementedError
 

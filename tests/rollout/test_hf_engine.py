@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlvr.records import Completion, Sampling
+from rlvr.records import Completion, RepetitionStop, Sampling
 from rlvr.rollout.background import Background
 from rlvr.rollout.engine import EngineError
 from rlvr.rollout.hf_engine import HfEngine, processed_logprobs
+from rlvr.rollout.repetition import repeats
 from tests.helpers import make_tiny_tokenizer
 from tests.rollout.conftest import Learner, Sync, request
 
@@ -147,6 +148,28 @@ def test_errors_name_what_is_wrong(sync: Sync, learner: Learner) -> None:
         sync.load_weights([], 1)
 
 
+def test_interrupted_requests_give_back_what_they_have(tiny_tied: Path, background: Background) -> None:
+    """The running batch ends after its next token, what waited gives back nothing; then the engine goes on."""
+    engine = HfEngine(tiny_tied, max_batch=2)
+    long = Sampling(max_new_tokens=100)
+
+    async def story() -> list[Completion]:
+        await engine.start()
+        tasks = [asyncio.create_task(engine.generate(request(PROMPTS[seed], long, seed))) for seed in range(3)]
+        while not engine._computing.locked():
+            await asyncio.sleep(0)
+        await engine.interrupt()
+        found = [*await asyncio.gather(*tasks), await engine.generate(request(PROMPTS[0], long, 0))]
+        await engine.close()
+        return found
+
+    first, second, third, whole = background.wait(story())
+    assert [one.finish_reason for one in (first, second, third, whole)] == ["abort", "abort", "abort", "length"]
+    assert 0 < len(first.ids) == len(second.ids) < 100
+    assert (third.ids, len(whole.ids)) == ((), 100)
+    assert first.ids == whole.ids[: len(first.ids)]
+
+
 def test_cancelled_and_closed_requests_do_not_hang(tiny_tied: Path, background: Background) -> None:
     engine = HfEngine(tiny_tied, max_batch=2)
 
@@ -169,3 +192,36 @@ def test_cancelled_and_closed_requests_do_not_hang(tiny_tied: Path, background: 
     assert isinstance(second, Completion)
     assert isinstance(third, Completion)
     assert isinstance(closed, EngineError)
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.3}, {"top_p": 0.9, "temperature": 0.7}])
+def test_what_is_left_out_scales_up_the_rest_by_the_mass_that_is_kept(
+    sync: Sync, learner: Learner, cut: dict[str, float]
+) -> None:
+    """Why a recipe may not weigh the two sides against each other then: pi / q of each sampled token is the mass of
+    pi, at the temperature, on the tokens that q keeps, which is below 1; without a filter it is 1 (to rounding)."""
+    sampling = Sampling(max_new_tokens=16, **cut)  # type: ignore[arg-type]  # top_k among floats
+    for prompt, one in zip(PROMPTS, batch(sync, sampling), strict=True):
+        logits = learner.model(torch.tensor([[*prompt, *one.ids]])).logits[0, len(prompt) - 1 : -1]
+        raw = (logits / sampling.temperature).log_softmax(-1)
+        kept = processed_logprobs(torch.zeros(len(one.ids), 1, dtype=torch.long), logits, sampling).isfinite()
+        mass = (raw.exp() * kept).sum(-1)
+        ratio = (raw.gather(1, torch.tensor(one.ids)[:, None])[:, 0] - torch.tensor(one.behaviour_logprobs)).exp()
+        assert ratio.tolist() == pytest.approx(mass.tolist(), rel=1e-3)
+        assert mass.max() < 1.0
+
+
+def test_an_answer_that_repeats_itself_ends_where_the_detector_says(sync: Sync, learner: Learner) -> None:
+    """Greedy answers of a tiny model run in circles: each ends at the first token after which its ending is 3 copies of
+    at most 8 tokens, has the free answer's tokens up to there, and says why; the length limit goes first."""
+    stop = RepetitionStop(shortest=1, longest=8, count=3)
+    free = batch(sync, Sampling(max_new_tokens=48, temperature=0.0))
+    ended = batch(sync, Sampling(max_new_tokens=48, temperature=0.0, repetition=stop))
+    lengths = [next((n for n in range(1, 48) if repeats(one.ids[:n], stop)), 48) for one in free]
+    assert min(lengths) < 48
+    for whole, one, length in zip(free, ended, lengths, strict=True):
+        assert one.ids == whole.ids[:length]
+        assert one.finish_reason == ("length" if length == 48 else "repetition")
+    first = lengths.index(min(lengths))
+    same = Sampling(max_new_tokens=min(lengths), temperature=0.0, repetition=stop)
+    assert sync.one(PROMPTS[first], same, 0).finish_reason == "length"

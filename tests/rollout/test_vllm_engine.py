@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlvr.records import Completion, Request, Sampling
+from rlvr.records import Completion, RepetitionStop, Request, Sampling
 from rlvr.rollout.background import Background
 from rlvr.rollout.engine import EngineError
 from rlvr.rollout.freshness import distance, parameter_groups, self_test
 from rlvr.rollout.hf_engine import processed_logprobs
+from rlvr.rollout.repetition import repeats
 from rlvr.rollout.vllm_engine import VllmEngine
 from tests.helpers import make_tiny_tokenizer
 from tests.rollout.conftest import Learner, Sync, request
@@ -162,6 +163,35 @@ def test_in_flight_requests_carry_the_version_of_each_token(both: Pair) -> None:
     assert sum(apart) / len(apart) > 0.5
 
 
+def test_interrupted_answers_go_on_under_new_weights(both: Pair) -> None:
+    """Each request gives back the tokens it has; continued with them as its prompt under other weights, the two pieces
+    have the log-probabilities and versions of their own weights. An interrupted engine goes on as if new."""
+    prompt = prompts(3)[2]
+
+    async def interrupted() -> list[Completion]:
+        tasks = [asyncio.create_task(both.engine.generate(one)) for one in requests(3, LONG)]
+        while both.engine._core.output_processor.get_num_unfinished_requests() < 3:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        await both.engine.interrupt()
+        return list(await asyncio.gather(*tasks))
+
+    whole = both.sync.one(prompt, LONG, seed=2)
+    first = both.sync.background.wait(interrupted())
+    assert [one.finish_reason for one in first] == ["abort"] * 3
+    assert all(len(one.ids) < 200 and set(one.weight_version) <= {0} for one in first)
+    part = first[2]
+    assert part.ids == whole.ids[: len(part.ids)]
+    truth = both.learner.score([[*prompt, *part.ids]])[0][len(prompt) :]
+    assert truth == pytest.approx(part.behaviour_logprobs, abs=1e-4)
+    both.learner.perturb(both.learner.parameters, amplitude=1.0)
+    both.sync.load_weights(both.learner.weights(), 5)
+    rest = both.sync.one([*prompt, *part.ids], FREE, seed=9)
+    assert set(rest.weight_version) == {5}
+    truth = both.learner.score([[*prompt, *part.ids, *rest.ids]])[0][len(prompt) + len(part.ids) :]
+    assert truth == pytest.approx(rest.behaviour_logprobs, abs=1e-4)
+
+
 def test_cached_prefixes_of_old_weights_are_not_used(both: Pair) -> None:
     """A prompt longer than a block is cached by the first request; after a sync the second must not see that cache."""
     prompt = [3 + i % 90 for i in range(150)]
@@ -257,6 +287,21 @@ def test_a_stop_token_as_the_last_allowed_one_is_a_stop(tied: Pair) -> None:
     length = next(n for n in range(5, 24) if free.ids[n - 1] not in free.ids[: n - 1])
     one = tied.sync.one(prompts(1)[0], Sampling(max_new_tokens=length, stop_token_ids=(free.ids[length - 1],)))
     assert (one.ids, one.finish_reason) == (free.ids[:length], "stop")
+
+
+def test_an_answer_that_repeats_itself_ends_where_the_detector_says(tied: Pair) -> None:
+    """Greedy answers of a tiny model run in circles: each ends at the first token after which our own detector, which
+    the engine `hf` uses, finds 3 copies of at most 8 tokens; a stop string on the way goes first."""
+    stop = RepetitionStop(shortest=1, longest=8, count=3)
+    greedy = Sampling(max_new_tokens=100, temperature=0.0)
+    free = tied.sync.batch(requests(12, greedy))
+    lengths = [next((n for n in range(1, 100) if repeats(one.ids[:n], stop)), 100) for one in free]
+    assert min(lengths) < 100
+    unused = replace(greedy, repetition=stop, stop=("a string that never comes",))
+    for whole, one, length in zip(free, tied.sync.batch(requests(12, unused)), lengths, strict=True):
+        assert one.ids == whole.ids[:length]
+        assert one.finish_reason == ("length" if length == 100 else "repetition")
+        assert one.text == TOKENIZER.decode(one.ids, skip_special_tokens=True)
 
 
 def test_a_cancelled_request_leaves_the_engine(tied: Pair) -> None:

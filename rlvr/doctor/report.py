@@ -1,0 +1,89 @@
+"""How the doctor's findings are shown: for people, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlvr.watch.finding import Finding, Grade
+
+STYLES = {Grade.STOPS: "bold red", Grade.SLOWS: "bold yellow", Grade.NOTE: "bold"}
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What the doctor has seen of a recipe or a run."""
+
+    subject: str
+    """Name of the recipe, or the run's folder."""
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    """Label and text of what was measured."""
+    prompts: list[str] = field(default_factory=list)
+    """The first prompts, special tokens visible."""
+    findings: list[Finding] = field(default_factory=list)
+    """Worst first."""
+
+    @property
+    def status(self) -> int:
+        """The command's exit status: 1 if anything stops learning."""
+        return int(any(one.grade is Grade.STOPS for one in self.findings))
+
+
+def as_json(report: Report) -> str:
+    """The whole report as one JSON object."""
+    return json.dumps(asdict(report) | {"status": report.status}, ensure_ascii=False, indent=1)
+
+
+def show(report: Report, console: Console) -> None:
+    """Prompts, facts, then the findings by grade, the worst first."""
+    for number, prompt in enumerate(report.prompts, start=1):
+        _line(console, f"prompt {number}, as the model reads it", "bold")
+        _line(console, prompt)
+    if report.facts:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, text in report.facts:
+            table.add_row(Text(label), Text(text))
+        console.print()
+        console.print(table)
+    for grade in Grade:
+        some = [one for one in report.findings if one.grade is grade]
+        if some:
+            console.print()
+            _line(console, f"{grade.value}: {len(some)}", STYLES[grade])
+            for one in some:
+                _show(one, console)
+    console.print()
+    _line(console, verdict(report), "bold")
+
+
+def verdict(report: Report) -> str:
+    """The last line: whether anything is in the way."""
+    counts = [f"{sum(one.grade is grade for one in report.findings)} {text}" for grade, text in _COUNTED]
+    if not any(one.grade is not Grade.NOTE for one in report.findings):
+        return f"{report.subject}: nothing found that stops or slows learning"
+    return f"{report.subject}: " + ", ".join(counts)
+
+
+_COUNTED: Sequence[tuple[Grade, str]] = (
+    (Grade.STOPS, "stop learning"), (Grade.SLOWS, "slow it"), (Grade.NOTE, "to know"),
+)  # fmt: skip
+
+
+def _show(one: Finding, console: Console) -> None:
+    text = Text(f"  {one.rule}", style=STYLES[one.grade])
+    text.append(f": {one.message}", style="not bold default")
+    console.print(text, soft_wrap=True)
+    for line in one.evidence:
+        _line(console, f"      {line}", "dim")
+    _line(console, f"    -> {one.advice}")
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

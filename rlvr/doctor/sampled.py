@@ -1,0 +1,351 @@
+"""Rules over a few groups of sampled and graded answers: what the policy writes at the start."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rewards import Outcome
+from rlvr.config import Recipe
+from rlvr.config.groups import OUTSIDE_THE_GROUP
+from rlvr.metrics import is_correct
+from rlvr.records import Rollout, RolloutGroup
+from rlvr.tasks.templates import TURN_ENDS, Renderer
+from rlvr.watch.before_settings import rewards_teach
+from rlvr.watch.finding import Finding, Grade
+from rlvr.watch.rule import Rule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CUT_ALL, CUT_OFTEN = 0.9, 0.4
+"""Shares of answers that hit the token limit: practically all; so many without success that the limit is in the way."""
+EVIDENCE = 32
+"""Answers from which 'none' says something."""
+MIXED = 0.25
+"""Share of groups with right and wrong answers below which most of a step's work is for nothing."""
+NO_FORM = 0.9
+ALIKE_ALL, ALIKE_OFTEN = 0.95, 0.6
+EMPTY_ALL, EMPTY_OFTEN = 0.95, 0.3
+RUNS_THROUGH = 0.2
+
+ALL_CUT = Rule(
+    "all_truncated", Grade.STOPS,
+    f"at least {CUT_ALL:.0%} of the answers end at `rollout.max_new_tokens`; slows learning where some are right",
+    "raise rollout.max_new_tokens, or, where the answers are long finished by then, set template.stop to what they end "
+    "with",
+)  # fmt: skip
+OFTEN_CUT = Rule(
+    "often_truncated", Grade.SLOWS, f"at least {CUT_OFTEN:.0%} of the answers are cut at the limit and not right",
+    "raise rollout.max_new_tokens, or set template.stop to what answers end with",
+)  # fmt: skip
+STOP_UNSEEN = Rule(
+    "stop_never_appears", Grade.SLOWS,
+    "no answer holds a string of `template.stop`; a note where most answers end by themselves",
+    "set template.stop to what the answers end with: read them by `rlvr generate RECIPE --output FILE`",
+)  # fmt: skip
+END_IGNORED = Rule(
+    "end_token_ignored", Grade.SLOWS,
+    f"at least {RUNS_THROUGH:.0%} of the answers go on behind a special token that ends turns, texts or sequences",
+    "make it an eos_token_id of generation_config.json in the model's folder, so that it ends an answer",
+)  # fmt: skip
+EMPTY = Rule(
+    "answers_empty", Grade.STOPS,
+    f"at least {EMPTY_ALL:.0%} of the answers have no text; from {EMPTY_OFTEN:.0%} on it slows learning",
+    "look at the end of the prompt: a template that ends with the end of a turn, or with a stop string, leaves nothing "
+    "to say",
+)  # fmt: skip
+ALIKE = Rule(
+    "answers_identical", Grade.STOPS,
+    f"in at least {ALIKE_ALL:.0%} of the groups all answers have the same tokens; from {ALIKE_OFTEN:.0%} on it slows "
+    "learning",
+    "raise rollout.temperature to 1.0; if it is, the policy is certain already and has nothing left to try",
+)  # fmt: skip
+ALL_RIGHT = Rule(
+    "all_right", Grade.STOPS, f"all answers, {EVIDENCE} or more, get full marks; from 95 % on it slows learning",
+    "take harder problems, or a verifier that demands more: there is nothing to learn",
+)  # fmt: skip
+NONE_RIGHT = Rule(
+    "none_right", Grade.STOPS,
+    f"all answers, {EVIDENCE} or more, get the same reward and none full marks; with fewer answers, or where only "
+    "terms behind the first tell them apart, it slows learning",
+    "take easier problems or a better base model, fine-tune on solutions first (`rlvr sft`), or give partial credit",
+)  # fmt: skip
+TOO_SMALL = Rule(
+    "group_too_small", Grade.SLOWS,
+    f"fewer than {MIXED:.0%} of the groups are expected to have different rewards at `rollout.group_size`, and at "
+    "least twice as many would at four times that size",
+    "raise rollout.group_size, at the cost of prompts_per_step",
+)  # fmt: skip
+FEW_MIXED = Rule(
+    "few_groups_teach", Grade.SLOWS,
+    f"fewer than {MIXED:.0%} of the groups are expected to have different rewards, and larger groups would hardly help",
+    "choose problems that the policy solves sometimes: leave out those that it never or always solves, or use "
+    "algorithm.filter: {type: refill}",
+)  # fmt: skip
+NO_FORMAT = Rule(
+    "format_never_right", Grade.STOPS,
+    "a reward term calls all answers NO_ANSWER, UNREADABLE or BAD_FORMAT; slows learning from "
+    f"{NO_FORM:.0%} on, and where other terms tell answers apart",
+    "read the answers beside what the verifier asks for: template, prefill, stop strings and the verifier's arguments "
+    "have to agree; a base model may need `rlvr sft` on a few examples",
+)  # fmt: skip
+PREFILL_TWICE = Rule(
+    "prefill_repeated", Grade.SLOWS, "at least half of the answers write the prefill once more",
+    "leave template.prefill out (or use r1_zero for r1_zero_think): this model begins so by itself",
+)  # fmt: skip
+UNSCORED = Rule(
+    "answers_unscored", Grade.STOPS,
+    "more answers than `rewards.max_unscored` allows could not be scored: the run would stop; a note below",
+    "correct the verifier or its machinery: the message shows its error",
+)  # fmt: skip
+GRADER_DIES = Rule(
+    "grading_times_out", Grade.SLOWS, "at least 5 % of the gradings are killed by time limit or memory",
+    "raise rewards.timeout or rewards.memory_mb, or make the verifier give up by itself",
+)  # fmt: skip
+
+SAMPLED_RULES = (
+    ALL_CUT, OFTEN_CUT, STOP_UNSEEN, END_IGNORED, EMPTY, ALIKE, ALL_RIGHT, NONE_RIGHT, TOO_SMALL, FEW_MIXED, NO_FORMAT,
+    PREFILL_TWICE, UNSCORED, GRADER_DIES,
+)  # fmt: skip
+
+_FORMLESS = (Outcome.NO_ANSWER, Outcome.UNREADABLE, Outcome.BAD_FORMAT)
+
+
+def answers_wanted(group_size: int) -> int:
+    """Answers to each problem from which the variance of a group of `group_size` is estimated."""
+    return max(group_size, min(2 * group_size, 16), 8)
+
+
+def mixed_share(rewards: Sequence[float], size: int) -> float:
+    """Probability that `size` of n answers, drawn without replacement, do not all have one reward.
+
+    Exact: 1 - sum_v C(n_v, size) / C(n, size) over the different rewards v; unbiased for the probability of a group of
+    that size (a U-statistic, Hoeffding 1948). With fewer than `size` answers, draws are with replacement.
+    """
+    n = len(rewards)
+    if n == 0 or size < 2:
+        return 0.0
+    counts = Counter(round(reward, 9) for reward in rewards).values()
+    if n >= size:
+        return 1.0 - sum(math.comb(count, size) for count in counts) / math.comb(n, size)
+    return 1.0 - sum((count / n) ** size for count in counts)
+
+
+def expected_mixed(groups: Sequence[RolloutGroup], size: int) -> float:
+    """Share of groups of `size` answers that have different rewards, from larger or equal groups."""
+    rewards = [[reward for reward in group.rewards_G if reward is not None] for group in groups]
+    return statistics.fmean([mixed_share(one, size) for one in rewards if one] or [0.0])
+
+
+def pass_rate(groups: Sequence[RolloutGroup]) -> float | None:
+    """Share of the judged answers with full marks of the first term; None if none was judged."""
+    judged = [right for group in groups for one in group.rollouts if (right := is_correct(one)) is not None]
+    return statistics.fmean(judged) if judged else None
+
+
+def check_sampled(
+    recipe: Recipe, groups: Sequence[RolloutGroup], renderer: Renderer, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Finding]:
+    """Findings over the answers of a few groups, each of `answers_wanted` answers."""
+    rollouts = [one for group in groups for one in group.rollouts]
+    yield from _ends(recipe, rollouts, renderer)
+    yield from _tokens(groups, rollouts, renderer, tokenizer)
+    yield from _machinery(recipe, rollouts)
+    if rewards_teach(recipe):
+        yield from _rewards(recipe, groups, rollouts)
+        yield from _forms(recipe, rollouts)
+    prefill = renderer.render(groups[0].problem).prefill.strip()
+    twice = [one for one in rollouts if prefill and _sampled(one, prefill).lstrip().startswith(prefill)]
+    if prefill and len(twice) >= len(rollouts) / 2:
+        yield PREFILL_TWICE.found(
+            f"{_of(twice, rollouts)} answers begin with {prefill!r} though the template has written it",
+            evidence=shown(twice),
+        )
+
+
+def _sampled(rollout: Rollout, prefill: str) -> str:
+    """The text behind the prefill, which the text of a rollout begins with."""
+    return rollout.text.partition(prefill)[2]
+
+
+def _of(some: Sequence[object], every: Sequence[object]) -> str:
+    return f"{len(some)} of {len(every)}"
+
+
+def shown(rollouts: Sequence[Rollout], count: int = 2) -> list[str]:
+    """The first answers in short: problem, how it ended, beginning and end."""
+    lines = []
+    for one in rollouts[:count]:
+        text = one.text if len(one.text) <= 160 else f"{one.text[:90]} [...] {one.text[-60:]}"
+        said = ", ".join(f"{name} {verdict.outcome.value}" for name, verdict in one.verdicts.items())
+        lines.append(
+            f"{one.problem_id}/{one.sample_index} ({len(one.ids)} tokens, {one.finish_reason}, {said}): {text!r}"
+        )
+    return lines
+
+
+def _ends(recipe: Recipe, rollouts: Sequence[Rollout], renderer: Renderer) -> Iterator[Finding]:
+    limit = recipe.rollout.max_new_tokens
+    cut = [one for one in rollouts if one.is_truncated]
+    lost = [one for one in cut if is_correct(one) is not True]
+    if len(cut) >= CUT_ALL * len(rollouts):
+        some_right = len(lost) < len(cut) and recipe.algorithm.truncated == "train"
+        yield ALL_CUT.found(
+            f"{_of(cut, rollouts)} answers are cut at rollout.max_new_tokens = {limit}",
+            evidence=shown(cut), grade=Grade.SLOWS if some_right else Grade.STOPS,
+        )  # fmt: skip
+    elif len(lost) >= CUT_OFTEN * len(rollouts):
+        yield OFTEN_CUT.found(
+            f"{_of(lost, rollouts)} answers are cut at rollout.max_new_tokens = {limit} without being right",
+            evidence=shown(lost),
+        )
+    unseen = [stop for stop in renderer.stop if not any(stop in one.text for one in rollouts)]
+    if renderer.stop and len(unseen) == len(renderer.stop):
+        often = len(cut) >= len(rollouts) / 2
+        yield STOP_UNSEEN.found(
+            f"none of {len(rollouts)} answers holds {' or '.join(map(repr, unseen))}"
+            + (_instead(unseen, rollouts) or ("" if often else "; they end by a token")),
+            evidence=shown(cut if often else rollouts),
+            grade=Grade.SLOWS if often or _instead(unseen, rollouts) else Grade.NOTE,
+        )
+
+
+def _instead(stops: Sequence[str], rollouts: Sequence[Rollout]) -> str:
+    """A tag like one of the stop strings that a part of the answers holds."""
+    for tag in ("</answer>", "</think>", "</solution>", *TURN_ENDS):
+        holding = [one for one in rollouts if tag in one.text]
+        if len(holding) >= 0.1 * len(rollouts) and any(
+            difflib.SequenceMatcher(None, stop.strip().lower(), tag).ratio() >= 0.6 for stop in stops
+        ):
+            return f"; {_of(holding, rollouts)} hold {tag!r}"
+    return ""
+
+
+def _tokens(
+    groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout], renderer: Renderer, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Finding]:
+    names = {*tokenizer.all_special_tokens, *(end for end in TURN_ENDS if end in tokenizer.get_vocab())}
+    begins = (tokenizer.bos_token, tokenizer.unk_token)
+    ending = {tokenizer.convert_tokens_to_ids(name): name for name in names if name not in begins}
+    passed = [(one, [token for token in one.ids[:-1] if token in ending]) for one in rollouts]
+    passed = [(one, tokens) for one, tokens in passed if tokens]
+    if len(passed) >= RUNS_THROUGH * len(rollouts):
+        name, _ = Counter(ending[tokens[0]] for _, tokens in passed).most_common(1)[0]
+        yield END_IGNORED.found(
+            f"{_of(passed, rollouts)} answers go on behind {name!r}, which ends none",
+            evidence=shown([one for one, _ in passed]),
+        )
+    prefill = renderer.render(groups[0].problem).prefill
+    empty = [one for one in rollouts if not _behind(one.text, prefill).strip()]
+    if len(empty) >= EMPTY_OFTEN * len(rollouts):
+        yield EMPTY.found(
+            f"{_of(empty, rollouts)} answers have no text",
+            evidence=shown(empty), grade=Grade.STOPS if len(empty) >= EMPTY_ALL * len(rollouts) else Grade.SLOWS,
+        )  # fmt: skip
+    groups = [group for group in groups if len(group.rollouts) > 1]
+    alike = [group for group in groups if len({one.ids for one in group.rollouts}) == 1]
+    if groups and len(alike) >= ALIKE_OFTEN * len(groups) and len(empty) < len(rollouts):
+        yield ALIKE.found(
+            f"in {_of(alike, groups)} groups all {len(alike[0].rollouts)} answers are the same",
+            evidence=shown([group.rollouts[0] for group in alike]),
+            grade=Grade.STOPS if len(alike) >= ALIKE_ALL * len(groups) else Grade.SLOWS,
+        )
+
+
+def _behind(text: str, prefill: str) -> str:
+    return text[len(prefill) :] if text.startswith(prefill) else text
+
+
+def _machinery(recipe: Recipe, rollouts: Sequence[Rollout]) -> Iterator[Finding]:
+    unscored = [one for one in rollouts if one.reward is None]
+    if unscored:
+        verdict = next(one for one in unscored[0].verdicts.values() if not one.outcome.is_scored)
+        too_many = len(unscored) > recipe.rewards.max_unscored * len(rollouts)
+        yield UNSCORED.found(
+            f"{_of(unscored, rollouts)} answers could not be scored, rewards.max_unscored allows "
+            f"{recipe.rewards.max_unscored:.0%}",
+            evidence=[str(verdict.detail.get("error", dict(verdict.detail)))[-300:]],
+            grade=Grade.STOPS if too_many else Grade.NOTE,
+        )
+    for name in {name: None for one in rollouts for name in one.verdicts}:
+        verdicts = [one.verdicts[name] for one in rollouts if name in one.verdicts]
+        dead = [one for one in verdicts if one.outcome in (Outcome.TIMEOUT, Outcome.CRASHED)]
+        if len(dead) >= 0.05 * len(verdicts):
+            outcomes = ", ".join(f"{count} {one}" for one, count in Counter(one.outcome.value for one in dead).items())
+            yield GRADER_DIES.found(
+                f"reward term {name!r}: {_of(dead, verdicts)} gradings were killed ({outcomes}) at rewards.timeout = "
+                f"{recipe.rewards.timeout:g} s, rewards.memory_mb = {recipe.rewards.memory_mb}"
+            )
+
+
+def _rewards(recipe: Recipe, groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout]) -> Iterator[Finding]:
+    size = recipe.rollout.group_size
+    rewards = {round(one.reward, 9) for one in rollouts if one.reward is not None}
+    rate = pass_rate(groups)
+    if not rewards or rate is None:
+        return
+    enough = len(rollouts) >= EVIDENCE
+    if rate >= 0.95:
+        constant = len(rewards) == 1
+        yield ALL_RIGHT.found(
+            f"{rate:.0%} of {len(rollouts)} answers get full marks", evidence=shown(rollouts),
+            grade=Grade.STOPS if constant and enough else Grade.SLOWS,
+        )  # fmt: skip
+        if constant:
+            return
+    elif len(rewards) == 1:
+        yield NONE_RIGHT.found(
+            f"all {len(rollouts)} answers get reward {rewards.pop():g}, {rate:.0%} of them full marks",
+            evidence=shown(rollouts), grade=Grade.STOPS if enough else Grade.SLOWS,
+        )  # fmt: skip
+        return
+    elif rate == 0.0 and enough and len(_first_scores(rollouts)) == 1:
+        yield NONE_RIGHT.found(
+            f"none of {len(rollouts)} answers gets full marks or a part of them from {recipe.rewards.terms[0].name!r}; "
+            "only other terms tell answers apart",
+            evidence=shown(rollouts), grade=Grade.SLOWS,
+        )  # fmt: skip
+    if isinstance(recipe.algorithm.baseline, OUTSIDE_THE_GROUP):
+        return
+    now = expected_mixed(groups, size)
+    if now >= MIXED:
+        return
+    larger = expected_mixed(groups, 4 * size)
+    numbers = f"{now:.0%} of the groups of {size} are expected to have different rewards (pass rate {rate:.0%})"
+    if larger >= 2 * now and larger >= MIXED:
+        yield TOO_SMALL.found(
+            f"{numbers}, {larger:.0%} of groups of {4 * size}",
+            advice=f"raise rollout.group_size = {size} to {4 * size} or so, at the cost of prompts_per_step",
+        )
+    else:
+        yield FEW_MIXED.found(numbers)
+
+
+def _first_scores(rollouts: Sequence[Rollout]) -> set[float]:
+    """The different scores of the term that says whether an answer is right."""
+    first = [next(iter(one.verdicts.values())) for one in rollouts if one.verdicts]
+    return {verdict.score for verdict in first if verdict.score is not None}
+
+
+def _forms(recipe: Recipe, rollouts: Sequence[Rollout]) -> Iterator[Finding]:
+    rewards = {round(one.reward, 9) for one in rollouts if one.reward is not None}
+    for term in recipe.rewards.terms:
+        judged = [one for one in rollouts if term.name in one.verdicts and one.verdicts[term.name].outcome.is_scored]
+        bad = [one for one in judged if one.verdicts[term.name].outcome in _FORMLESS]
+        if not judged or len(bad) < NO_FORM * len(judged):
+            continue
+        counts = Counter(one.verdicts[term.name].outcome.value for one in bad)
+        reasons = Counter(str(one.verdicts[term.name].detail.get("reason", "")) for one in bad)
+        reason = reasons.most_common(1)[0][0]
+        stops = len(bad) == len(judged) and len(rewards) <= 1 and len(judged) >= EVIDENCE
+        yield NO_FORMAT.found(
+            f"reward term {term.name!r} finds no answer it can read in {_of(bad, judged)} answers ("
+            + ", ".join(f"{name} {count}" for name, count in counts.items())
+            + (f"; mostly: {reason}" if reason else "") + ")",
+            evidence=shown(bad), grade=Grade.STOPS if stops else Grade.SLOWS,
+        )  # fmt: skip

@@ -1,0 +1,64 @@
+"""Given answers that are trained beside the sampled ones: which rows an optimiser step has, and their loss."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rlvr.learn.meter import Meter
+from rlvr.learn.objective import NegativeLogLikelihood
+from rlvr.records import MicroBatch, TrainingSample
+
+
+def rows_of(count: int, size: int, step: int, seed: int) -> list[int]:
+    """The ``size`` row numbers of batch ``step`` (from 0) out of ``count`` rows: without replacement within an epoch,
+    each epoch in an order of its own, and no state but the number of the batch."""
+    chosen: list[int] = []
+    while len(chosen) < size:
+        epoch, start = divmod(step * size + len(chosen), count)
+        order = list(range(count))
+        random.Random(f"{seed}|{epoch}").shuffle(order)
+        chosen += order[start : start + size - len(chosen)]
+    return chosen
+
+
+class GivenTexts:
+    """The rows of ``algorithm.given_text`` on rank 0; the number of an optimiser step decides which it gets."""
+
+    def __init__(self, samples: Sequence[TrainingSample], rows: int, seed: int) -> None:
+        if not samples:
+            raise ValueError("algorithm.given_text: the file has no rows")
+        self._samples, self._rows, self._seed = samples, rows, seed
+
+    def of_update(self, update: int) -> list[TrainingSample]:
+        """The rows of optimiser step ``update``, the first of the run being 0."""
+        return [self._samples[row] for row in rows_of(len(self._samples), self._rows, update, self._seed)]
+
+    def fingerprint(self) -> str:
+        """Changes with the rows, their order, their number a step or the seed."""
+        shown = repr(([sample.ids for sample in self._samples], self._rows, self._seed))
+        return hashlib.blake2b(shown.encode(), digest_size=16).hexdigest()
+
+
+class TextLikelihood(NegativeLogLikelihood):
+    """``coefficient`` times the mean of -log pi_theta over the given tokens of an optimiser step, at temperature 1."""
+
+    def __init__(self, coefficient: float) -> None:
+        self.coefficient = coefficient
+
+    def loss(
+        self,
+        batch: MicroBatch,
+        logprobs: Float[Tensor, "B L"],
+        entropy: Float[Tensor, "B L"],
+        meter: Meter,
+        first: bool,
+    ) -> Tensor:
+        """This micro-batch's part."""
+        meter.add("text_n", batch.loss_mask.sum())
+        meter.add("text_nll", -(logprobs * batch.loss_mask).sum())
+        return -self.coefficient * (batch.token_weight * logprobs).sum()
