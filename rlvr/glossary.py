@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from rewards import Outcome
+from rlvr.thresholds import THRESHOLDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,6 +432,27 @@ _COST = (
         "engine's idle time.",
         is_measured=True,
     ),
+    Metric(
+        "engine/tokens_per_second/{size}",
+        "tokens/s",
+        "tokens / seconds of steps with size to 2 size - 1 requests",
+        "vLLM's speed by how many requests run, under engine.stats; prompts and the sync's probe count in the time.",
+        is_measured=True,
+    ),
+    Metric(
+        "engine/acceptance_rate",
+        "share",
+        "accepted / proposed tokens",
+        "Under engine.speculative; falls as the policy moves away from a drafter that does not learn.",
+        is_measured=True,
+    ),
+    Metric(
+        "engine/acceptance_length",
+        "tokens",
+        "1 + accepted tokens / proposals",
+        "Tokens that one step of the engine gives a request; what speculation can win at most.",
+        is_measured=True,
+    ),
     Metric("time/grade_max", "s", "", "Longest wait of one rollout for its verdicts.", is_measured=True),
     Metric("memory/peak", "GiB", "", "Peak resident memory of the main process so far.", is_measured=True),
     Metric("memory/gpu_peak", "GiB", "", "Peak memory of its GPU that torch gave out so far.", is_measured=True),
@@ -488,6 +510,14 @@ def markdown() -> str:
         for metric in metrics:
             cells = (f"`{metric.key}`", metric.unit, metric.formula, metric.meaning, _range(metric.healthy))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += [
+        "",
+        "## Thresholds of the doctor",
+        "",
+        "From where on the rules of `docs/doctor.md` speak of a run, where it is",
+    ]
+    lines += ["not a healthy range above (`rlvr.thresholds`).", "", "| threshold | value | meaning |", "|---|---|---|"]
+    lines += [f"| `{one.name}` | {one.value:g} | {one.meaning} |" for one in THRESHOLDS]
     return "\n".join(lines) + "\n"
 
 

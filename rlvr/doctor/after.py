@@ -36,6 +36,7 @@ RULES: tuple[Rule, ...] = (ENDED, SLOW_GRADING, *suspicious.RULES)
 
 _BY_ERROR = {
     "StaleEngineError": "stale_engine",
+    "StaleTokens": "stale_engine",
     "EngineMismatchError": "engine_mismatch",
     "NonFiniteError": "non_finite",
     "TooManyUnscored": "unscored",

@@ -2,7 +2,7 @@
 
 | rule        | an answer of high reward whose ...                                                     |
 |-------------|----------------------------------------------------------------------------------------|
-| short       | tokens are at most a quarter of the median of all answers                              |
+| short       | tokens are at most a quarter of the median of its step and the ten before              |
 | repeated    | text, to the letter, has a high reward under three or more different references        |
 | unreasoned  | answer begins at once, where the median answer has reasoning of ten words or more      |
 | disagreeing | first verdict says right and another term's says no, while the reward rises from the   |
@@ -16,12 +16,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import statistics
+from collections import deque
+from itertools import chain
 from typing import Any
 
 from rlvr.view.queries import PAGE, Rollouts
 
 HIGH = 0.9
 SHORT = 0.25
+STEPS, GROUPS = 10, 16
+"""Earlier steps whose lengths count, and groups of each step that are looked at for them."""
 REFERENCES = 3
 REASONED = 10
 """Words before the answer that the median answer must have for the rule to say anything."""
@@ -59,18 +64,37 @@ def suspects(rollouts: Rollouts) -> list[dict[str, Any]]:
 
 
 def _short(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> dict[str, Any]:
-    median = _median(database, "tokens")
-    limit = int(SHORT * median)
-    found = database.execute(
-        f"SELECT * FROM rollout WHERE tokens <= ? AND reward >= ? ORDER BY tokens, id LIMIT {PAGE}", (limit, high)
-    ).fetchall()
-    (count,) = database.execute(
-        "SELECT count(*) FROM rollout WHERE tokens <= ? AND reward >= ?", (limit, high)
-    ).fetchone()
+    """Against the answers of the time: a policy that learns to be brief is no suspect, one that jumps there is."""
+    limits = {step: int(SHORT * median) for step, median in _recent_medians(database).items()}
+    database.execute("CREATE TEMP TABLE short_limit (step INTEGER PRIMARY KEY, most INTEGER)")
+    database.executemany("INSERT INTO short_limit VALUES (?, ?)", limits.items())
+    where = (
+        "FROM rollout JOIN short_limit ON short_limit.step = rollout.step "
+        "WHERE rollout.tokens <= ? AND rollout.tokens <= short_limit.most AND reward >= ?"
+    )
+    values = (max(limits.values(), default=0), high)
+    found = database.execute(f"SELECT rollout.* {where} ORDER BY tokens, id LIMIT {PAGE}", values).fetchall()
+    (count,) = database.execute(f"SELECT count(*) {where}", values).fetchone()
+    least, most = min(limits.values(), default=0), max(limits.values(), default=0)
     return {
         "rule": "short", "title": "Very short", "count": count, "rows": rollouts.rows(database, found),
-        "text": f"Reward of at least {high:g} with at most {limit} tokens; the median answer has {median:g}.",
+        "text": f"Reward of at least {high:g} with at most a quarter of the median length of its step and the ten "
+        f"before: {least if least == most else f'{least} to {most}'} tokens.",
     }  # fmt: skip
+
+
+def _recent_medians(database: sqlite3.Connection) -> dict[int, float]:
+    """For each step the median length of the answers of it and the ten before; of the first groups of each, which
+    bounds the work."""
+    lengths: dict[int, list[int]] = {}
+    for row in database.execute("SELECT step, tokens FROM rollout WHERE grp < ?", (GROUPS,)):
+        lengths.setdefault(row["step"], []).append(row["tokens"])
+    recent: deque[list[int]] = deque(maxlen=STEPS + 1)
+    medians = {}
+    for step in sorted(lengths):
+        recent.append(lengths[step])
+        medians[step] = statistics.median(chain.from_iterable(recent))
+    return medians
 
 
 def _repeated(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> dict[str, Any]:

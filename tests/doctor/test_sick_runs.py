@@ -6,13 +6,13 @@ the doctor reads is what the run wrote.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlvr.doctor.after import examine
+from rlvr.learn.samples import StaleTokens
 from rlvr.rollout.hf_engine import HfEngine
 from rlvr.run_log import END, read_metrics
 from rlvr.watch.finding import Finding, Grade
@@ -95,8 +95,10 @@ def test_a_verifier_that_raises_where_the_recipe_allows_it(work: Workspace) -> N
 
 
 def test_answers_that_grow_because_length_is_paid_for(work: Workspace) -> None:
-    found = diagnosis(graded_by(work, "Longer"), "rollout.max_new_tokens=60", "learner.lr=2e-3", "run.steps=16")
-    assert found == ["length_exploding"]
+    """What fills the limit is one text for all, which is said too."""
+    found = diagnosis(graded_by(work, "Longer"), "rollout.max_new_tokens=60", "learner.lr=2e-3", "run.steps=12")
+    assert found[0] == "length_exploding"
+    assert set(found) <= {"length_exploding", "repeated_answer"}
 
 
 def test_groups_of_two_on_easy_problems(work: Workspace) -> None:
@@ -105,9 +107,10 @@ def test_groups_of_two_on_easy_problems(work: Workspace) -> None:
 
 
 def test_a_hack_in_which_one_text_is_right_for_all(work: Workspace) -> None:
-    """The reward rises as it should; only the texts tell."""
-    found = diagnosis(graded_by(work, "AnyNumber"), "learner.lr=2e-3", "run.steps=16")
-    assert found == ["repeated_answer"]
+    """The reward rises as it should; only the texts tell, and in time their length."""
+    found = diagnosis(graded_by(work, "AnyNumber"), "learner.lr=2e-3", "run.steps=12")
+    assert "repeated_answer" in found
+    assert set(found) <= {"length_exploding", "repeated_answer"}
 
 
 def test_references_that_hold_more_than_the_number(work: Workspace) -> None:
@@ -116,7 +119,7 @@ def test_references_that_hold_more_than_the_number(work: Workspace) -> None:
 
 
 @pytest.fixture
-def engine_that_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def engine_that_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that says that it has each new version, and samples from the first."""
     load = HfEngine.load_weights
 
@@ -126,7 +129,6 @@ def engine_that_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         self._version = version
 
     monkeypatch.setattr(HfEngine, "load_weights", keep)
-    yield
 
 
 def test_a_stale_engine_that_the_probe_stops(work: Workspace, engine_that_keeps_its_weights: None) -> None:
@@ -135,22 +137,26 @@ def test_a_stale_engine_that_the_probe_stops(work: Workspace, engine_that_keeps_
     assert read_metrics(work.results()) == []
 
 
-@pytest.mark.parametrize("knows", [True, False])
-def test_a_stale_engine_that_no_probe_sees(
-    work: Workspace, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, knows: bool
-) -> None:
-    """Weights are not compared: the answers' versions tell, or, where the engine claims the newest, the mismatch."""
+def test_a_stale_engine_that_was_sent_nothing(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows its version, so the second step's tokens are too old for the schedule: the run ends, and says why."""
     send = WeightSync.send
-    if knows:
-        monkeypatch.setattr(WeightSync, "send", lambda self, version: send(self, version) if version == 0 else {})
-    else:
-        request.getfixturevalue("engine_that_keeps_its_weights")
+    monkeypatch.setattr(WeightSync, "send", lambda self, version: send(self, version) if version == 0 else {})
+    with pytest.raises(StaleTokens):
+        work.run()
+    assert serious(examine(work.results())) == ["stale_engine"]
 
-        def unseen(self: WeightSync, version: int) -> dict[str, float]:
-            self._sequences = []
-            return send(self, version)
 
-        monkeypatch.setattr(WeightSync, "send", unseen)
+def test_a_stale_engine_that_no_probe_sees(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch, engine_that_keeps_its_weights: None
+) -> None:
+    """It claims the newest version, and nothing is compared: the mismatch on its own answers tells."""
+    send = WeightSync.send
+
+    def unseen(self: WeightSync, version: int) -> dict[str, float]:
+        self._sequences = []
+        return send(self, version)
+
+    monkeypatch.setattr(WeightSync, "send", unseen)
     assert diagnosis(work, "learner.lr=1e-3", "run.steps=6") == ["stale_engine"]
 
 

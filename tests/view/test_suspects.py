@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,18 @@ def test_short_and_right(tmp_path: Path) -> None:
     short = rules(tmp_path, usual() + more)["short"]
     assert spots(short) == [(3, 0), (0, 0)]
     assert short["count"] == 2
+
+
+def test_answers_that_become_short_with_the_policy_are_no_suspects(tmp_path: Path) -> None:
+    """From 100 tokens to 10 over 40 steps; a jump from 100 to 10 is one, until it has become the habit."""
+
+    def run(tokens: Callable[[int], int]) -> list[dict[str, Any]]:
+        return [line(step, n, 0, text=USUAL.format(f"{step} {n}"), tokens=tokens(step), reward=float(n % 2))
+                for step in range(1, 41) for n in range(4)]  # fmt: skip
+
+    assert rules(tmp_path / "slow", run(lambda step: round(100 * 0.1 ** (step / 40))))["short"]["count"] == 0
+    jump = rules(tmp_path / "jump", run(lambda step: 100 if step <= 20 else 10))["short"]
+    assert {row["step"] for row in jump["rows"]} == set(range(21, 26))
 
 
 def test_repeated_under_different_references(tmp_path: Path) -> None:
