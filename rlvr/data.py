@@ -58,7 +58,8 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
         (one, _judged_by(load_problems(one.source), one.terms or recipe.rewards.terms, terms))
         for one in recipe.problems.eval
     ]
-    notes, texts = [], []
+    notes: list[str] = []
+    texts: list[TrainingSample] = []
     if train and isinstance(given := recipe.algorithm.given_text, GivenTextLikelihood):
         rows, texts = _examples(recipe, given, "algorithm.given_text", renderer, tokenizer)
         overlap = find_overlap(rows, {one.name: problems for one, problems in evals})

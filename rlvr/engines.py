@@ -44,7 +44,7 @@ def make_engine(
         return _servers(settings, own, model_len, log_file, warn, say)
     from rlvr.rollout import vllm_engine
 
-    engine = vllm_engine.VllmEngine(**dataclasses.asdict(own), log_file=log_file)
+    engine = vllm_engine.VllmEngine(**dataclasses.asdict(own), stats=settings.stats, log_file=log_file)
     return RestartingEngine(
         engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn,
         repeats_batches=recipe.rollout.schedule.type != "asynchronous",
@@ -86,6 +86,13 @@ def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
     extra = dict(settings.extra)
     if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
         extra = {"hf_overrides": {"head_dtype": recipe.model.head_dtype}} | extra
+    if settings.speculative is not None and not torch.cuda.is_available():
+        raise RecipeError(
+            f"rollout.engine.speculative must be null on a CPU, got type {settings.speculative.type!r}: vLLM's CPU "
+            "build (0.32) hands the temperatures of proposed tokens through a conversion to integers whose result is "
+            "lost, so that they are sampled, and their log-probabilities given, at whatever temperature the memory "
+            "held; leave it out"
+        )
     return VllmSettings(
         model=recipe.model.path,
         dtype=settings.dtype,
@@ -97,6 +104,7 @@ def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
         threads=settings.threads or len(os.sched_getaffinity(0)),
         tensor_parallel=settings.tensor_parallel,
         sleep=isinstance(settings, VllmEngine) and settings.sleep,
+        speculative=None if settings.speculative is None else settings.speculative.arguments(),
         extra=extra,
     )
 

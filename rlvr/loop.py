@@ -53,6 +53,7 @@ def train_step(run: Run, step: int) -> None:
                 schedule=run.recipe.rollout.schedule,
             )  # fmt: skip
             metrics |= rollout_metrics(groups) | counts | sample_metrics(samples) | zero.rollouts.counts
+            metrics |= zero.rollouts.engine.measured()
             metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step) | zero.sampler.observe(groups)
             clock.overlap("sampling", zero.rollouts.sampling_time)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))

@@ -51,7 +51,7 @@ def vllm_untied(
 
 def _engine(model: Path, background: Background, tmp: pytest.TempPathFactory) -> Iterator[VllmEngine]:
     log = tmp.mktemp("vllm") / "vllm.log"
-    engine = VllmEngine(model, dtype="float32", max_num_seqs=8, kv_cache_gib=0.05, threads=1, log_file=log)
+    engine = VllmEngine(model, dtype="float32", max_num_seqs=8, kv_cache_gib=0.05, threads=1, stats=True, log_file=log)
     background.wait(engine.start())
     yield engine
     background.wait(engine.close())

@@ -14,6 +14,7 @@ from rlvr.config.problems import PrioritisedSampler, Rest
 from rlvr.evaluate import summarise
 from rlvr.glossary import SECTIONS, find, markdown, reproducible, undocumented, unlogged
 from rlvr.learn.samples import make_samples
+from rlvr.learn.texts import GivenTexts
 from rlvr.learn.update import Learner
 from rlvr.metrics import (
     StepClock,
@@ -23,8 +24,9 @@ from rlvr.metrics import (
     sample_metrics,
     throughput_metrics,
 )
-from rlvr.records import RolloutGroup
+from rlvr.records import RolloutGroup, TrainingSample
 from rlvr.rollout.buffer import Buffer
+from rlvr.rollout.engine_stats import EngineStats
 from rlvr.run_log import RunLog
 from rlvr.sampling import ProblemSampler
 from rlvr.weight_sync import WeightSync
@@ -47,6 +49,9 @@ def groups() -> list[RolloutGroup]:
     return [dataclasses.replace(group, greedy=make_rollout(sample=-1)) for group in found]
 
 
+TEXT = TrainingSample(ids=(3, 4, 5, 2), loss_mask=(0, 0, 1, 1), behaviour_logprobs=(0.0,) * 4, advantage=1.0, group=0)
+
+
 class SameWeights:
     """An engine side that always has the learner's weights."""
 
@@ -66,7 +71,8 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     recipe = Recipe.model_validate(recipe_data(folder) | {"algorithm": algorithm})
     accelerator, clock = Accelerator(cpu=True), StepClock()
     learner = Learner(
-        model, recipe.learner, recipe.algorithm, total_updates=1, temperature=1.0, accelerator=accelerator
+        model, recipe.learner, recipe.algorithm, total_updates=1, temperature=1.0, accelerator=accelerator,
+        texts=None if recipe.algorithm.given_text.type == "none" else GivenTexts([TEXT], 1, seed=0),
     )  # fmt: skip
     weights = WeightSync(learner, accelerator, SameWeights(learner), [(3, 4, 5, 6, 7, 8)])  # type: ignore[arg-type]  # two verbs
     weights.send(version=0)
@@ -76,6 +82,10 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     metrics |= learner.update(samples, clock=clock) | weights.send(version=1)
     sampler = PrioritisedSampler(type="prioritised", rest=Rest(), retire_at=0.9)
     metrics |= ProblemSampler([group.problem for group in groups()], sampler, seed=0).observe(groups())
+    stats = EngineStats()
+    stats.record(running=4, tokens=4)
+    stats.record(running=4, tokens=6, drafts=4, proposed=8, accepted=2)
+    metrics |= stats.take()
     metrics |= summarise("held_out", groups(), [1, 2]) | clock.lap() | memory_metrics()
     with RunLog(folder / "test", make_recipe(folder), accelerator) as log:
         log.start(None)
@@ -94,6 +104,8 @@ def test_logged_keys_are_documented_keys(tmp_path: Path) -> None:
         tmp_path / "b", correction={"type": "mask"}, off_policy_mask=0.1, top_entropy=0.5,
         entropy={"type": "fixed", "coefficient": 0.01}, surrogate={"type": "clip_cov"},
     )  # fmt: skip
+    given = {"type": "nll", "path": "unread", "rows": 1, "coefficient": 0.1}
+    keys |= logged_by_a_run(tmp_path / "d", given_text=given)
     teacher = {"type": "teacher", "path": str(tmp_path / "a" / "model")}
     keys |= logged_by_a_run(tmp_path / "c", distillation=teacher, filter={"type": "keep"})
     assert undocumented(sorted(keys)) == []
@@ -139,7 +151,7 @@ def test_times_rates_and_memory_are_not_reproducible() -> None:
     metrics = {"reward/mean": 1.0, "time/step": 2.0, "tokens/per_second": 3.0, "memory/peak": 4.0, "time/sync": 5.0}
     assert reproducible(metrics) == {"reward/mean": 1.0}
     for metric in (metric for _, metrics in SECTIONS for metric in metrics):
-        timed = metric.unit in ("s", "tokens/s", "GiB") or metric.key.startswith("mfu/")
+        timed = metric.unit in ("s", "tokens/s", "GiB") or metric.key.startswith(("mfu/", "engine/"))
         assert metric.is_measured == timed, metric.key
 
 
@@ -150,9 +162,9 @@ def test_the_page_is_current() -> None:
 
 def test_the_page_escapes_bars() -> None:
     assert "mean \\|A\\|" in markdown()
-    metrics, thresholds = markdown().split("## Thresholds")
-    for page, bars in ((metrics, 6), (thresholds, 4)):
-        for line in page.splitlines():
-            if line.startswith("| `"):
-                assert line.replace("\\|", "").count("|") == bars, line
+    head = ""
+    for line in markdown().splitlines():
+        head = line if line.startswith(("| key", "| threshold")) else head
+        if line.startswith("| `") and "healthy" in head:
+            assert line.replace("\\|", "").count("|") == 6, line
     assert dataclasses.is_dataclass(SECTIONS[0][1][0])

@@ -20,8 +20,8 @@ class Lora(Section):
     """Low-rank adapters by peft, instead of training the weights themselves; without dropout, because the policy must
     be the distribution that is sampled.
 
-    Engine and checkpoints get merged weights, checkpoints the adapters too. Adapters alone would be less to send, but in
-    vLLM they come as a second path: named by each request, read from a folder, in products of their own that round
+    Engine and checkpoints get merged weights, checkpoints the adapters too. Adapters alone would be less to send, but
+    in vLLM they are a second path: named by each request, read from a folder, in products of their own that round
     otherwise, and outside the transfer that stamps the weight version on each token and that the start's proof tests.
     """
 
@@ -270,6 +270,4 @@ class Recipe(Section):
                 "algorithm.kl.reference must be fixed or copy with model.lora, got 'average': the average of adapters "
                 "is not the average of the weights they make"
             )
-        if self.algorithm.correction.type != "none" and self.rollout.temperature <= 0:
-            raise ValueError("a correction by probability ratios needs rollout.temperature above 0")
         return self

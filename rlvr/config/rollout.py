@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeInt, Section
 from rlvr.config.problems import RewardTerm
 from rlvr.config.schedule import Schedule, Synchronous
+from rlvr.config.speculative import Speculative
 
 
 class Rewards(Section):
@@ -50,6 +51,9 @@ class _Vllm(Section):
     threads: PositiveInt | None = None
     """Cores that vLLM uses on a CPU; None takes all."""
     tensor_parallel: PositiveInt = 1
+    speculative: Speculative | None = None
+    """Tokens are proposed, and the policy checks several at once; None is off. Measure first whether it is faster, by
+    type ``vllm`` with ``stats: true`` with and without it: large batches leave nothing to win. Not on a CPU."""
     extra: dict[str, Any] = {}
     """Further arguments of vLLM's AsyncEngineArgs."""
 
@@ -65,6 +69,8 @@ class VllmEngine(_Vllm):
     """How often an engine that died is started again, its requests with it, before the run stops."""
     timeout: PositiveFloat = 1800.0
     """Seconds without the end of any request after which the engine is taken to hang, and is started again."""
+    stats: bool = False
+    """Measure tokens a second by how many requests run, the metrics ``engine/...``; always on with `speculative`."""
 
 
 class VllmServers(_Vllm):
@@ -176,6 +182,16 @@ class Rollout(Section):
             raise ValueError(
                 "top_k must be 0 (all tokens) or at least 2, got 1: every answer of a group would be the greedy one, "
                 "and nothing could be learned from comparing them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _drafts(self) -> Rollout:
+        speculative = None if isinstance(self.engine, HfEngine) else self.engine.speculative
+        if speculative is not None and self.min_p > 0:
+            raise ValueError(
+                f"min_p must be 0 with engine.speculative {speculative.type!r}, got {self.min_p:g}: vLLM does not "
+                "apply it to proposed tokens and refuses such requests; use top_p, or engine.speculative: null"
             )
         return self
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
@@ -51,6 +52,19 @@ ENGINE = Rule(
     "the message says why; rollout.engine.kv_cache_gib, gpu_memory_share and max_num_seqs decide about its memory",
 )  # fmt: skip
 ENGINE_RULES = (ENGINE,)
+
+EXPLAINS: Mapping[str, tuple[str, ...]] = {
+    "reward_weights_zero": ("none_right", "few_groups_teach"),
+    "verifier_always_right": ("all_right",),
+    "prefill_against_format": ("format_never_right", "none_right", "few_groups_teach"),
+    "stop_cuts_answer": ("format_never_right", "none_right", "few_groups_teach"),
+    "temperature_low": ("few_groups_teach", "group_too_small"),
+    "answers_identical": ("few_groups_teach", "group_too_small"),
+    "answers_empty": ("format_never_right", "none_right", "stop_never_appears", "few_groups_teach"),
+    "all_truncated": ("format_never_right", "none_right", "few_groups_teach"),
+    "format_never_right": ("none_right", "few_groups_teach"),
+}
+"""What is a symptom where its cause was found: one name for one fault."""
 
 Say = Callable[[str], None]
 
@@ -96,8 +110,27 @@ def examine(recipe: Recipe, *, groups: int = GROUPS, engine: bool = True, say: S
         found.append(ENGINE.found(str(error)))
     if not looked:
         found += check_settings(recipe)
-    report.findings += worst_first(found)
+    report.findings += worst_first(without_symptoms(found))
     return report
+
+
+def without_symptoms(found: Sequence[Finding]) -> list[Finding]:
+    """Without what another finding that is at least as grave explains; the cause names its symptoms."""
+    order = list(Grade)
+    symptoms = {
+        (cause.rule, one.rule)
+        for cause in found
+        for one in found
+        if one.rule in EXPLAINS.get(cause.rule, ()) and order.index(cause.grade) <= order.index(one.grade)
+    }
+    left_out = {symptom for _, symptom in symptoms}
+    kept = []
+    for one in found:
+        names = [symptom for cause, symptom in sorted(symptoms) if cause == one.rule]
+        if one.rule not in left_out:
+            more = (f"explains {', '.join(names)} as well",) if names else ()
+            kept.append(replace(one, evidence=one.evidence + more))
+    return kept
 
 
 class _Enough(Exception):

@@ -205,7 +205,9 @@ def _ends(recipe: Recipe, rollouts: Sequence[Rollout], renderer: Renderer) -> It
             evidence=shown(lost),
         )
     unseen = [stop for stop in renderer.stop if not any(stop in one.text for one in rollouts)]
-    if renderer.stop and len(unseen) == len(renderer.stop):
+    # answers that are cut before they say anything are too short for a stop string, not without one
+    finished = [one for one in cut if any(verdict.outcome not in _FORMLESS for verdict in one.verdicts.values())]
+    if renderer.stop and len(unseen) == len(renderer.stop) and (finished or len(cut) < CUT_ALL * len(rollouts)):
         often = len(cut) >= len(rollouts) / 2
         yield STOP_UNSEEN.found(
             f"none of {len(rollouts)} answers holds {' or '.join(map(repr, unseen))}"

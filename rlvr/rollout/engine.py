@@ -72,5 +72,8 @@ class Engine(Protocol):
         Raises `EngineError` if the version that the engine reports afterwards is not `version`.
         """
 
+    def measured(self) -> dict[str, float]:
+        """``engine/...`` metrics of what it did since the last call, from any thread; empty if it measures nothing."""
+
     async def close(self) -> None:
         """End the engine and its processes; safe to call twice and after a crash."""

@@ -220,6 +220,10 @@ class HfEngine:
             raise EngineError("the engine is not running; call start() first, and nothing after close()")
         return self._policy
 
+    def measured(self) -> dict[str, float]:
+        """It measures nothing."""
+        return {}
+
     async def close(self) -> None:
         """Forget the model; requests that wait or run raise `EngineError`."""
         self._policy = None

@@ -140,6 +140,10 @@ class RestartingEngine:
             except EngineDied as error:
                 await self._revive(life, error)
 
+    def measured(self) -> dict[str, float]:
+        """What the engine measured of itself since the last call."""
+        return self.inner.measured()
+
     async def close(self) -> None:
         """End the engine and its processes; safe to call twice and after a crash."""
         self._forget()

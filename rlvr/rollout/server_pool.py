@@ -27,8 +27,6 @@ from rlvr.rollout.vllm_serve import ServedChild
 from rlvr.rollout.vllm_server import Needs, Server, ServerFault, ServerLost
 from rlvr.rollout.weight_wires import Wire
 
-_FRESH = "default"
-"""What a server calls its weights before any update."""
 _RETRY_SECONDS = 1.0
 """Between two attempts to reach a server that is not there."""
 _POLL_SECONDS = 0.01
@@ -219,11 +217,9 @@ class ServerPool:
         """Check a server that is there, give it the current weights, then let it work."""
         if server in self._child_of:
             await self._see_to(self._child_of[server], server)
-        label = await server.version()
-        if server.is_half_updated and label != _FRESH:
-            raise EngineError(f"{server} was lost in the middle of an update; start it again")
-        server.is_half_updated = False
         await server.check(self._needs)
+        if server.is_half_updated:
+            raise EngineError(f"{server} was lost in the middle of an update; start it again")
         async with self._changing:
             await server.pause()
             await server.abort([])  # what an earlier life or run left there
@@ -247,7 +243,7 @@ class ServerPool:
         """Start a child of the run again that ended or hangs."""
         if self._is_starting and child.has_ended:
             raise EngineError(f"a server of this run did not start: {child.reason()}; its log is {child.log_file}")
-        if not server.must_restart and not child.has_ended:
+        if not (server.must_restart or server.is_half_updated or child.has_ended):
             return
         if child.starts > self._restarts:
             raise EngineError(f"{server} was started {child.starts} times, rollout.engine.restarts allows no more")
@@ -314,7 +310,8 @@ class ServerPool:
     async def _hear(self, seconds: float) -> None:
         """Wait for news of a server, at most so long."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), max(seconds, 0.0))
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await self._news.wait()
 
     def tell(self) -> None:
         """There is news: everybody who waits looks again."""

@@ -40,6 +40,8 @@ class VllmSettings:
     tensor_parallel: int = 1
     sleep: bool = False
     """Able to give its GPU memory up for a while."""
+    speculative: Mapping[str, Any] | None = None
+    """vLLM's speculative_config."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's AsyncEngineArgs; they win."""
 
@@ -71,6 +73,8 @@ class VllmSettings:
         else:
             arguments["gpu_memory_utilization"] = self.gpu_memory_share
             arguments["weight_transfer_config"] = {"backend": gpu_transfer}
+        if self.speculative is not None:
+            arguments["speculative_config"] = dict(self.speculative)
         return arguments | dict(self.extra)
 
     def environment(self, parent: int) -> dict[str, str]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rlvr.records import Completion, Request
 from rlvr.rollout.engine import EngineDied, EngineError
+from rlvr.rollout.engine_stats import EngineStats
 from rlvr.rollout.text import check_fits, check_lengths
 from rlvr.rollout.vllm_common import (
     CUDA_BACKEND,
@@ -53,11 +54,14 @@ class VllmEngine:
         threads: int | None = None,
         tensor_parallel: int = 1,
         sleep: bool = False,
+        speculative: Mapping[str, Any] | None = None,
+        stats: bool = False,
         extra: Mapping[str, Any] | None = None,
         log_file: str | Path | None = None,
     ) -> None:
         """`model` is a Hugging Face folder; `log_file` gets all that vLLM prints, None makes a temporary one;
-        `threads` are the cores of a CPU engine, None takes all; `extra` goes to vLLM's AsyncEngineArgs and wins.
+        `threads` are the cores of a CPU engine, None takes all; `speculative` is vLLM's speculative_config; `stats`
+        measures speeds, as `speculative` always does; `extra` goes to vLLM's AsyncEngineArgs and wins.
         """
         self.model = Path(model)
         self.log_file = Path(log_file) if log_file else Path(tempfile.gettempdir()) / f"rlvr-vllm-{os.getpid()}.log"
@@ -73,8 +77,10 @@ class VllmEngine:
             threads=threads or len(os.sched_getaffinity(0)),
             tensor_parallel=tensor_parallel,
             sleep=sleep,
+            speculative=speculative,
             extra=extra or {},
         )
+        self._stats = EngineStats() if stats or speculative is not None else None
         self._manifest: Manifest | None = None
         self._core: Any = None
         self._log_start = 0
@@ -128,7 +134,12 @@ class VllmEngine:
 
         self._on_cpu = current_platform.is_cpu()
         arguments = self._settings.arguments(on_cpu=self._on_cpu, gpu_transfer=CUDA_BACKEND)
-        return AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments))
+        loggers: list[Any] = []
+        if (stats := self._stats) is not None:
+            from rlvr.rollout.vllm_stats import StatLogger
+
+            loggers.append(lambda config, index: StatLogger(stats))
+        return AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments), stat_loggers=loggers)
 
     def _environment(self) -> dict[str, str]:
         stream = {"VLLM_LOGGING_STREAM": "ext://sys.__stdout__"}  # descriptor 1, which is the log file meanwhile
@@ -236,6 +247,8 @@ class VllmEngine:
         self._holds += 1
         try:
             async with self._pausing:
+                if self._stats is not None:
+                    self._stats.pause()
                 if not self._is_paused:
                     self._is_paused = True  # before the call: cancelled half-way it may have taken effect
                     await self._call(core.pause_generation(mode="keep", clear_cache=False))
@@ -351,6 +364,10 @@ class VllmEngine:
 
     def _reason(self) -> str:
         return reason_in(self.log_file, self._log_start)
+
+    def measured(self) -> dict[str, float]:
+        """Speeds by batch size and what became of proposed tokens, since the last call."""
+        return {} if self._stats is None else self._stats.take()
 
     async def close(self) -> None:
         """End the engine core; requests in flight raise `EngineError`."""

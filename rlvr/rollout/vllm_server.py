@@ -58,7 +58,8 @@ class Server:
         """It has the current weights and may get work."""
         self.is_updating = False
         self.is_half_updated = False
-        """It was lost in the middle of an update: only a new start makes it whole."""
+        """It was lost in the middle of an update: only another process in its place is whole."""
+        self._instance = ""
         self.must_restart = False
         """It was lost; a child of the run has to be started again."""
         self.is_paused = False
@@ -99,7 +100,8 @@ class Server:
 
     async def _bounded(self, call: Awaitable[dict[str, Any]], path: str) -> dict[str, Any]:
         try:
-            return await asyncio.wait_for(call, self._timeout)
+            async with asyncio.timeout(self._timeout):  # wait_for of Python 3.11 may swallow a cancellation
+                return await call
         except TimeoutError:
             raise ServerLost(
                 f"{self.url}{path} gave no answer for {self._timeout:g} s (rollout.engine.timeout)"
@@ -171,6 +173,9 @@ class Server:
         config = _field(found, "vllm_config", dict, self.url)
         model, parallel = config.get("model_config") or {}, config.get("parallel_config") or {}
         scheduler, transfer = config.get("scheduler_config") or {}, config.get("weight_transfer_config") or {}
+        instance = _field(config, "instance_id", str, self.url)
+        if instance != self._instance:
+            self._instance, self.is_half_updated = instance, False
         name = str(model.get("model"))
         if not _is_same_model(name, needs.model):
             raise EngineError(f"{self.url} serves the model {name!r}, this run needs {needs.model!r}{_FIX}")

@@ -224,6 +224,10 @@ class VllmServers:
         await self._pool.load_weights(tensors, version)
         self._version = version
 
+    def measured(self) -> dict[str, float]:
+        """Nothing: each server has its own metrics at ``/metrics``."""
+        return {}
+
     async def close(self) -> None:
         """End what is in flight and the servers that this engine started; the others go on running."""
         running, self._running = self._running, None

@@ -15,6 +15,8 @@ COLD, COOL, HOT = 0.1, 0.5, 1.5
 """Temperatures: answers of a group are all alike; are often alike; are noise."""
 NEAR_PEAK = 0.3
 """Share of a pre-training learning rate from which on fine-tuning forgets."""
+LORA = 10
+"""Adapters learn best at about ten times the rate of the weights (Schulman et al. 2025, LoRA Without Regret)."""
 SHORT_ANSWER = 32
 """New tokens in which nobody reasons."""
 REASONING_TEMPLATES = ("r1_zero", "r1_zero_think", "qwen_math")
@@ -27,7 +29,8 @@ CLIP_OF_ANSWERS = 0.05
 LR_HIGH = Rule(
     "learning_rate_high", Grade.STOPS,
     "`learner.lr` is at or above the rate that pre-trains a model of this size, 0.003239 - 0.0001395 ln(weights) "
-    f"(Kaplan et al. 2020, arXiv 2001.08361, eq. D.1; at least 6e-5); from {NEAR_PEAK:g} of it on it slows learning",
+    f"(Kaplan et al. 2020, arXiv 2001.08361, eq. D.1; at least 6e-5; ten times that for adapters); from "
+    f"{NEAR_PEAK:g} of it on it slows learning",
     "lower learner.lr: runs that are known to learn take about a twentieth of that rate or less (1e-6 for billions of "
     "weights, 3e-5 for 135 million)",
 )  # fmt: skip
@@ -132,6 +135,7 @@ def _learner(recipe: Recipe, weights: int | None) -> Iterator[Finding]:
     learner, algorithm = recipe.learner, recipe.algorithm
     updates = recipe.run.steps * algorithm.updates_per_batch * algorithm.epochs
     peak = pretraining_rate(weights or 1)  # of an unknown model: the highest that any size allows
+    peak *= 1 if recipe.model.lora is None else LORA
     if learner.lr >= NEAR_PEAK * peak:
         size = f"a model of {weights / 1e6:.3g} M weights" if weights else "any model"
         kills = learner.lr >= peak
@@ -140,7 +144,7 @@ def _learner(recipe: Recipe, weights: int | None) -> Iterator[Finding]:
             f"scratch, {peak:.1e}: the first steps {'destroy' if kills else 'may destroy'} what it knows",
             grade=Grade.STOPS if kills else Grade.SLOWS,
         )
-    if recipe.model.dtype == "bfloat16" and learner.lr < ROUNDS_AWAY:
+    if recipe.model.dtype == "bfloat16" and recipe.model.lora is None and learner.lr < ROUNDS_AWAY:
         yield LR_LOST.found(
             f"model.dtype = bfloat16 with learner.lr = {learner.lr:g}: most updates of a weight round to nothing"
         )

@@ -269,7 +269,7 @@ SAMPLED: list[tuple[Callable[[Workspace], None], str, str]] = [
     (easy_set_in_pairs, "group_too_small", SLOWS),
     (references_of_other_rows, "none_right", SLOWS),
     (verifier_in_moods, "verifier_disagrees", STOPS),
-    (verifier_that_always_says_one, "all_right", STOPS),
+    (verifier_that_always_says_one, "verifier_always_right", STOPS),
     (cold_sampling, "answers_identical", STOPS),
     (misspelt_stop_string, "stop_never_appears", SLOWS),
     (prompts_that_the_model_answers_by_its_end, "answers_empty", STOPS),

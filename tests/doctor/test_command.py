@@ -24,7 +24,7 @@ SIZES = {
 
 def test_a_report_for_people(clinic: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """Prompts, facts and findings with advice; the exit status is 1 because something stops learning."""
-    assert clinic.run("--no-engine", "learner.lr=0.01", command="doctor") == 1
+    assert clinic.run("learner.lr=0.01", "--no-engine", command="doctor") == 1
     said = capsys.readouterr().out
     assert "prompt 1, as the model reads it\nSay 10\n" in said
     assert "stops learning: 1\n  learning_rate_high: learner.lr = 0.01 is above the rate" in said
@@ -34,7 +34,7 @@ def test_a_report_for_people(clinic: Workspace, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("nosuch.yaml", "'nosuch.yaml' does not exist"), (".", "neither a recipe nor the folder of a run")],
+    [("nosuch.yaml", "'nosuch.yaml' does not exist"), (".", "is no run's folder")],
 )
 def test_what_is_neither_recipe_nor_run(
     target: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -9,9 +9,21 @@ from dataclasses import replace
 import pytest
 
 from rewards import Outcome
-from rlvr.doctor.sampled import answers_wanted, check_sampled, expected_mixed, mixed_share, pass_rate
+from rlvr.doctor.before import without_symptoms
+from rlvr.doctor.sampled import (
+    ALL_CUT,
+    NO_FORMAT,
+    NONE_RIGHT,
+    STOP_UNSEEN,
+    answers_wanted,
+    check_sampled,
+    expected_mixed,
+    mixed_share,
+    pass_rate,
+)
 from rlvr.records import FinishReason
 from rlvr.tasks.templates import Renderer
+from rlvr.watch.finding import Grade
 from tests.builders import make_group, make_recipe, make_rollout
 from tests.helpers import make_tiny_tokenizer
 
@@ -78,10 +90,20 @@ def test_each_share_has_its_rule() -> None:
     assert rules(wrong, wrong, wrong, wrong, finish="length")["all_truncated"] == "stops learning"
     assert rules(right, wrong, dead, right) == {"grading_times_out": "slows learning"}
     assert rules(right, wrong, error, error)["answers_unscored"] == "stops learning"
-    assert rules(*[right] * 7, wrong, size=2)["group_too_small"] == "slows learning"
+    assert rules(*[right] * 9, wrong, size=2)["group_too_small"] == "slows learning"
     assert rules(*[wrong] * 35, right, size=2)["few_groups_teach"] == "slows learning"
 
 
 def test_an_end_of_text_that_ends_nothing() -> None:
     """Tokens 0 and 2 are padding and end of text: answers that go on behind them run past the model's own end."""
     assert rules(Outcome.CORRECT, Outcome.WRONG, first=1) == {"end_token_ignored": "slows learning"}
+
+
+def test_a_symptom_is_left_to_its_cause_which_names_it() -> None:
+    """Answers that are all cut have no format and are not right; a note explains nothing that stops learning."""
+    found = [ALL_CUT.found("1"), NONE_RIGHT.found("2"), NO_FORMAT.found("3"), STOP_UNSEEN.found("4")]
+    kept = without_symptoms(found)
+    assert [one.rule for one in kept] == ["all_truncated", "stop_never_appears"]
+    assert kept[0].evidence == ("explains format_never_right, none_right as well",)
+    milder = [ALL_CUT.found("1", grade=Grade.SLOWS), NONE_RIGHT.found("2")]
+    assert without_symptoms(milder) == milder

@@ -89,6 +89,9 @@ class Chatter:
 
     async def start(self) -> None: ...
 
+    def measured(self) -> dict[str, float]:
+        return {}
+
     async def release(self) -> None: ...
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -43,6 +43,7 @@ class ScriptedServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.token_seconds = token_seconds
         self.config = copy.deepcopy(CONFIG)
+        self.starts = 0
         self.silent = False
         """It accepts connections and does nothing at all, as a stopped process."""
         self.answers: list[tuple[int, str]] = []
@@ -64,6 +65,7 @@ class ScriptedServer:
         self.label, self.weights, self.paused, self.updating = "default", 0.0, False, False
         self.requests: dict[str, asyncio.Event] = {}
         self.silent = self.dead_core = False
+        self.starts += 1
         app = web.Application(middlewares=[self._gate])
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_get("/weight_info", self._weight_info)
@@ -148,7 +150,7 @@ class ScriptedServer:
         return web.json_response({"server_load": len(self.requests)})
 
     async def _server_info(self, request: web.Request) -> web.Response:
-        return web.json_response({"vllm_config": self.config})
+        return web.json_response({"vllm_config": self.config | {"instance_id": str(self.starts)}})
 
     async def _pause(self, request: web.Request) -> web.Response:
         assert request.query["mode"] == "keep"

@@ -66,6 +66,9 @@ class Scripted:
 
     async def start(self) -> None: ...
 
+    def measured(self) -> dict[str, float]:
+        return {}
+
     async def release(self) -> None: ...
 
     async def interrupt(self) -> None:

@@ -304,6 +304,20 @@ def test_an_answer_that_repeats_itself_ends_where_the_detector_says(tied: Pair) 
         assert one.text == TOKENIZER.decode(one.ids, skip_special_tokens=True)
 
 
+def test_speeds_are_measured_by_how_many_requests_run(tied: Pair) -> None:
+    """12 answers of 200 tokens in an engine that runs 8 at a time: 1,600 tokens come 8 at a time, 800 come 4 at a time.
+    The tokens of a size over its speed are its seconds, together no more than there were; it is told once."""
+    tied.engine.measured()
+    start = time.perf_counter()
+    tied.sync.batch(requests(12, LONG))
+    seconds = time.perf_counter() - start
+    found = tied.engine.measured()
+    assert found.keys() <= {f"engine/tokens_per_second/{size}" for size in (1, 2, 4, 8)}
+    spent = [0.9 * tokens / found[f"engine/tokens_per_second/{size}"] for size, tokens in ((8, 1600), (4, 800))]
+    assert sum(spent) <= seconds
+    assert tied.engine.measured() == {}
+
+
 def test_a_cancelled_request_leaves_the_engine(tied: Pair) -> None:
     async def cancelled() -> int:
         tasks = [asyncio.create_task(tied.engine.generate(one)) for one in requests(12, LONG)]

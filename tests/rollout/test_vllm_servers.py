@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from rlvr.rollout.weights import read_manifest
 from tests.rollout.scripted_server import TOLD, ScriptedServer, token
 
 Warned = list[str]
+FOLDER = 1.0
+"""The told value of the model folder's own weights."""
 LENGTH = 10_000
 """Of the servers, longer than any request that is to be still there when a test looks."""
 
@@ -146,8 +149,8 @@ def test_requests_go_where_least_are_in_flight(tiny_tied: Path) -> None:
         assert all(sorted(some) == some for some in priorities)
         long = begin(engine, [request(0, 2000)])
         await until(lambda: bool(fakes[0].requests))
-        await asyncio.gather(*begin(engine, [request(i, 4) for i in range(1, 5)]))
-        assert len(fakes[0].order) == 4
+        await asyncio.gather(*begin(engine, [request(i, 4) for i in range(1, 4)]))
+        assert [len(one.order) for one in fakes] == [3 + 2, 2 + 1, 2 + 1]
         assert not long[0].done()
 
     tell(tiny_tied, story, servers=3)
@@ -274,9 +277,10 @@ def test_a_server_that_does_not_come_back_ends_the_run_with_names_and_ages(tiny_
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         for error in ended:
             assert isinstance(error, EngineDied)
-        text = str(ended[0])
-        assert f"no server for 0.5 s (rollout.engine.wait): {fakes[0].url}: " in text
-        assert "7 requests are pending, the oldest: 'r0' for 1 s, 'r1' for 1 s" in text or "'r0' for 0 s" in text
+        said = [str(error) for error in ended]
+        assert all(f"no server for 0.5 s (rollout.engine.wait): {fakes[0].url}: " in one for one in said)
+        oldest = r"7 requests are pending, the oldest: 'r0' for \d+ s, 'r1' for \d+ s, 'r2'"
+        assert any(re.search(oldest, one) for one in said), said
         with pytest.raises(EngineDied, match="0 requests are pending"):
             await engine.load_weights(Weights(tiny_tied, 0.5), 2)
 
@@ -293,15 +297,12 @@ def test_an_error_of_a_living_server_costs_that_request_alone(tiny_tied: Path) -
         await until(lambda: len(fakes[0].order) == 4)
         fakes[0].answers = [ERROR]
         one = request(9, 5)
-        check([await engine.generate(one)], [one], {-1: 0.0} | {-1: await norm(engine)})
-        check(await asyncio.gather(*tasks), others, {-1: await norm(engine)})
+        check([await engine.generate(one)], [one], {-1: FOLDER})
+        check(await asyncio.gather(*tasks), others, {-1: FOLDER})
         assert len(fakes[0].order) == 5
         assert len(warned) == 1
         assert warned[0].startswith("server_fault: a call is made again: ")
         assert "status 500: EngineGenerateError" in warned[0]
-
-    async def norm(engine: VllmServers) -> float:
-        return -1.0 - (await engine.score([[5, 6]]))[0][1]
 
     tell(tiny_tied, story, servers=1, token_seconds=0.002)
 
@@ -381,8 +382,7 @@ def test_a_dead_engine_core_behind_a_living_server_is_a_lost_server(tiny_tied: P
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
         fakes[0].dead_core = True
         requests = [request(i, 10) for i in range(6)]
-        told = {-1: -1.0 - (await engine.score([[5, 6]]))[0][1]}
-        check(await asyncio.gather(*begin(engine, requests)), requests, told)
+        check(await asyncio.gather(*begin(engine, requests)), requests, {-1: FOLDER})
         assert len(fakes[1].order) >= 6
         assert warned[0].startswith("server_lost: ")
         assert "EngineCore encountered an issue" in warned[0]
@@ -440,11 +440,11 @@ def test_weights_of_another_run_are_replaced_at_the_start(tiny_tied: Path) -> No
         for one in fakes:
             await one.start()
             one.label, one.weights, one.paused = "-1:deadbeef:1", 7.0, True
-            one.requests["generate-tokens-left behind"] = asyncio.Event()
         await engine.start()
         assert all(one.weights != 7.0 and one.label.startswith("-1:") for one in fakes)
         assert fakes[0].label != "-1:deadbeef:1"
         assert not any(one.paused for one in fakes)
+        assert all("/abort_requests" in one.verbs for one in fakes)  # of what that run left in flight
 
     tell(tiny_tied, story, start=False)
 
@@ -620,9 +620,8 @@ def test_a_server_that_dies_while_it_gets_weights_is_lost_like_any_other(tiny_ti
         tasks = begin(engine, requests)
         await until(lambda: all(len(one.order) == 3 for one in fakes))
         fakes[1].dies_at = path
-        before = -1.0 - (await engine.score([[5, 6]]))[0][1] if path != "/pause" else 1.0
         await engine.load_weights(Weights(tiny_tied, 0.5), 1)
-        check(await asyncio.gather(*tasks), requests, {-1: before, 1: 0.5})
+        check(await asyncio.gather(*tasks), requests, {-1: FOLDER, 1: 0.5})
         assert warned[0].startswith(f"server_lost: {fakes[1].url}")
         await fakes[1].start()
         await until(lambda: fakes[1].label == fakes[0].label)

@@ -43,10 +43,10 @@ def processes(child: ServedChild) -> list[psutil.Process]:
     return [server, *server.children(recursive=True)]
 
 
-def agree(learner: Learner, asked: list[list[int]], completions: list[Completion]) -> None:
+def agree(learner: Learner, asked: list[list[int]], completions: list[Completion], within: float = 1e-4) -> None:
     truth = learner.score([[*prompt, *one.ids] for prompt, one in zip(asked, completions, strict=True)])
     sampled = [scores[len(prompt) :] for prompt, scores in zip(asked, truth, strict=True)]
-    assert largest_difference([list(one.behaviour_logprobs) for one in completions], sampled) <= 1e-4
+    assert largest_difference([list(one.behaviour_logprobs) for one in completions], sampled) <= within
 
 
 def test_the_life_of_two_servers(servers: VllmServers, background: Background, tied_learner: Learner) -> None:
@@ -107,7 +107,7 @@ def test_the_life_of_two_servers(servers: VllmServers, background: Background, t
         return list(await asyncio.gather(*tasks))
 
     completions = sync.background.wait(kill_one())
-    agree(learner, prompts(16), completions)
+    agree(learner, prompts(16), completions, within=2e-3)  # 200 tokens, weights twice as large; others are 0.5 away
     assert all(len(one.ids) == 200 and set(one.weight_version) == {3} for one in completions)
     assert "server_lost" in WARNED
     deadline = time.monotonic() + 60

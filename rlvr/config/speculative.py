@@ -1,0 +1,69 @@
+"""Slot ``rollout.engine.speculative``: who proposes tokens that the policy then only has to check.
+
+Proposals change how fast tokens come and not which ones: rejection sampling (2211.17192) leaves the policy's
+distribution as it is. A drafter that learns from the policy would be one more type here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from rlvr.config.base import Section
+
+
+class NgramDrafts(Section):
+    """What followed the same last tokens earlier in prompt and answer: no other model, good where texts repeat."""
+
+    type: Literal["ngram"]
+    tokens: PositiveInt = 4
+    """Most tokens that are proposed at a time."""
+    shortest: PositiveInt = 2
+    """Last tokens that must be the same, at least..."""
+    longest: PositiveInt = 4
+    """...and at most."""
+
+    @model_validator(mode="after")
+    def _range(self) -> NgramDrafts:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest must be at most longest = {self.longest}, got {self.shortest}")
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """vLLM's speculative_config."""
+        return {
+            "method": "ngram", "num_speculative_tokens": self.tokens,
+            "prompt_lookup_min": self.shortest, "prompt_lookup_max": self.longest,
+        }  # fmt: skip
+
+
+class SuffixDrafts(Section):
+    """What followed in this and earlier answers, by suffix trees (SuffixDecoding, 2411.04975); needs the package
+    arctic-inference."""
+
+    type: Literal["suffix"]
+    tokens: PositiveInt = 24
+    """Most tokens that are proposed at a time."""
+
+    def arguments(self) -> dict[str, Any]:
+        """vLLM's speculative_config."""
+        return {"method": "suffix", "num_speculative_tokens": self.tokens}
+
+
+class ModelDrafts(Section):
+    """A smaller model with the policy's vocabulary, or heads on the policy's hidden states (EAGLE, 2401.15077; EAGLE-3,
+    2503.01840). Its weights stay as they are: the further the policy moves, the fewer of its tokens are accepted."""
+
+    type: Literal["draft_model", "eagle", "eagle3"]
+    path: str
+    """A Hugging Face folder or a name on the hub."""
+    tokens: PositiveInt = 3
+    """Tokens that are proposed at a time."""
+
+    def arguments(self) -> dict[str, Any]:
+        """vLLM's speculative_config."""
+        return {"method": self.type, "num_speculative_tokens": self.tokens, "model": self.path}
+
+
+Speculative = Annotated[NgramDrafts | SuffixDrafts | ModelDrafts, Field(discriminator="type")]
