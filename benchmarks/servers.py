@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/quickstart.yaml"
-TIMEOUT = 20.0
+TIMEOUT = 30.0
 """Seconds of silence after which the run gives a server up; the stopped one is silent for twice as long."""
 
 
