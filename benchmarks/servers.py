@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/quickstart.yaml"
-TIMEOUT = 20.0
+TIMEOUT = 30.0
 """Seconds of silence after which the run gives a server up; the stopped one is silent for twice as long."""
 
 
@@ -100,8 +100,10 @@ def make_faults(run: subprocess.Popen[bytes], name: str, folder: Path, servers: 
     servers[1].send(signal.SIGCONT)
 
 
-def report(name: str, folder: Path, seconds: float, status: int) -> list[float]:
-    """Print one run's rewards, warnings and answers; its rewards."""
+def report(name: str, folder: Path, started: float, run: subprocess.Popen[bytes]) -> list[float]:
+    """Wait for a run's end, print its rewards, warnings and answers; its rewards."""
+    status = run.wait()
+    seconds = time.monotonic() - started
     lines = [one for one in lines_of(name, folder) if "reward/mean" in one]
     rewards = [one["reward/mean"] for one in lines]
     warnings = {key: value for key, value in lines[-1].items() if key.startswith("warnings/")} if lines else {}
@@ -128,8 +130,7 @@ def main() -> None:
     if arguments.only in (None, "in-process"):
         started = time.monotonic()
         run = train("in-process", [f"run.steps={arguments.steps}"], processes=1, folder=folder)
-        status = run.wait()
-        found["in-process"] = report("in-process", folder, time.monotonic() - started, status)
+        found["in-process"] = report("in-process", folder, started, run)
     if arguments.only == "in-process":
         return
     servers = [Served(folder, port) for port in arguments.ports]
@@ -139,12 +140,12 @@ def main() -> None:
         if arguments.only in (None, "servers"):
             started = time.monotonic()
             run = train("servers", [engine, f"run.steps={arguments.steps}"], processes=2, folder=folder)
-            found["servers"] = report("servers", folder, time.monotonic() - started, run.wait())
+            found["servers"] = report("servers", folder, started, run)
         if arguments.faults or arguments.only == "faults":
             started = time.monotonic()
             run = train("faults", [engine, f"run.steps={arguments.fault_steps}"], processes=2, folder=folder)
             make_faults(run, "faults", folder, servers)
-            report("faults", folder, time.monotonic() - started, run.wait())
+            report("faults", folder, started, run)
     finally:
         for one in servers:
             one.end()

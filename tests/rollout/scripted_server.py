@@ -90,6 +90,8 @@ class ScriptedServer:
         if request.path == self.dies_at:
             self.dies_at = ""
             self._dying = asyncio.ensure_future(self.die())
+            assert request.transport is not None
+            request.transport.abort()
             await asyncio.sleep(60)
         await self._breathe()
         if self.dead_core and request.path != "/server_info":
