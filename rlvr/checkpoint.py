@@ -28,8 +28,9 @@ from accelerate.utils import broadcast_object_list
 
 from rlvr.state import StateRegister
 
-FORMAT = 2
-"""Version of the layout above. 1: no NumPy random state, nothing about recipe and processes."""
+FORMAT = 3
+"""Version of the layout above. 1: no NumPy random state, nothing about recipe and processes. 2: problems drawn by other
+rules, no groups on their way, no rules that watch. Older ones are models; no run goes on from them."""
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 _NAME = re.compile(r"step_(\d{6,})")
@@ -56,21 +57,9 @@ class Checkpoint:
     format: int = FORMAT
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """What `StateRegister.state_dict` returned, tensors on the CPU; that of an older format as today's would be."""
+        """What `StateRegister.state_dict` returned, tensors on the CPU."""
         state: dict[str, dict[str, Any]] = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
-        for older in range(self.format, FORMAT):
-            _MIGRATIONS[older](state)
         return state
-
-
-def _from_format_1(state: dict[str, dict[str, Any]]) -> None:
-    """NumPy's random state was not saved: None leaves it as it is."""
-    for states in state["learner"]["state"]["random"] if "learner" in state else ():
-        states["numpy"] = None
-
-
-_MIGRATIONS: dict[int, Callable[[dict[str, dict[str, Any]]], None]] = {1: _from_format_1}
-"""From each older format to the next."""
 
 
 def load_latest(

@@ -12,7 +12,17 @@ from typing import Any
 from accelerate import Accelerator
 from pydantic import ValidationError
 
-from rlvr.checkpoint import MANIFEST, Checkpoint, decided_by_main, newest_whole, set_aside, steps_in, verify
+from rlvr.checkpoint import (
+    FORMAT,
+    MANIFEST,
+    Checkpoint,
+    CheckpointError,
+    decided_by_main,
+    newest_whole,
+    set_aside,
+    steps_in,
+    verify,
+)
 from rlvr.config import Recipe, RecipeError
 from rlvr.config.load import nearest
 
@@ -68,7 +78,18 @@ def find_checkpoint(
 
     Raises `RecipeError` where the word does not fit the folder, `CheckpointError` for what is damaged.
     """
-    found: Checkpoint | None = decided_by_main(lambda: _find(recipe, folder, say), accelerator)
+    found: Checkpoint | None = decided_by_main(lambda: _resumable(_find(recipe, folder, say)), accelerator)
+    return found
+
+
+def _resumable(found: Checkpoint | None) -> Checkpoint | None:
+    """The same. Raises `CheckpointError` for an older format."""
+    if found is not None and found.format < FORMAT:
+        raise CheckpointError(
+            f"{found.path} has format {found.format}, runs go on from format {FORMAT}: an older rlvr wrote it, which "
+            "drew its problems by other rules. Finish the run with that one, or start anew from its weights under "
+            f"another name: name=... model.path={found.path}"
+        )
     return found
 
 
@@ -116,12 +137,8 @@ def check_recipe(recipe: Recipe, found: Checkpoint, accelerator: Accelerator, sa
 
     Raises `RecipeError` with all keys that may not differ.
     """
-    saved = found.extra.get("recipe")  # written since format 2
-    if saved is None:
-        say(f"{found.path.name} does not say which recipe wrote it: this one is taken to be the same")
-        return
     refused = []
-    for key, (old, new) in differences(saved, recipe).items():
+    for key, (old, new) in differences(found.extra["recipe"], recipe).items():
         note = None if key in FIXED else _note(key)
         line = f"  {key}: {_shown(old)} -> {_shown(new)}"
         if note is None:

@@ -187,10 +187,10 @@ def test_a_checkpoint_of_another_format_is_refused_by_name(
     tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register, _ = register_of(a={"x": 1})
-    monkeypatch.setattr("rlvr.saver.FORMAT", 3)
+    monkeypatch.setattr("rlvr.saver.FORMAT", 4)
     save(tmp_path, 5, policy(), register, accelerator)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="step_000005 has format 3, this rlvr reads 1 to 2"):
+    with pytest.raises(CheckpointError, match="step_000005 has format 4, this rlvr reads 1 to 3"):
         load_latest(tmp_path, nothing_said, accelerator)
 
 

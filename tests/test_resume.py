@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -170,29 +169,33 @@ def test_a_damaged_checkpoint_is_passed_over_or_stops_the_run(
     assert steps(work) == [1, 2, 3]
 
 
-def to_format_1(path: Path) -> None:
-    """A checkpoint as rlvr wrote it before it kept NumPy's random state, recipe and processes."""
+def to_format_2(path: Path) -> None:
+    """A checkpoint as rlvr wrote it before a run kept the groups on their way."""
     state = torch.load(path / "state.pt", weights_only=True)
-    for states in state["learner"]["state"]["random"]:
-        del states["numpy"]
+    del state["rollouts"], state["watch"]
     torch.save(state, path / "state.pt")
     manifest = json.loads((path / "manifest.json").read_bytes())
     del manifest["sha256"]
-    manifest |= {"format": 1, "extra": {}}
+    manifest |= {"format": 2}
     manifest["files"]["state.pt"] = checkpoint.sha256(path / "state.pt")
     (path / "manifest.json").write_bytes(manifest_bytes(manifest))
 
 
-def test_a_checkpoint_of_the_first_format_is_migrated(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """It goes on to the same weights, and says that it cannot compare recipes."""
-    assert work.run() == 0
-    shutil.copytree(work.results(), work.results("old"))
-    to_format_1(work.results("old") / "checkpoints/step_000002")
-    assert work.run("run.steps=3") == 0
+def test_a_checkpoint_of_an_older_format_is_refused_by_name_and_still_a_model(
+    work: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is changed; the message says how its weights are of use, and they are."""
+    assert work.run("run.steps=1") == 0
+    path = work.results() / "checkpoints/step_000001"
+    to_format_2(path)
     capsys.readouterr()
-    assert work.run("name=old", "run.steps=3") == 0
-    assert "step_000002 does not say which recipe wrote it" in capsys.readouterr().out
-    assert_same_weights(work.weights("old"), work.weights())
+    assert work.run() == 1
+    said = " ".join(capsys.readouterr().err.split())
+    for part in ("step_000001 has format 2", "go on from format 3", "name=... model.path="):
+        assert part in said
+    with elsewhere(work.folder):
+        assert main(["export", "runs/run", "out"]) == 0
+    assert work.run("name=anew", "run.steps=1", "model.path=runs/run/checkpoints/step_000001") == 0
 
 
 def test_the_problems_themselves_may_not_change(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

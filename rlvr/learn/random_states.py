@@ -24,11 +24,10 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Go on as the process did that `random_states` was called in; None for NumPy leaves that one as it is."""
+    """Go on as the process did that `random_states` was called in."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
-    if states["numpy"] is not None:
-        kind, keys, *rest = states["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
