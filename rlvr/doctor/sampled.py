@@ -40,7 +40,9 @@ ALL_CUT = Rule(
     "with",
 )  # fmt: skip
 OFTEN_CUT = Rule(
-    "often_truncated", Grade.SLOWS, f"at least {CUT_OFTEN:.0%} of the answers are cut at the limit and not right",
+    "often_truncated", Grade.SLOWS,
+    f"at least {CUT_OFTEN:.0%} of the answers are cut at the limit and not right; a note where at least {MIXED:.0%} of "
+    "the groups are expected to have different rewards: a policy that is compared learns to be brief",
     "raise rollout.max_new_tokens, or set template.stop to what answers end with",
 )  # fmt: skip
 STOP_UNSEEN = Rule(
@@ -153,7 +155,7 @@ def check_sampled(
 ) -> Iterator[Finding]:
     """Findings over the answers of a few groups, each of `answers_wanted` answers."""
     rollouts = [one for group in groups for one in group.rollouts]
-    yield from _ends(recipe, rollouts, renderer)
+    yield from _ends(recipe, groups, rollouts, renderer)
     yield from _tokens(groups, rollouts, renderer, tokenizer)
     yield from _machinery(recipe, rollouts)
     if rewards_teach(recipe):
@@ -189,7 +191,9 @@ def shown(rollouts: Sequence[Rollout], count: int = 2) -> list[str]:
     return lines
 
 
-def _ends(recipe: Recipe, rollouts: Sequence[Rollout], renderer: Renderer) -> Iterator[Finding]:
+def _ends(
+    recipe: Recipe, groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout], renderer: Renderer
+) -> Iterator[Finding]:
     limit = recipe.rollout.max_new_tokens
     cut = [one for one in rollouts if one.is_truncated]
     lost = [one for one in cut if is_correct(one) is not True]
@@ -200,10 +204,11 @@ def _ends(recipe: Recipe, rollouts: Sequence[Rollout], renderer: Renderer) -> It
             evidence=shown(cut), grade=Grade.SLOWS if some_right else Grade.STOPS,
         )  # fmt: skip
     elif len(lost) >= CUT_OFTEN * len(rollouts):
+        learns = expected_mixed(groups, recipe.rollout.group_size) >= MIXED
         yield OFTEN_CUT.found(
             f"{_of(lost, rollouts)} answers are cut at rollout.max_new_tokens = {limit} without being right",
-            evidence=shown(lost),
-        )
+            evidence=shown(lost), grade=Grade.NOTE if learns else Grade.SLOWS,
+        )  # fmt: skip
     unseen = [stop for stop in renderer.stop if not any(stop in one.text for one in rollouts)]
     # answers that are cut before they say anything are too short for a stop string, not without one
     finished = [one for one in cut if any(verdict.outcome not in _FORMLESS for verdict in one.verdicts.values())]

@@ -94,6 +94,24 @@ def test_each_share_has_its_rule() -> None:
     assert rules(*[wrong] * 35, right, size=2)["few_groups_teach"] == "slows learning"
 
 
+def test_half_of_the_answers_cut_is_a_note_where_groups_still_teach() -> None:
+    """Four of eight answers are cut and wrong: with a right one among them every group compares; with none, nothing."""
+
+    def found(right: bool) -> dict[str, str]:
+        recipe, tokenizer = make_recipe(), make_tiny_tokenizer()
+        outcomes = [Outcome.CORRECT if right and i == 7 else Outcome.WRONG for i in range(8)]
+        rollouts = [
+            make_rollout(one, sample=i, finish="length" if i < 4 else "stop", tokens=3 + i)
+            for i, one in enumerate(outcomes)
+        ]
+        groups = [make_group(*rollouts, problem=f"p{number}") for number in range(8)]
+        all_ = check_sampled(recipe, groups, Renderer(recipe.template, tokenizer), tokenizer)
+        return {one.rule: one.grade.value for one in all_}
+
+    assert found(right=True)["often_truncated"] == "note"
+    assert found(right=False)["often_truncated"] == "slows learning"
+
+
 def test_an_end_of_text_that_ends_nothing() -> None:
     """Tokens 0 and 2 are padding and end of text: answers that go on behind them run past the model's own end."""
     assert rules(Outcome.CORRECT, Outcome.WRONG, first=1) == {"end_token_ignored": "slows learning"}
