@@ -66,6 +66,17 @@ class Saver:
         self._settings, self._warn = settings, warn
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="rlvr-checkpoint")
         self._pending: Future[str | None] | None = None
+        if accelerator.is_main_process:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Set the links, and remove what is not to be kept: a kill behind a checkpoint may have come before that."""
+        if found := steps_in(self._root):
+            try:
+                _point(self._root, "latest", found[0][1].name)
+                self._prune()
+            except OSError as error:
+                self._warn("checkpoint_links", f"{self._root} cannot be tidied: {error}")
 
     def save(self, step: int, take_policy: Callable[[bool], Callable[[Path], None]], extra: Mapping[str, Any]) -> None:
         """Begin to write the checkpoint of `step`; where nothing goes on beside it, end it too.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,26 @@ def test_a_damaged_checkpoint_is_passed_over_or_stops_the_run(
     assert "it is set aside as step_000003.damaged" in " ".join(capsys.readouterr().out.split())
     assert_same_weights(work.weights(), weights)
     assert steps(work) == [1, 2, 3]
+
+
+def test_a_kill_between_a_checkpoint_and_its_links_leaves_nothing_wrong(work: Workspace) -> None:
+    """The same command, which finds nothing left to do, sets the links and removes what is not kept any more."""
+    work.recipe["run"] |= {"keep": 1, "keep_best": {"metric": "reward/mean"}}
+    assert work.run() == 0
+    root = work.results() / "checkpoints"
+    names = {link: os.readlink(root / link) for link in ("latest", "best")}
+    last = root / names["latest"]
+    shutil.copytree(last, root / "step_000001", dirs_exist_ok=True)  # one that was to be removed
+    manifest = json.loads((root / "step_000001/manifest.json").read_bytes())
+    del manifest["sha256"]
+    manifest |= {"step": 1, "extra": manifest["extra"] | {"metrics": {}}}
+    (root / "step_000001/manifest.json").write_bytes(manifest_bytes(manifest))
+    for link in names:
+        (root / link).unlink()
+        (root / link).symlink_to("step_000001")
+    assert work.run() == 0
+    assert {link: os.readlink(root / link) for link in names} == names
+    assert not (root / "step_000001").exists()
 
 
 def to_format_2(path: Path) -> None:
