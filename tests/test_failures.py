@@ -80,7 +80,7 @@ def trouble(work: Workspace, *references: str) -> None:
     work.recipe["rewards"] = {
         "terms": [{"name": "trouble", "verifier": "trouble:Trouble"}], "timeout": 0.5, "memory_mb": 200,
     }  # fmt: skip
-    work.recipe["problems"]["order"] = "as_given"
+    work.recipe["problems"]["sampler"] = {"type": "as_given"}
 
 
 def assert_whole(work: Workspace, *steps: int) -> None:

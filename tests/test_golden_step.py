@@ -252,7 +252,7 @@ def make_workspace(folder: Path, golden: Golden, name: str) -> Workspace:
         {"name": "brief", "verifier": "grader:Brief", "weight": 0.5},
     ]
     work.recipe["rewards"]["timeout"] = 30.0
-    work.recipe["problems"]["order"] = "as_given"
+    work.recipe["problems"]["sampler"] = {"type": "as_given"}
     work.recipe["rollout"] |= {
         "prompts_per_step": 3, "max_new_tokens": 20, "temperature": 0.8, "workflow": "tests.recorded:replay",
     }  # fmt: skip
