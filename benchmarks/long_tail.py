@@ -23,26 +23,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from tokenizers import AddedToken
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from recipes.base_models import TAGS, _operands, _tokenizer, worked_solution
-from rlvr.config import Learner as LearnerConfig
-from rlvr.config import Model, Recipe, Schedule
-from rlvr.learn.update import Learner
+from recipes.base_models import SFT_BATCH, TAGS, fine_tuned_llama, operands_of, reasoning_tokenizer, worked_solution
+from rlvr.config import Recipe
 from rlvr.records import Problem
 from rlvr.run_log import read_metrics
-from rlvr.sft import Example, fit, to_samples
+from rlvr.sft import Example
 from rlvr.tasks.sources import load_problems
-from rlvr.tasks.templates import Renderer
 
 MEDIAN, RATIO = 40, 8
 """Of the tokens of an answer: the median, and the 95th percentile over it."""
 REASONING = 22
 """Tokens of a worked addition without any filler."""
-SFT_STEPS, SFT_BATCH = 1200, 32
+SFT_STEPS = 1200
 SKIPPED = 3
 """Steps that are not counted: the pipelines fill."""
 
@@ -65,40 +59,17 @@ def filler(rng: random.Random) -> str:
 
 def rambler(recipe: Recipe) -> None:
     """The base model: quickstart's, which has learned to ramble first."""
-    folder, seed = Path(recipe.model.path), 0
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
+    rng = random.Random(0)
     problems: Sequence[Problem] = load_problems(recipe.problems.train)
     drawn = [rng.choice(problems) for _ in range(SFT_STEPS * SFT_BATCH)]
     examples = []
     for one in drawn:
-        solution = worked_solution(*_operands(one), rng)
+        solution = worked_solution(*operands_of(one), rng)
         examples.append(Example(one, solution.replace(TAGS[0], TAGS[0] + filler(rng), 1)))
-    texts = [f"User: {one.prompt} Assistant:{worked_solution(*_operands(one), rng)}" for one in drawn[:2000]]
-    tokenizer = _tokenizer(texts)
+    texts = [f"User: {one.prompt} Assistant:{worked_solution(*operands_of(one), rng)}" for one in drawn[:2000]]
+    tokenizer = reasoning_tokenizer(texts)
     tokenizer.add_tokens([AddedToken(f" h{power}", normalized=False) for power in range(10)])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=3,
-        num_key_value_heads=3, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    building = folder.with_name(folder.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    LlamaForCausalLM(config).save_pretrained(building)
-    tokenizer.save_pretrained(building)
-    learner = Learner(
-        Model(path=str(building)),
-        LearnerConfig(lr=5e-3, schedule=Schedule(type="cosine", warmup_steps=20, final=0.05), micro_batch_tokens=16384),
-        recipe.algorithm, total_updates=SFT_STEPS, temperature=1.0, accelerator=Accelerator(),
-    )  # fmt: skip
-    samples = to_samples(examples, Renderer(recipe.template, tokenizer), tokenizer)
-
-    def report(step: int, metrics: dict[str, float]) -> None:
-        if step % 100 == 0:
-            print(f"  fine-tuning step {step}/{SFT_STEPS}: loss {metrics['update/loss']:.3f}", flush=True)
-
-    fit(learner, samples, steps=SFT_STEPS, batch_size=SFT_BATCH, seed=seed, report=report, save_to=building)
-    building.replace(folder)
+    fine_tuned_llama(recipe, tokenizer, examples, steps=SFT_STEPS, positions=1024, seed=0)
 
 
 def measure(schedule: str, seed: int, steps: int) -> dict[str, Any]:

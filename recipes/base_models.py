@@ -53,17 +53,18 @@ def worked_solution(a: int, b: int, rng: random.Random) -> str:
 def _examples(problems: Sequence[Problem], count: int, seed: int) -> list[Example]:
     rng = random.Random(seed)
     drawn = [rng.choice(problems) for _ in range(count)]
-    return [Example(one, worked_solution(*_operands(one), rng)) for one in drawn]
+    return [Example(one, worked_solution(*operands_of(one), rng)) for one in drawn]
 
 
-def _operands(problem: Problem) -> tuple[int, int]:
+def operands_of(problem: Problem) -> tuple[int, int]:
+    """The two numbers of an addition. Raises `ValueError` for any other problem."""
     found = re.search(r"(\d+)\+(\d+)", str(problem.prompt))
     if found is None:
         raise ValueError(f"{problem.id}: the worked solutions are additions, the prompt is {problem.prompt!r}")
     return int(found[1]), int(found[2])
 
 
-def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def reasoning_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE in which each digit and each tag is a token; padding is not the end of text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -87,31 +88,42 @@ def tiny_adder(recipe: Recipe) -> None:
 
     Only problems that the recipe trains on are seen; its eval sets stay new to the model.
     """
-    folder, seed = Path(recipe.model.path), recipe.run.seed
-    torch.manual_seed(seed)
+    seed = recipe.run.seed
     examples = _examples(load_problems(recipe.problems.train), SFT_STEPS * SFT_BATCH, seed)
-    tokenizer = _tokenizer([f"User: {one.problem.prompt} Assistant:{one.completion}" for one in examples[:2000]])
+    tokenizer = reasoning_tokenizer(
+        [f"User: {one.problem.prompt} Assistant:{one.completion}" for one in examples[:2000]]
+    )
+    fine_tuned_llama(recipe, tokenizer, examples, steps=SFT_STEPS, positions=512, seed=seed)
+
+
+def fine_tuned_llama(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], *, steps: int, positions: int,
+    seed: int,
+) -> None:  # fmt: skip
+    """A Llama of 0.4 million weights, fine-tuned on the examples, as the recipe's model folder."""
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=3,
-        num_key_value_heads=3, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
+        num_key_value_heads=3, max_position_embeddings=positions, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
+    folder = Path(recipe.model.path)
     building = folder.with_name(folder.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
+    torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(building)
     tokenizer.save_pretrained(building)
     learner = Learner(
         Model(path=str(building)),
         LearnerConfig(lr=5e-3, schedule=Schedule(type="cosine", warmup_steps=20, final=0.05), micro_batch_tokens=16384),
-        recipe.algorithm, total_updates=SFT_STEPS, temperature=1.0, accelerator=Accelerator(),
+        recipe.algorithm, total_updates=steps, temperature=1.0, accelerator=Accelerator(),
     )  # fmt: skip
     samples = to_samples(examples, Renderer(recipe.template, tokenizer), tokenizer)
 
     def report(step: int, metrics: dict[str, float]) -> None:
         if step % 100 == 0:
-            print(f"  fine-tuning step {step}/{SFT_STEPS}: loss {metrics['update/loss']:.3f}", flush=True)
+            print(f"  fine-tuning step {step}/{steps}: loss {metrics['update/loss']:.3f}", flush=True)
 
-    fit(learner, samples, steps=SFT_STEPS, batch_size=SFT_BATCH, seed=seed, report=report, save_to=building)
+    fit(learner, samples, steps=steps, batch_size=SFT_BATCH, seed=seed, report=report, save_to=building)
     building.replace(folder)
 
 

@@ -8,7 +8,7 @@ while the learner computes, and in the age (weight versions) that a trained toke
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -19,10 +19,11 @@ Beyond = Literal["wait", "drop", "mask"]
 ``drop``: groups that have passed it are thrown away and counted; ``mask``: their tokens beyond it are not trained."""
 
 
-class Synchronous(Section):
-    """The engine samples a whole step, then the learner trains it."""
+class _Schedule(Section):
+    """What the rollout side asks any schedule."""
 
-    type: Literal["synchronous"] = "synchronous"
+    overlaps: ClassVar[bool] = False
+    """True where the engine goes on sampling while the learner computes."""
 
     def in_flight(self, prompts: int) -> int:
         """Problems that are on their way while the learner waits for `prompts` groups."""
@@ -38,38 +39,26 @@ class Synchronous(Section):
         """What happens at the bound."""
         return "wait"
 
-    @property
-    def overlaps(self) -> bool:
-        """True where the engine goes on sampling while the learner computes."""
-        return False
+
+class Synchronous(_Schedule):
+    """The engine samples a whole step, then the learner trains it."""
+
+    type: Literal["synchronous"] = "synchronous"
 
 
-class OneStepAhead(Section):
+class OneStepAhead(_Schedule):
     """While the learner trains a step, the engine samples the next with the weights of the one before."""
 
     type: Literal["ahead"]
-
-    def in_flight(self, prompts: int) -> int:
-        """Problems that are on their way while the learner waits for `prompts` groups."""
-        return prompts
+    overlaps: ClassVar[bool] = True
 
     @property
     def bound(self) -> int:
-        """Most versions that a trained token may be older than the policy that trains on it."""
+        """One: the next step's answers are sampled before this step's update."""
         return 1
 
-    @property
-    def past_bound(self) -> Beyond:
-        """What happens at the bound."""
-        return "wait"
 
-    @property
-    def overlaps(self) -> bool:
-        """True where the engine goes on sampling while the learner computes."""
-        return True
-
-
-class _Bounded(Section):
+class _Bounded(_Schedule):
     """A schedule in which an answer may live through several versions."""
 
     oversample: Annotated[float, Field(ge=1.0)] = 2.0
@@ -113,25 +102,16 @@ class Partial(_Bounded):
     """Most tokens that an answer grows by at a time (Kimi's budget), so that where answers are cut depends on nothing
     but token counts; None cuts them at the moment at which enough groups have finished (APRIL)."""
 
-    @property
-    def overlaps(self) -> bool:
-        """True where the engine goes on sampling while the learner computes."""
-        return False
-
 
 class Asynchronous(_Bounded):
     """The engine never stops; new weights reach it in the middle of answers (AReaL, 2505.24298; PipelineRL,
     2509.19128)."""
 
     type: Literal["asynchronous"]
+    overlaps: ClassVar[bool] = True
     cache: Literal["keep", "recompute"] = "keep"
     """What new weights do to the keys and values of answers under way: those of the old weights are kept (PipelineRL),
     or computed again with the new ones (AReaL)."""
-
-    @property
-    def overlaps(self) -> bool:
-        """True where the engine goes on sampling while the learner computes."""
-        return True
 
 
 Schedule = Annotated[Synchronous | OneStepAhead | Partial | Asynchronous, Field(discriminator="type")]

@@ -71,11 +71,11 @@ class Buffer:
         buffer; None where the learner has to wait: there are too few, or under ``beyond: wait`` those that are left
         could not all be trained before their deadlines, ``prompts`` of them a step."""
         finished = [one for one in self.pending if one.group is not None]
+        if len(finished) < count:
+            return None
         if self._schedule.past_bound == "wait":
             finished.sort(key=self._deadline)  # stable: the earliest drawn first among equals
         chosen = finished[:count]
-        if len(chosen) < count:
-            return None
         names = {one.order for one in chosen}
         left = [one for one in self.pending if one.order not in names]
         if self._schedule.past_bound == "wait":

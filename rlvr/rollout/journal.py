@@ -36,9 +36,10 @@ class Journal:
     graded: dict[str, list[Graded]] = field(default_factory=dict)
 
     def oldest(self) -> int | None:
-        """The least weight version of all tokens; None if there are none."""
-        return min((version for parts in self.pieces.values() for one in parts for version in one.weight_version),
-                   default=None)  # fmt: skip
+        """The least weight version of all tokens; None if there are none. An engine's versions only rise, so a piece
+        begins with its oldest: this is asked at each end of an answer, and must not read every token."""
+        parts = (one for parts in self.pieces.values() for one in parts)
+        return min((one.weight_version[0] for one in parts if one.weight_version), default=None)
 
     def tokens(self) -> int:
         """Tokens sampled so far."""
