@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from rlvr.records import Completion, FinishReason, Request, Sampling
+from rlvr.rollout.drawing import draw, next_number
 from rlvr.rollout.engine import EngineError
 from rlvr.rollout.repetition import repeats
 from rlvr.rollout.text import answer_text, check_fits, check_lengths
@@ -244,12 +245,17 @@ class _Draw(LogitsProcessor):
         for sampling in {_shape(row.request.sampling): row.request.sampling for row in self.rows}.values():
             same = [i for i, row in enumerate(self.rows) if _shape(row.request.sampling) == _shape(sampling)]
             logprobs[same] = processed_logprobs(input_ids[same], scores[same].float(), sampling)
+        numbers = torch.zeros(len(self.rows), dtype=torch.float64)
+        for i, row in enumerate(self.rows):
+            if row.finish_reason is None and row.request.sampling.temperature != 0:
+                numbers[i] = next_number(row.noise)
+        drawn, likeliest = draw(logprobs.cpu(), numbers).tolist(), logprobs.argmax(-1).tolist()
         chosen = torch.full_like(scores, -torch.inf)
         for i, row in enumerate(self.rows):
             if row.finish_reason is not None:
                 chosen[i, 0] = 0.0
                 continue
-            token = _draw(logprobs[i].cpu(), row)
+            token = likeliest[i] if row.request.sampling.temperature == 0 else drawn[i]
             row.ids.append(token)
             row.logprobs.append(float(logprobs[i, token]))
             chosen[i, token] = 0.0
@@ -258,14 +264,6 @@ class _Draw(LogitsProcessor):
 
 def _shape(sampling: Sampling) -> tuple[float, ...]:
     return sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
-
-
-def _draw(logprobs: Tensor, row: _Row) -> int:
-    """The Gumbel-max trick in its exponential form: argmax of log p - log E, E exponential, is a draw from p."""
-    if row.request.sampling.temperature == 0:
-        return int(logprobs.argmax())
-    waiting = torch.empty(logprobs.shape, dtype=torch.float64).exponential_(generator=row.noise)
-    return int((logprobs.double() - waiting.log()).argmax())
 
 
 def processed_logprobs(ids: Tensor, logits: Tensor, sampling: Sampling) -> Tensor:

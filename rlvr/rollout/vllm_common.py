@@ -15,6 +15,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 FILE_BACKEND = "rlvr_file"
 CUDA_BACKEND = "rlvr_ipc"
 NCCL_BACKEND = "nccl"
+CPU_KERNELS = "rlvr_cpu"
 WORKER_EXTENSION = "rlvr.rollout.vllm_worker.WorkerExtension"
 INLINE_EXECUTOR = "rlvr.rollout.vllm_worker.InlineExecutor"
 PARENT_VARIABLE = "RLVR_PARENT_PID"
@@ -68,6 +69,8 @@ class VllmSettings:
         if on_cpu:
             arguments["kv_cache_memory_bytes"] = int(self.kv_cache_gib * 2**30)
             arguments["weight_transfer_config"] = {"backend": FILE_BACKEND}
+            if self.enforce_eager:  # a compiler would fuse the plain operators better
+                arguments["ir_op_priority"] = {"rms_norm": [CPU_KERNELS], "fused_add_rms_norm": [CPU_KERNELS]}
             if self.tensor_parallel == 1:
                 arguments["distributed_executor_backend"] = INLINE_EXECUTOR
         else:

@@ -32,6 +32,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine, IPCWeightTransferUpdateInfo
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from rlvr.rollout.vllm_common import CUDA_BACKEND, FILE_BACKEND, PARENT_VARIABLE
@@ -151,6 +152,8 @@ def _exists(process: int) -> bool:
 
 
 def _install(registry: Any = WeightTransferEngineFactory) -> None:
+    if current_platform.is_cpu():
+        import rlvr.rollout.vllm_cpu_kernels  # noqa: F401 (its import is what it does)
     registry.register_engine(FILE_BACKEND, FileTransfer)
     registry.register_engine(CUDA_BACKEND, CudaTransfer)
     parent = os.environ.get(PARENT_VARIABLE)

@@ -13,6 +13,7 @@ import torch
 
 from rlvr.records import Completion, RepetitionStop, Request, Sampling
 from rlvr.rollout.background import Background
+from rlvr.rollout.drawing import draw, next_number
 from rlvr.rollout.engine import EngineError
 from rlvr.rollout.freshness import distance, parameter_groups, self_test
 from rlvr.rollout.hf_engine import processed_logprobs
@@ -132,6 +133,21 @@ def test_a_request_alone_gets_what_it_gets_in_a_batch(tied: Pair) -> None:
 def test_seeds_decide_the_draw(tied: Pair) -> None:
     drawn = {tied.sync.one(prompts(1)[0], FREE, seed).ids for seed in (1, 2, 3, 2**31 - 1, 1)}
     assert len(drawn) == 4
+
+
+def test_a_token_is_the_one_that_the_requests_number_falls_on(both: Pair) -> None:
+    """Theorem: token t of a request is where the t-th number of its seed falls among transformers' probabilities."""
+    for seed, prompt in enumerate(prompts(6)):
+        noise, ids = torch.Generator().manual_seed(seed), list(prompt)
+        for _ in range(12):
+            ids.append(int(draw(both.learner.logprobs(ids)[-1:], next_number(noise)[None])))
+        sampled = both.sync.one(prompt, Sampling(max_new_tokens=12), seed)
+        assert list(sampled.ids) == ids[len(prompt) :]
+
+
+def test_the_engine_takes_the_quick_kernels(tied: Pair) -> None:
+    """vLLM says in its log which of an operator's kernels it prefers."""
+    assert "fused_add_rms_norm=['rlvr_cpu', 'native']" in tied.engine.log_file.read_text()
 
 
 def test_in_flight_requests_carry_the_version_of_each_token(both: Pair) -> None:
