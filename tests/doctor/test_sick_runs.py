@@ -102,7 +102,8 @@ def test_answers_that_grow_because_length_is_paid_for(work: Workspace) -> None:
 
 
 def test_groups_of_two_on_easy_problems(work: Workspace) -> None:
-    found = diagnosis(graded_by(work, "Near"), "rollout.group_size=2", "rollout.prompts_per_step=16", "run.steps=6")
+    """Three steps: in six the model solves nearly all, and then it is no fault that groups agree."""
+    found = diagnosis(graded_by(work, "Near"), "rollout.group_size=2", "rollout.prompts_per_step=16", "run.steps=3")
     assert found == ["no_variance"]
 
 
