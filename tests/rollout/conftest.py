@@ -36,6 +36,14 @@ class Learner:
             [0.0, *self.logprobs(ids)[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist()] for ids in sequences
         ]
 
+    def rounding(self, sequences: Sequence[Sequence[int]]) -> float:
+        """By how much float32 itself errs in `score`: its largest distance from the same in float64."""
+        ours = self.score(sequences)
+        self.model.double()
+        exact = self.score(sequences)
+        self.model.float()  # as it was: each float32 number is one in float64
+        return max(abs(a - b) for x, y in zip(ours, exact, strict=True) for a, b in zip(x, y, strict=True))
+
     def logprobs(self, ids: Sequence[int]) -> Tensor:
         """[T, V] for each position the log-probabilities of the next token."""
         return self.model(torch.tensor([list(ids)])).logits[0].log_softmax(-1)

@@ -71,7 +71,8 @@ def tied(vllm_tied: VllmEngine, background: Background, tied_learner: Learner) -
 
 def test_logprobs_agree_before_and_after_every_group_of_weights_has_moved(both: Pair) -> None:
     """Float32: sampled and scored log-probabilities are transformers' own to 1e-4, for the first weights and for those
-    of syncs after which one group at a time, then all, visibly differ; a kept old copy of any group would show."""
+    of syncs after which one group at a time, then all, visibly differ; a kept old copy of any group would show. Where
+    the weights have become so wild that float32 errs by more than a third of that, three times its error counts."""
     groups = parameter_groups(both.learner.parameters)
     assert set(groups) - {"head"} == {"embedding", "norms", "qkv", "o", "mlp"}
     assert ("head" in groups) == ("lm_head.weight" in both.learner.parameters)
@@ -81,10 +82,11 @@ def test_logprobs_agree_before_and_after_every_group_of_weights_has_moved(both: 
         both.sync.load_weights(both.learner.weights(), version)
         completions = both.sync.batch(requests(8, FREE))
         sequences = [[*prompt, *one.ids] for prompt, one in zip(prompts(8), completions, strict=True)]
-        truth = both.learner.score(sequences)
-        assert largest_difference(both.sync.score(sequences), truth) <= 1e-4
+        truth, allowed = both.learner.score(sequences), max(1e-4, 3 * both.learner.rounding(sequences))
+        assert allowed < 2e-3
+        assert largest_difference(both.sync.score(sequences), truth) <= allowed
         sampled = [truth[i][len(prompts(8)[i]) :] for i in range(8)]
-        assert largest_difference([list(one.behaviour_logprobs) for one in completions], sampled) <= 1e-4
+        assert largest_difference([list(one.behaviour_logprobs) for one in completions], sampled) <= allowed
         if names:
             assert distance(both.learner.score(prompts(8)), before) >= 0.5
         assert {v for one in completions for v in one.weight_version} == {version}
