@@ -23,11 +23,11 @@ def test_training_from_a_part_of_the_vocabulary_has_ratios_of_the_learner_alone(
 
 
 def test_answers_that_repeat_themselves_end_in_training_and_not_in_an_evaluation(workspace: Workspace) -> None:
-    """Two tokens to choose from: most answers soon hold one token three times in a row. Each that ended so does end
+    """Two tokens to choose from: many answers soon hold one token twice in a row. Each that ended so does end
     so, was shaped by the penalty, and the evaluation's answers are all of full length or stopped."""
     workspace.write_problems([{"problem": f"Say {i}", "answer": "aeiou 13579"} for i in range(6)], "eval.jsonl")
     workspace.recipe["problems"]["eval"] = [{"name": "held_out", "source": {"type": "jsonl", "path": "eval.jsonl"}}]
-    workspace.recipe["rollout"] |= {"top_k": 2, "repetition": {"longest": 1, "count": 3}}
+    workspace.recipe["rollout"] |= {"top_k": 2, "repetition": {"longest": 1, "count": 2}}
     workspace.recipe["algorithm"] = {
         "filter": {"type": "keep"}, "shaping": [{"type": "repetition_stop", "penalty": 0.5}]
     }  # fmt: skip
@@ -37,7 +37,7 @@ def test_answers_that_repeat_themselves_end_in_training_and_not_in_an_evaluation
     rollouts = workspace.rollouts()
     ended = [one["ids"] for one in rollouts if one["finish_reason"] == "repetition"]
     assert 0 < len(ended) < len(rollouts)
-    assert all(len(ids) < 12 and len(set(ids[-3:])) == 1 for ids in ended)
+    assert all(len(ids) < 12 and len(set(ids[-2:])) == 1 for ids in ended)
     assert line["finish/repetition"] == len(ended) / len(rollouts)
     assert line["reward/shaping"] == pytest.approx(-0.5 * len(ended) / len(rollouts))
     assert start["eval/held_out/truncated"] > 0.5

@@ -37,10 +37,10 @@ class AlwaysOne(Anything):
 
 
 class AlmostAlwaysOne(Anything):
-    """Easy: only answers that end with a 3 are wrong."""
+    """Easy: of the 24 numbers only 23 and 33 are wrong."""
 
     def grade(self, completion, reference):
-        return said("3 </answer>" not in completion)
+        return said("23 </answer>" not in completion and "33 </answer>" not in completion)
 
 
 class Coin(Anything):
