@@ -219,19 +219,21 @@ class TrainingSample:
 class SharedPrompts:
     """Where the samples of a micro-batch are whose prompts stand once; see `rlvr.learn.shared_prompts`.
 
-    N positions in one row stand for R samples of at most L positions.
+    N positions in one row stand for samples of at most L positions.
     """
 
     rows: Int[Tensor, "R L"]
-    """For each position of each sample its place among the N; 0 on padding."""
+    """For each position of each sample, and below the samples of each shared prompt alone, its place among the N; 0 on
+    padding."""
     owners: Int[Tensor, " N"]
-    """For each of the N its place in the flattened rows; a shared one's is in the first of its samples."""
-    groups: tuple[tuple[int, int, int, int], ...]
-    """(first row, end row, first place, length) of each prompt that several rows share."""
+    """For each of the N its place in the flattened rows; a shared one's is in its prompt's row."""
+    blocks: Int[Tensor, "_ 5"]
+    """(first row, end row, first place, shared, length): rows of at most ``length`` positions, which all begin with the
+    ``shared`` ones from ``first place`` on. The prompts' rows share nothing. Always on the CPU."""
 
     def to(self, device: torch.device | str) -> SharedPrompts:
         """The same on `device`."""
-        return SharedPrompts(self.rows.to(device), self.owners.to(device), self.groups)
+        return SharedPrompts(self.rows.to(device), self.owners.to(device), self.blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,8 @@ class Model(Section):
     spent on larger micro-batches, whose matrix products run so much faster that the update takes less time in all."""
     compile: bool = False
     """Compile each layer by torch.compile: norms, activations and rotary embeddings pass through memory once. The first
-    step takes up to a minute longer; on a CPU a C++ compiler must be installed."""
+    step takes up to a minute longer; on a CPU a C++ compiler must be installed. With ``gradient_checkpointing`` the
+    compiler chooses what is computed again: attention's output is kept, a layer's last product is not repeated."""
 
 
 class Schedule(Section):

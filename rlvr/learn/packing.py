@@ -186,26 +186,35 @@ def _shared_micro_batch(
     """All in one row: each group's common positions, then what each of its samples adds."""
     index = tuple(i for indices in groups.values() for i in indices)
     longest = max(len(samples[i].ids) - 1 for i in index)
-    rows = torch.zeros(len(index), longest, dtype=torch.long)
+    rows: list[list[int]] = []
+    prompts: list[list[int]] = []
     spans: list[_Span] = []
     owners: list[int] = []
-    prompts: list[tuple[int, int, int, int]] = []
-    row = 0
+    blocks: list[tuple[int, int, int, int, int]] = []
     for head, indices in groups.items():
         shared = _shared_length([samples[i] for i in indices]) if len(indices) > 1 else 0
-        start, first = len(owners), row
+        start, first = len(owners), len(rows)
+        prompt = list(range(start, start + shared))
         if shared:
             spans.append(_span(samples[head], weights[head], first, slice(0, shared)))
-            owners += range(first * longest, first * longest + shared)
-            prompts.append((first, first + len(indices), start, shared))
+            row = len(index) + len(prompts)
+            owners += range(row * longest, row * longest + shared)
+            prompts.append(prompt)
         for i in indices:
             count = len(samples[i].ids) - 1
-            rows[row, :shared] = torch.arange(start, start + shared)
-            rows[row, shared:count] = torch.arange(len(owners), len(owners) + count - shared)
-            spans.append(_span(samples[i], weights[i], row, slice(shared, count)))
-            owners += range(row * longest + shared, row * longest + count)
-            row += 1
-    layout = SharedPrompts(rows, torch.tensor(owners), tuple(prompts))
+            spans.append(_span(samples[i], weights[i], len(rows), slice(shared, count)))
+            own = list(range(len(owners), len(owners) + count - shared))
+            owners += range(len(rows) * longest + shared, len(rows) * longest + count)
+            rows.append(prompt + own)
+        length = max(len(row) for row in rows[first:])
+        if not shared and blocks and not blocks[-1][3]:
+            before = blocks.pop()
+            first, length = before[0], max(length, before[4])
+        blocks.append((first, len(rows), start, shared, length))
+    if prompts:
+        blocks.append((len(rows), len(rows) + len(prompts), 0, 0, max(map(len, prompts))))
+    padded = [row + [0] * (longest - len(row)) for row in rows + prompts]
+    layout = SharedPrompts(torch.tensor(padded), torch.tensor(owners), torch.tensor(blocks))
     return replace(_build([spans], index), layout=layout)
 
 

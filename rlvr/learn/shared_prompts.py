@@ -2,21 +2,20 @@
 
 The G answers of a group begin with the same tokens. Here the shared positions stand once in a row, before the answers
 that continue them, and every layer that treats positions alone (embedding, projections, norms, MLP: all but attention)
-computes them once. Attention needs whole sequences: queries, keys and values are copied into a row for each
-sample, and of its result each position is taken from the row that owns it:
+computes them once. Attention reads whole sequences: queries, keys and values are copied into a row for each sample and
+one for each prompt, and of its result each position is taken from the row that owns it:
 
     compact       p p p a a b b b          positions 0 1 2 3 4 3 4 5
-    for attention p p p a a .
+    for attention p p p a a .              the queries of a, over the keys of p and a
                   p p p b b b
+                  p p p . . .              the prompt's own queries: once
 
-It is the same function of the weights: causal attention makes the copies of a shared position equal, and the gradient
-of its key and value is the sum over the copies. With P prompt and T answer tokens, P + G T positions are computed
-instead of G (P + T). (The idea is Prefix Grouper's, 2506.05433.)
+It is the same function of the weights: causal attention would make the copies of a shared position equal, and the
+gradient of its key and value is the sum over the rows that read them. With P prompt and T answer tokens, P + G T
+positions are computed instead of G (P + T). (The idea is Prefix Grouper's, 2506.05433.)
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,47 +24,29 @@ from torch import Tensor
 from rlvr.records import SharedPrompts
 
 
-class _Rows(torch.autograd.Function):
-    """[1 H N D] -> [R H L D]: every sample whole."""
-
-    @staticmethod
-    def forward(ctx: Any, compact: Tensor, layout: SharedPrompts) -> Tensor:
-        ctx.layout = layout
-        count, columns = layout.rows.shape
-        wide = compact[0].transpose(0, 1).index_select(0, layout.rows.flatten())
-        return wide.view(count, columns, *wide.shape[1:]).transpose(1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        layout: SharedPrompts = ctx.layout
-        rows = grads[0].transpose(1, 2)  # [R L H D]
-        compact = rows.flatten(0, 1).index_select(0, layout.owners)
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        for first, end, start, length in layout.groups:
-            compact[start : start + length] = rows[first:end, :length].sum(0, dtype=wide)
-        return compact.transpose(0, 1)[None], None
+def to_rows(compact: Float[Tensor, "1 H N D"], layout: SharedPrompts, heads: int) -> Float[Tensor, "R L K W"]:
+    """What each row reads, padded on the right with some other position's; K key heads, W = D H / K."""
+    flat = compact[0].transpose(0, 1).flatten(1)
+    return flat.index_select(0, layout.rows.flatten()).view(*layout.rows.shape, heads, -1)
 
 
-class _Compact(torch.autograd.Function):
-    """[R L H D] -> [1 N H D]: each position from the row that owns it."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, layout: SharedPrompts) -> Tensor:
-        ctx.layout, ctx.shape = layout, rows.shape
-        return rows.flatten(0, 1).index_select(0, layout.owners)[None]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        rows = grads[0].new_zeros(ctx.shape)
-        rows.view(-1, *ctx.shape[2:])[ctx.layout.owners] = grads[0][0]
-        return rows, None
+def to_compact(rows: Float[Tensor, "R L K W"], layout: SharedPrompts, width: int) -> Float[Tensor, "1 N H D"]:
+    """Each position from the row that owns it; ``width`` is D."""
+    return rows.flatten(0, 1).index_select(0, layout.owners).view(1, len(layout.owners), -1, width)
 
 
-def to_rows(compact: Float[Tensor, "1 H N D"], layout: SharedPrompts) -> Float[Tensor, "R H L D"]:
-    """Queries, keys or values of each sample as a row of its own, padded on the right with some other position's."""
-    return _Rows.apply(compact, layout)
+def to_owners(compact: Float[Tensor, "1 N H D"], layout: SharedPrompts, heads: int) -> Float[Tensor, "R L K W"]:
+    """The reverse of `to_compact`: each position in the row that owns it, zeros elsewhere."""
+    rows = compact.new_zeros(layout.rows.numel(), compact[0, 0].numel())
+    rows[layout.owners] = compact[0].flatten(1)
+    return rows.view(*layout.rows.shape, heads, -1)
 
 
-def to_compact(rows: Float[Tensor, "R L H D"], layout: SharedPrompts) -> Float[Tensor, "1 N H D"]:
-    """What attention gave for each position, once."""
-    return _Compact.apply(rows, layout)
+def gathered(rows: Float[Tensor, "R L K D"], layout: SharedPrompts) -> Float[Tensor, "1 K N D"]:
+    """The gradient of what `to_rows` copied: a shared position's is the sum over its rows, in float32 at least."""
+    compact = to_compact(rows, layout, rows.shape[-1])[0]
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    for first, end, start, shared, _ in layout.blocks.tolist():
+        if shared:
+            compact[start : start + shared] += rows[first:end, :shared].sum(0, dtype=wide)
+    return compact.transpose(0, 1)[None]

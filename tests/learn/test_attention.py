@@ -15,7 +15,7 @@ from rlvr.config.recipe import Model
 from rlvr.learn import attention
 from rlvr.learn.packing import pack
 from rlvr.learn.policy import Policy
-from tests.learn.conftest import random_samples
+from tests.learn.conftest import random_samples, samples_of_groups
 
 
 def inputs(heads: int, key_heads: int, dtype: torch.dtype) -> list[Tensor]:
@@ -65,6 +65,46 @@ def test_in_bfloat16_its_gradient_is_as_good_as_torchs() -> None:
     torchs = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True, scale=0.3, enable_gqa=True)
     for mine, other, truth in zip(ours, gradients(torchs, exact), reference, strict=True):
         assert (mine.double() - truth).norm() <= 1.1 * (other.double() - truth).norm()
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("scores", [1, 200, 1 << 20])
+def test_shared_prompts_equal_the_definition_on_whole_samples(
+    heads: int, key_heads: int, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 to 1e-12, value and gradient: positions that stand once = each sample whole, of which each position is
+    taken from one row, in any number of blocks; with samples that share nothing among them."""
+    monkeypatch.setattr(attention, "_SCORES", scores)
+    (batch,) = pack(samples_of_groups(9, groups=4), TokenMean(), 10_000, "shared")
+    assert batch.layout is not None
+    assert {bool(shared) for _, _, _, shared, _ in batch.layout.blocks.tolist()} == {True, False}
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, batch.tokens, count, 8) for count in (heads, key_heads, key_heads)]
+    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    query, key, value = (leaf.transpose(1, 2) for leaf in leaves)
+    ours = attention.shared_attention(query, key, value, batch.layout, 0.3)
+    whole = plain([one[0, :, batch.layout.rows].transpose(0, 1) for one in (query, key, value)], 0.3)
+    expected = whole.transpose(1, 2).flatten(0, 1)[batch.layout.owners][None]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    for mine, other in zip(gradients(ours, leaves), gradients(expected, leaves), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
+
+
+def test_compiled_layers_that_recompute_keep_attention(model_folder: Callable[..., str]) -> None:
+    """Transformers' checkpointing computes attention twice in each layer; the compiler's choice keeps its output."""
+    (batch,) = pack(samples_of_groups(6, groups=2), TokenMean(), 10_000, "shared")
+    found = []
+    for compiled in (False, True):
+        settings = Model(path=model_folder(tied=True), gradient_checkpointing=True, compile=compiled)
+        policy = Policy.load(settings, head_chunk=64)
+        inputs = batch.ids, batch.positions, batch.targets, batch.loss_mask, 1.0, batch.layout
+        policy(*inputs)[0].sum().backward()  # what is compiled is tried out meanwhile
+        with torch.profiler.profile() as profile:
+            policy(*inputs)[0].sum().backward()
+        counts = {event.key: event.count for event in profile.key_averages()}
+        found.append((counts["rlvr::shared_attention"], counts["rlvr::shared_attention_backward"]))
+    layers = policy.model.config.num_hidden_layers
+    assert found == [(2 * layers, layers), (layers, layers)]
 
 
 @pytest.mark.parametrize(("dtype", "autocast"), [("bfloat16", "none"), ("float32", "bfloat16")])

@@ -77,9 +77,9 @@ def test_shared_rows_word_for_word() -> None:
     assert batch.advantages.tolist() == [[0.0, 0.0, 2.0, 2.0, 4.0, -1.0]]
     assert batch.index == (2, 0, 1)
     assert batch.layout is not None
-    assert batch.layout.rows.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0], [5, 0, 0, 0]]
-    assert batch.layout.owners.tolist() == [0, 1, 2, 3, 6, 8]
-    assert batch.layout.groups == ((0, 2, 0, 2),)
+    assert batch.layout.rows.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0], [5, 0, 0, 0], [0, 1, 0, 0]]
+    assert batch.layout.owners.tolist() == [12, 13, 2, 3, 6, 8]
+    assert batch.layout.blocks.tolist() == [[0, 2, 0, 2, 4], [2, 3, 5, 0, 1], [3, 4, 0, 0, 2]]
 
 
 def test_a_group_that_goes_on_in_the_next_micro_batch_takes_its_prompt_along() -> None:
