@@ -86,7 +86,9 @@ class Learner(Section):
     """Most positions, padding included, that one forward and backward pass computes."""
     packing: Literal["shared", "bucketed", "packed"] = "shared"
     """``shared``: answers one after another in one row, the prompt of a group once; ``packed``: the same with each
-    prompt, kept apart by their positions; ``bucketed``: one answer a row, rows of like length together."""
+    prompt, kept apart by their positions; ``bucketed``: one answer a row, rows of like length together. The backward
+    pass of shared prompts' attention is made of plain matrix products, the quickest on a CPU; on a GPU, where torch's
+    own is quick, ``bucketed`` is the safe choice for long prompts and answers."""
     head_chunk: PositiveInt = 256
     """Tokens whose logits exist at the same time, in float32: 256 of a vocabulary of 150,000 take 0.15 GB, and the
     passes up to three times as much."""
