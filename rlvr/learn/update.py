@@ -13,6 +13,7 @@ random number.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ from rlvr.learn.reference import ReferencePolicy
 from rlvr.learn.schedule import learning_rate
 from rlvr.learn.texts import GivenTexts, TextLikelihood
 from rlvr.records import MicroBatch, TrainingSample
+
+_LIBC = ctypes.CDLL(None)
 
 
 class NonFiniteError(FloatingPointError):
@@ -169,6 +172,9 @@ class Learner:
         clock: Clock,
         keep: Collection[int] = (),
     ) -> dict[str, float]:
+        if hasattr(_LIBC, "malloc_trim"):
+            # Every update has other sizes; the C library would keep the holes that the last one left
+            _LIBC.malloc_trim(0)
         with clock.phase("pack"):
             plan = self._share(samples, objective, keep)
             steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
