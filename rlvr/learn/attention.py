@@ -44,40 +44,29 @@ def _backward(
     Query and gradient are [B (T groups) D], because the query heads of one key head lie together: their sums for keys
     and values come by themselves. Key and value are [B L D].
     """
-    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     some = max(1, _SCORES // (query.shape[1] * key.shape[1]))
-    for first in range(0, len(query), some):
-        rows = slice(first, first + some)
-        parts = _backward_of_rows(
-            query[rows], key[rows], value[rows], gradient[rows], shared, groups, scale, grads[0][rows]
-        )
-        grads[1][rows], grads[2][rows] = parts
-    return grads
+    rows = zip(query.split(some), key.split(some), value.split(some), gradient.split(some), strict=True)
+    parts = [_backward_of_rows(*block, shared, groups, scale) for block in rows]
+    query_grad, key_grad, value_grad = (torch.cat(grads) for grads in zip(*parts, strict=True))
+    return query_grad, key_grad, value_grad
 
 
 def _backward_of_rows(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    gradient: Tensor,
-    shared: int,
-    groups: int,
-    scale: float,
-    query_grad: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """`_backward` in blocks of queries; the gradients of key and value, that of query is written."""
+    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, shared: int, groups: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_backward` in blocks of queries."""
     wide = torch.promote_types(query.dtype, torch.float32)
     wide_key, wide_value = key.to(wide), value.to(wide)
     queries = query.shape[1] // groups
     step = max(1, min(queries, _SCORES // (len(query) * groups * key.shape[1])))
-    future = torch.full((step, shared + queries), float("-inf"), dtype=wide, device=query.device)
+    query_grad = torch.empty_like(query)
     sums: list[Tensor] = []
     # From the end, so that the first block has all the keys
     for start in reversed(range(0, queries, step)):
         end = min(start + step, queries)
         seen, mine = shared + end, slice(start * groups, end * groups)
         q, g = query[:, mine], gradient[:, mine]
-        mask = future[: end - start, :seen].triu(shared + start + 1).repeat_interleave(groups, 0)
+        mask = _future(wide_key, end - start, seen).repeat_interleave(groups, 0)
         # Scores and dP in float32: the first are exponents, the second nearly cancel within a row
         p = torch.baddbmm(mask, q.to(wide), wide_key[:, :seen].mT, alpha=scale).softmax(-1)
         dp = torch.bmm(g.to(wide), wide_value[:, :seen].mT)
@@ -90,7 +79,12 @@ def _backward_of_rows(
         sums = [one.to(wide) for one in sums]
         for one, part in zip(sums, parts, strict=True):
             one[:, :seen] += part
-    return sums[0].mul_(scale), sums[1]
+    return query_grad, sums[0].mul_(scale).to(key.dtype), sums[1].to(value.dtype)
+
+
+def _future(like: Tensor, queries: int, keys: int) -> Tensor:
+    """[queries keys] -inf on what a query does not see, if the last query sees all keys, and 0 elsewhere."""
+    return like.new_full((queries, keys), float("-inf")).triu_(keys - queries + 1)
 
 
 def _fold(rows: Tensor, width: int) -> Tensor:
@@ -139,7 +133,7 @@ def _shared_attention(
     for first, end, _, shared, length in blocks.tolist():
         own = q[first:end, shared:length].unflatten(3, (-1, width)).flatten(2, 3).transpose(1, 2)
         keys, values = (one[first:end, :length].transpose(1, 2) for one in (k, v))
-        future = q.new_full((length - shared, length), float("-inf")).triu_(shared + 1) if shared else None
+        future = _future(q, length - shared, length) if shared else None
         done = functional.scaled_dot_product_attention(
             own, keys, values, attn_mask=future, is_causal=not shared, scale=scale, enable_gqa=several
         )

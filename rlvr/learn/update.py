@@ -46,7 +46,8 @@ from rlvr.learn.schedule import learning_rate
 from rlvr.learn.texts import GivenTexts, TextLikelihood
 from rlvr.records import MicroBatch, TrainingSample
 
-_LIBC = ctypes.CDLL(None)
+_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""None where the C library is not glibc."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -172,9 +173,9 @@ class Learner:
         clock: Clock,
         keep: Collection[int] = (),
     ) -> dict[str, float]:
-        if hasattr(_LIBC, "malloc_trim"):
+        if _MALLOC_TRIM is not None:
             # Every update has other sizes; the C library would keep the holes that the last one left
-            _LIBC.malloc_trim(0)
+            _MALLOC_TRIM(0)
         with clock.phase("pack"):
             plan = self._share(samples, objective, keep)
             steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
