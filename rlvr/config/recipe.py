@@ -55,8 +55,8 @@ class Model(Section):
     """Recompute activations in the backward pass: less memory, about a third more time. On a CPU the memory is well
     spent on larger micro-batches, whose matrix products run so much faster that the update takes less time in all."""
     compile: bool = False
-    """Compile each layer by torch.compile: norms, activations and rotary embeddings pass through memory once. The first
-    step takes up to a minute longer; on a CPU a C++ compiler must be installed. With ``gradient_checkpointing`` the
+    """Compile each layer, and the softmax behind the head, by torch.compile: norms, activations, rotary embeddings and
+    blocks of logits pass through memory once or twice. The first step takes up to a minute longer; on a CPU a C++ compiler must be installed. With ``gradient_checkpointing`` the
     compiler chooses what is computed again: attention's output is kept, a layer's last product is not repeated."""
 
 

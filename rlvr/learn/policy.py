@@ -54,11 +54,12 @@ class Policy(nn.Module):
         head_dtype: torch.dtype | None = None,
         autocast: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
+        compiled: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.head_chunk, self.head_dtype, self.autocast = head_chunk, head_dtype, autocast
+        self.head_chunk, self.head_dtype, self.autocast, self.compiled = head_chunk, head_dtype, autocast, compiled
         # FSDP's automatic wrapping reads this name from the module that it is given
         self._no_split_modules = sorted(model._no_split_modules or ())
         head, body = model.get_output_embeddings(), model.base_model
@@ -114,6 +115,7 @@ class Policy(nn.Module):
             head_dtype=None if config.head_dtype == "same" else _DTYPES[config.head_dtype],
             autocast=None if config.autocast == "none" else _DTYPES[config.autocast],
             gradient_checkpointing=config.gradient_checkpointing and not config.compile,
+            compiled=config.compile,
             tokenizer=tokenizer,
         )
 
@@ -141,6 +143,7 @@ class Policy(nn.Module):
                 temperature=temperature,
                 chunk=self.head_chunk,
                 head_dtype=self.head_dtype,
+                compiled=self.compiled,
             )
         blank, mask = logprobs.new_zeros(ids.shape), loss_mask.bool()
         return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy)

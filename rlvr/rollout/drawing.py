@@ -32,7 +32,9 @@ def draw(logprobs: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> Int[Te
     return (block * _BLOCK + token).clamp_(max=vocabulary - 1)
 
 
-def _place(weights: Float[Tensor, "B N"], numbers: Float[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
+def _place(
+    weights: Float[Tensor, "B N"], numbers: Float[Tensor, " B"]
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     """The one of N shares that each number of [0, 1) falls on, never an empty one, and where in it, in [0, 1)."""
     reached = weights.cumsum(-1, dtype=torch.float64)
     total = reached[:, -1:]

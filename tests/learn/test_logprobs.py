@@ -55,6 +55,19 @@ def test_equals_the_full_log_softmax_in_value_and_gradient(chunk: int, temperatu
     same_gradients(ours, theirs)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_compiled_equals_the_full_log_softmax_in_value_and_gradient(bias: bool) -> None:
+    """In float64, for blocks of two widths, with the gradient of the entropy, to 1e-12."""
+    upstream = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
+    ours, theirs = inputs(bias=bias), inputs(bias=bias)
+    found = chunked_logprobs(*ours, targets(), temperature=0.7, chunk=7, compiled=True)
+    for one, other in zip(found, expected := full(*theirs, 0.7), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    (found[0] * upstream + found[1]).sum().backward()
+    (expected[0] * upstream + expected[1]).sum().backward()
+    same_gradients(ours, theirs)
+
+
 def same_gradients(ours: list[Tensor | None], theirs: list[Tensor | None]) -> None:
     for mine, other in zip(ours, theirs, strict=True):
         if mine is not None and other is not None:
