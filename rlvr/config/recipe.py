@@ -56,8 +56,9 @@ class Model(Section):
     spent on larger micro-batches, whose matrix products run so much faster that the update takes less time in all."""
     compile: bool = False
     """Compile each layer, and the softmax behind the head, by torch.compile: norms, activations, rotary embeddings and
-    blocks of logits pass through memory once or twice. The first step takes up to a minute longer; on a CPU a C++ compiler must be installed. With ``gradient_checkpointing`` the
-    compiler chooses what is computed again: attention's output is kept, a layer's last product is not repeated."""
+    blocks of logits pass through memory once or twice. The first step takes up to a minute longer; on a CPU a C++
+    compiler must be installed. With ``gradient_checkpointing`` the compiler chooses what is computed again: attention's
+    output is kept, a layer's last product is not repeated."""
 
 
 class Schedule(Section):

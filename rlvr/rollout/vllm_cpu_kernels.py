@@ -76,9 +76,9 @@ def _sample(
 TopKTopPSampler.forward_cpu = _sample  # type: ignore[method-assign]  # there is no setting for it
 
 
-def _no_ranks(logprobs: Tensor, values: Tensor) -> Tensor:
+def _no_ranks(x: Tensor, values: Tensor) -> Tensor:
     """`batched_count_greater_than`, whose answer nobody reads here."""
-    return torch.zeros(len(logprobs), dtype=torch.int64)
+    return torch.zeros(len(x), dtype=torch.int64)
 
 
 sampler.batched_count_greater_than = _no_ranks
