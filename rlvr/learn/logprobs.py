@@ -22,7 +22,8 @@ stored in is cast when its turn comes: no second copy of the head exists.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,11 +47,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         ctx.temperature, ctx.chunk, ctx.compiled = temperature, chunk, compiled
-        fold_in = _compiled_fold_in if compiled else _fold_in
+        fold_in = _compiled(_fold_in) if compiled else _fold_in
         top = torch.full(hidden.shape[:1], torch.finfo(wide).min, dtype=wide, device=hidden.device)
         total, weighted, picked = (torch.zeros_like(top) for _ in range(3))
         for piece in _blocks(hidden, weight, chunk):
-            raw, some = hidden @ weight[piece].to(hidden.dtype).t(), None if bias is None else bias[piece]
+            some = None if bias is None else bias[piece]
+            raw = _product(hidden, weight[piece].to(hidden.dtype), None if compiled else wide)
             place, inside = _within(targets, piece)
             picked = torch.where(inside, _at(raw, some, place, temperature, wide).squeeze(1), picked)
             top, total, weighted = fold_in(raw, some, temperature, top, total, weighted)
@@ -69,11 +71,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden_grad = torch.zeros_like(hidden, dtype=lse.dtype) if need_hidden else None
         weight_grad = torch.empty_like(weight) if need_weight else None
         bias_grad = torch.empty_like(bias) if need_bias else None
-        slope = _compiled_slope if ctx.compiled else _slope
+        slope = _compiled(_slope) if ctx.compiled else _slope
         known = (lse[:, None], entropy[:, None], grad, entropy_grad)
         for piece in _blocks(hidden, weight, ctx.chunk):
             rows, some = weight[piece].to(hidden.dtype), None if bias is None else bias[piece]
-            raw = hidden @ rows.t()
+            raw = _product(hidden, rows, None if ctx.compiled else lse.dtype)
             place, inside = _within(targets, piece)
             at_target = _slope(_at(raw, some, place, ctx.temperature, lse.dtype), None, 1.0, *known, lse.dtype)
             delta = slope(raw, some, ctx.temperature, *known, hidden.dtype)
@@ -130,9 +132,10 @@ def _slope(
     return delta.to(dtype)
 
 
-# One or two passes over a block where operators of their own make seven forward and five backward
-_compiled_fold_in = torch.compile(_fold_in, dynamic=True)
-_compiled_slope = torch.compile(_slope, dynamic=True)
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One or two passes over a block, where operators of their own make seven forward and five backward."""
+    return torch.compile(function, dynamic=True)
 
 
 def _blocks(hidden: Tensor, weight: Tensor, chunk: int) -> Iterator[slice]:
@@ -148,6 +151,12 @@ def _within(targets: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
     device, as selecting by a mask would."""
     inside = (targets >= piece.start) & (targets < piece.stop)
     return torch.where(inside, targets - piece.start, 0)[:, None], inside
+
+
+def _product(hidden: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """[N block] in ``dtype``, or as it comes for what is compiled, which reads it once and widens it on the way."""
+    product = hidden @ rows.t()
+    return product if dtype is None else product.to(dtype)
 
 
 def _logits(raw: Tensor, bias: Tensor | None, temperature: float, wide: torch.dtype) -> Tensor:
