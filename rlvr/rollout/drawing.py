@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _BLOCK = 256
+"""Tokens whose probabilities are summed in float32: about the root of a vocabulary, so that both searches are short."""
 
 
 def next_number(noise: torch.Generator) -> Float[Tensor, ""]:
@@ -35,7 +36,7 @@ def draw(logprobs: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> Int[Te
 def _place(
     weights: Float[Tensor, "B N"], numbers: Float[Tensor, " B"]
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-    """The one of N shares that each number of [0, 1) falls on, never an empty one, and where in it, in [0, 1)."""
+    """The one of N shares that each number of [0, 1) falls on, never an empty one, and where in it, from 0 to 1."""
     reached = weights.cumsum(-1, dtype=torch.float64)
     total = reached[:, -1:]
     below = torch.minimum(numbers[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
