@@ -42,8 +42,10 @@ threading.Thread(target=f).start()
     "pool": """\
 import multiprocessing as m
 if __name__ == '__main__':
-    with m.get_context('fork').Pool(2) as p:
-        p.map(abs, [1, 2])
+    p = m.get_context('fork').Pool(2)
+    p.map(abs, [1, 2])
+    p.close()  # terminate(), which `with` calls, may kill a worker that holds a lock, and then hangs (cpython gh-96995)
+    p.join()
     print(sum(map(int, input().split())))
 """,
     "asyncio": """\

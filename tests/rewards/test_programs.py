@@ -21,7 +21,7 @@ SUM_PROGRAM = "a, b = map(int, input().split())\nprint(a + b)"
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[ProgramVerifier]:
-    verifier = ProgramVerifier(cpu_seconds=1.0, wall_seconds=3.0, memory_mb=256)
+    verifier = ProgramVerifier(cpu_seconds=1.0, memory_mb=256)
     yield verifier
     verifier.close()
 
