@@ -47,6 +47,8 @@ def _backward(
     some = max(1, _SCORES // (query.shape[1] * key.shape[1]))
     rows = zip(query.split(some), key.split(some), value.split(some), gradient.split(some), strict=True)
     parts = [_backward_of_rows(*block, shared, groups, scale) for block in rows]
+    if len(parts) == 1:
+        return parts[0]  # the usual case, and joining one would copy it
     query_grad, key_grad, value_grad = (torch.cat(grads) for grads in zip(*parts, strict=True))
     return query_grad, key_grad, value_grad
 

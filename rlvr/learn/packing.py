@@ -1,6 +1,7 @@
 """Packing: training samples into micro-batches under a limit of positions.
 
 A sample of T tokens has T - 1 positions: position t reads token t and predicts token t + 1.
+There are as few micro-batches as the limit makes, and they are levelled: all about as large.
 
 ``bucketed``: one sample a row, padded on the right, rows of like length together. Attention is causal, so nothing that
 is trained can see the padding, and no attention mask is needed. ``packed``: samples one after another in one row, no
@@ -23,9 +24,9 @@ before them; a prompt is computed once for its answers (`rlvr.learn.shared_promp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import Literal, TypeVar, assert_never
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from rlvr.config.algorithm import Aggregation, PromptMean, SequenceMean, Sequenc
 from rlvr.records import MicroBatch, SharedPrompts, TrainingSample
 
 Mode = Literal["shared", "bucketed", "packed"]
+_Filled = TypeVar("_Filled")
 
 
 def token_weights(samples: Sequence[TrainingSample], aggregation: Aggregation) -> list[float]:
@@ -97,8 +99,29 @@ def _micro_batches(
     samples: Sequence[TrainingSample], weights: list[float], shard: list[int], limit: int, mode: Mode
 ) -> list[MicroBatch]:
     if mode == "shared":
-        return [_shared_micro_batch(samples, weights, groups) for groups in _shared_rows(samples, shard, limit)]
-    return [_micro_batch(samples, weights, rows) for rows in _rows(samples, shard, limit, mode)]
+        units = [(indices, _shared_length(samples, indices)) for indices in _by_group(samples, shard).values()]
+        groups = _levelled(lambda most: _shared_rows(samples, units, most), limit)
+        return [_shared_micro_batch(samples, weights, one) for one in groups]
+    rows = _levelled(lambda most: _rows(samples, shard, most, mode), limit)
+    return [_micro_batch(samples, weights, one) for one in rows]
+
+
+def _levelled(fill: Callable[[int], list[_Filled]], limit: int) -> list[_Filled]:
+    """As few micro-batches as `limit` makes, by the smallest limit that makes so few.
+
+    A full micro-batch and a rest need the memory of the full one, and in the rest the products have few rows, at which
+    processors are slow; two halves need less and are not.
+    """
+    best = fill(limit)
+    least, most = 0, limit  # what is known to make too many, and what is known to be enough
+    while most - least > 1:
+        middle = (least + most) // 2
+        found = fill(middle)
+        if len(found) <= len(best):
+            best, most = found, middle
+        else:
+            least = middle
+    return best
 
 
 def empty_micro_batch() -> MicroBatch:
@@ -151,21 +174,27 @@ def _by_group(samples: Sequence[TrainingSample], order: Sequence[int]) -> dict[i
     return groups
 
 
-def _shared_length(samples: Sequence[TrainingSample]) -> int:
-    """Positions at the start of all samples that read the same tokens and of which none is trained."""
-    shortest = min(len(sample.ids) for sample in samples)
+def _shared_length(samples: Sequence[TrainingSample], indices: Sequence[int]) -> int:
+    """Positions at the start of all these samples that read the same tokens and of which none is trained; none of a
+    sample alone."""
+    if len(indices) == 1:
+        return 0
+    some = [samples[index] for index in indices]
+    shortest = min(len(sample.ids) for sample in some)
     for t in range(shortest - 1):
-        if any(sample.ids[t] != samples[0].ids[t] or sample.loss_mask[t + 1] for sample in samples):
+        if any(sample.ids[t] != some[0].ids[t] or sample.loss_mask[t + 1] for sample in some):
             return t
     return shortest - 1
 
 
-def _shared_rows(samples: Sequence[TrainingSample], order: list[int], limit: int) -> list[dict[int, list[int]]]:
-    """Micro-batches as {first sample of a group in it: its samples in it}; a group may go on in the next one."""
+def _shared_rows(
+    samples: Sequence[TrainingSample], units: Sequence[tuple[list[int], int]], limit: int
+) -> list[dict[int, list[int]]]:
+    """Micro-batches as {first sample of a group in it: its samples in it}, from groups and their common positions; a
+    group may go on in the next one."""
     batches: list[dict[int, list[int]]] = []
     room = 0
-    for indices in _by_group(samples, order).values():
-        shared = _shared_length([samples[index] for index in indices]) if len(indices) > 1 else 0
+    for indices, shared in units:
         head: int | None = None
         for index in indices:
             own = len(samples[index].ids) - 1 - shared
@@ -192,7 +221,7 @@ def _shared_micro_batch(
     owners: list[int] = []
     blocks: list[tuple[int, int, int, int, int]] = []
     for head, indices in groups.items():
-        shared = _shared_length([samples[i] for i in indices]) if len(indices) > 1 else 0
+        shared = _shared_length(samples, indices)
         start, first = len(owners), len(rows)
         prompt = list(range(start, start + shared))
         if shared:

@@ -91,6 +91,45 @@ def test_a_group_that_goes_on_in_the_next_micro_batch_takes_its_prompt_along() -
     assert [batch.ids.tolist() for batch in batches] == [[[3, 4, 5, 6, 5, 7]], [[3, 4, 5, 8]]]
 
 
+def lone(positions: int, group: int) -> TrainingSample:
+    """A sample of so many positions, the last of them trained."""
+    return sample(tuple(range(2, positions + 3)), (*[0] * positions, 1), group=group)
+
+
+def test_micro_batches_are_levelled() -> None:
+    """Four samples of 6, 3, 3 and 2 positions under a limit of 10. As many as fit make 9 and 5 positions (packed: 6 + 3
+    and 3 + 2) and 6 and 9 (bucketed: 1 row of 6, 3 rows of 3); two micro-batches need no more than 8 (6 + 2 and 3 + 3)
+    and 9. At 7 packed takes three, and three need no more than 5 but for the sample that is longer: 6, 3 + 2 and 3."""
+    samples = [lone(positions, group) for group, positions in enumerate((3, 6, 2, 3))]
+    assert [batch.tokens for batch in pack(samples, TokenMean(), 10, "packed")] == [8, 6]
+    assert [batch.ids.numel() for batch in pack(samples, TokenMean(), 10, "bucketed")] == [6, 9]
+    assert [batch.tokens for batch in pack(samples, TokenMean(), 7, "packed")] == [6, 5, 3]
+
+
+def test_micro_batches_of_shared_prompts_are_levelled() -> None:
+    """Six answers of 2 own positions after 4 common ones: 12 at once are 4 + 4 x 2 and then 4 + 2 x 2 = 8; the limit of
+    10 makes two as well, of 3 answers each; that of 9 has room for 2 answers only and makes three."""
+    answers = [sample((3, 4, 5, 6, 7, 8 + k, 9), (0, 0, 0, 0, 0, 1, 1)) for k in range(6)]
+    assert [batch.tokens for batch in pack(answers, TokenMean(), 12, "shared")] == [10, 10]
+    assert [batch.tokens for batch in pack(answers, TokenMean(), 9, "shared")] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("mode", ["bucketed", "packed", "shared"])
+@pytest.mark.parametrize("seed", range(5))
+def test_levelling_takes_no_more_micro_batches(mode: Literal["bucketed", "packed", "shared"], seed: int) -> None:
+    """As many as without it, the largest no larger; and at its size the same limit would have been enough."""
+    samples = samples_of_groups(9, seed=seed)
+    for limit in (30, 64, 120):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("rlvr.learn.packing._levelled", lambda fill, limit: fill(limit))
+            plain = pack(samples, TokenMean(), limit, mode)
+        levelled = pack(samples, TokenMean(), limit, mode)
+        largest = max(batch.ids.numel() for batch in levelled)
+        assert len(levelled) <= len(plain)
+        assert largest <= max(batch.ids.numel() for batch in plain)
+        assert len(pack(samples, TokenMean(), largest, mode)) == len(levelled)
+
+
 @pytest.mark.parametrize("limit", [1, 24, 60, 10_000])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_with_shared_prompts_every_sample_is_whole_and_trained_once(limit: int, ranks: int) -> None:
