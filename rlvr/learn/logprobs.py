@@ -73,6 +73,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias_grad = torch.empty_like(bias) if need_bias else None
         slope = _compiled(_slope) if ctx.compiled else _slope
         known = (lse[:, None], entropy[:, None], grad, entropy_grad)
+        token = torch.arange(len(hidden), device=hidden.device)[:, None]
         for piece in _blocks(hidden, weight, ctx.chunk):
             rows, some = weight[piece].to(hidden.dtype), None if bias is None else bias[piece]
             raw = _product(hidden, rows, None if ctx.compiled else lse.dtype)
@@ -81,7 +82,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             delta = slope(raw, some, ctx.temperature, *known, hidden.dtype)
             if grad is not None:
                 rounded = (at_target + grad).to(delta.dtype)
-                delta.scatter_(1, place, torch.where(inside[:, None], rounded, delta.gather(1, place)))
+                # not scatter_, which copies the whole block twice on a CPU in 16 bits
+                delta[token, place] = torch.where(inside[:, None], rounded, delta[token, place])
             if bias_grad is not None:
                 bias_grad[piece] = delta.sum(0, dtype=lse.dtype)
             if hidden_grad is not None:
