@@ -204,7 +204,7 @@ class _RubricScorer:
                 value = await value if inspect.isawaitable(value) else value
                 if not math.isfinite(float(value)):
                     raise ValueError(f"it returned {value}, a reward is a finite number")
-            except Exception as error:
+            except Exception as error:  # foreign code; raised again, with its name
                 error.add_note(f"raised by the reward function {_name(function)!r}")
                 self._failures.append(error)
                 raise

@@ -70,7 +70,7 @@ def main() -> int:
     except VerifierSpecError as error:
         _send(replies, encode_frame({"failed": str(error)}))
         return 1
-    except Exception as error:
+    except Exception as error:  # foreign code may raise anything; the run ends with it
         reason = f"a verifier could not be built: {type(error).__name__}: {error}"
         _send(replies, encode_frame({"failed": f"{reason}\n\nThe worker's traceback:\n{traceback.format_exc()}"}))
         return 1
@@ -111,7 +111,7 @@ def _run(verifier: Verifier, lowest: float, kind: str, completion: str, referenc
         verdict = Verdict(None, Outcome.BAD_REFERENCE, {"reason": str(error)})
     except (MemoryError, RecursionError) as error:
         verdict = Verdict(lowest, Outcome.CRASHED, {"reason": f"{type(error).__name__}: {error}"})
-    except Exception as error:
+    except Exception as error:  # foreign code may raise anything; never a reward of 0
         detail = {"reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         verdict = Verdict(None, Outcome.ERROR, detail)
     seconds = time.perf_counter() - start

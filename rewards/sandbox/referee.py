@@ -257,7 +257,7 @@ class Link:
             function = self._functions[request["function"]]
             value = function(*[self._decode(form) for form in request["args"]])
             return {"kind": "value", "value": self._encode(value)}
-        except Exception as error:
+        except Exception as error:  # the tests' own function: what it raises, its caller gets
             return {"kind": "raised", "message": f"{type(error).__name__}: {error}"[:_TEXT_KEPT]}
 
     def _encode(self, value: Any) -> Any:

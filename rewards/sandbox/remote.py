@@ -166,7 +166,7 @@ class _Server:
         while "do" in (answer := frames.receive(self._channel)):  # the function calls us in its turn
             try:
                 nested = self.answer(answer)
-            except Exception as error:
+            except Exception as error:  # foreign code: what it raises goes back to whoever called
                 nested = describe(error)
             frames.send(self._channel, nested)
         if answer["kind"] == "value":
