@@ -114,7 +114,7 @@ def _levelled(fill: Callable[[int], list[_Filled]], limit: int) -> list[_Filled]
     """
     best = fill(limit)
     least, most = 0, limit  # what is known to make too many, and what is known to be enough
-    while most - least > 1:
+    while len(best) > 1 and most - least > 1:  # a single one is what it is
         middle = (least + most) // 2
         found = fill(middle)
         if len(found) <= len(best):
