@@ -248,11 +248,19 @@ class DeepSpeedBackend:
 def clip_gradients(gradients: Iterable[Tensor], max_norm: float) -> float:
     """Scale ``gradients`` in place to a norm of at most ``max_norm`` together; the norm before, summed in float32."""
     gradients = list(gradients)
-    squares = [torch.linalg.vector_norm(g, dtype=_wide(g)) for g in gradients]
-    norm = float(_whole(torch.linalg.vector_norm(torch.stack(squares))))
+    norm = float(_whole(torch.linalg.vector_norm(torch.stack([_norm(g) for g in gradients]))))
     if norm > max_norm:
         torch._foreach_mul_(gradients, max_norm / norm)
     return norm
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """On a CPU in parts: there torch's own norm converts a 16-bit gradient whole, takes twice as long, and adds the
+    squares up so plainly that that of 28 million normal numbers is 0.15 % too small; a sum is by halves."""
+    wide = _wide(gradient)
+    if gradient.device.type != "cpu" or isinstance(gradient, DTensor):
+        return torch.linalg.vector_norm(gradient, dtype=wide)
+    return torch.stack([part.to(wide).square().sum() for part in gradient.flatten().split(1 << 20)]).sum().sqrt()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from rlvr.config.recipe import Learner as LearnerConfig
-from rlvr.learn.backend import LaunchError, check_launch
+from rlvr.learn.backend import LaunchError, check_launch, clip_gradients
 from rlvr.learn.update import Learner
 from rlvr.state import StateRegister
 from tests.helpers import make_tiny_model
@@ -109,3 +109,20 @@ def test_where_8_bits_cannot_work_is_said_before_anything_is_loaded(monkeypatch:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(LaunchError, match=r"pip install 'rlvr\[adamw-8bit\]'"):
         check_launch(accelerator, settings)
+
+
+def test_gradients_are_scaled_together() -> None:
+    """|(3, 4, 12)| = 13: to a norm of 6.5 at most each is halved; to one of 13 nothing changes."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        gradients = [torch.tensor([[3.0], [4.0]], dtype=dtype), torch.tensor([12.0], dtype=dtype)]
+        assert clip_gradients(gradients, 13.0) == 13.0
+        assert gradients[1].item() == 12.0
+        assert clip_gradients(gradients, 6.5) == 13.0
+        assert torch.cat([one.flatten() for one in gradients]).tolist() == [1.5, 2.0, 6.0]
+
+
+def test_the_norm_of_many_16_bit_numbers_is_that_of_all_of_them() -> None:
+    """An embedding has tens of millions; torch's own norm in float32 of these is 0.1 % off."""
+    gradient = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = gradient.double().norm().item()
+    assert clip_gradients([gradient], 1e9) == pytest.approx(exact, rel=1e-6)
