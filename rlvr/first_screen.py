@@ -91,7 +91,10 @@ def estimate_memory(recipe: Recipe, config: PretrainedConfig, weights: int, adap
     """What `learner_bytes` says, and 17 values a token, layer and hidden unit for activations
     (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2, without the attention matrix)."""
     width = BYTES.get(recipe.model.autocast, BYTES[recipe.model.dtype])
-    layers = 1 if recipe.model.gradient_checkpointing else int(config.num_hidden_layers)
+    kept = 1.0
+    if recipe.model.gradient_checkpointing:
+        kept = recipe.model.kept_activations if recipe.model.compile else 0.0
+    layers = max(1.0, kept * int(config.num_hidden_layers))
     return Memory(
         learner=learner_bytes(recipe, weights, adapters),
         activations=17 * recipe.learner.micro_batch_tokens * layers * int(config.hidden_size) * width,

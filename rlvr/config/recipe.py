@@ -57,8 +57,12 @@ class Model(Section):
     compile: bool = False
     """Compile each layer, and the softmax behind the head, by torch.compile: norms, activations, rotary embeddings and
     blocks of logits pass through memory once or twice. The first step takes up to a minute longer; on a CPU a C++
-    compiler must be installed. With ``gradient_checkpointing`` the compiler chooses what is computed again: attention's
-    output is kept, a layer's last product is not repeated."""
+    compiler must be installed. With ``gradient_checkpointing`` the compiler chooses what is computed again, within
+    `kept_activations`, and a layer's last product is never repeated."""
+    kept_activations: Fraction01 = 0.1
+    """With ``compile`` and ``gradient_checkpointing``: the part of a layer's activations, beyond its input, that is
+    kept instead of computed again (torch's activation_memory_budget). 0.1 is about attention's output, which costs the
+    most for its size; 0.5 keeps the wide products of the MLP as well."""
 
 
 class Schedule(Section):

@@ -9,10 +9,7 @@ from rlvr.learn.policy import Policy, PolicyError
 def load_teacher(model: Model, path: str, policy: Policy) -> Policy:
     """The model at `path`, loaded as the recipe's own. Raises `PolicyError` if it cannot be, or if a token id does not
     mean the same to both: its log-probabilities would be those of other tokens."""
-    teacher = Policy.load(
-        model.model_copy(update={"path": path, "gradient_checkpointing": False, "lora": None}),
-        head_chunk=policy.head_chunk,
-    )
+    teacher = Policy.load(model.model_copy(update={"path": path, "lora": None}), head_chunk=policy.head_chunk)
     ours, theirs = policy.tokenizer, teacher.tokenizer
     if ours is not None and theirs is not None:
         mine, other = ours.get_vocab(), theirs.get_vocab()

@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest difference, relative to the largest value, that rounding explains."""
-_BUDGET = 0.1
-"""Part of a compiled layer's activations, beyond its input, that is kept where activations are recomputed: about what
-attention's output takes, which costs the most for its size."""
 
 
 class PolicyError(ValueError):
@@ -96,7 +93,7 @@ class Policy(nn.Module):
             if config.lora is not None:
                 add_adapters(model, config.lora)
             if config.compile:
-                compile_layers(model, recompute=config.gradient_checkpointing)
+                compile_layers(model, kept=config.kept_activations if config.gradient_checkpointing else 1.0)
             tokenizer = AutoTokenizer.from_pretrained(path) if _has_tokenizer(path) else None
         except LoraError as error:
             raise PolicyError(str(error)) from error
@@ -226,18 +223,19 @@ class Policy(nn.Module):
         return f"{type(self.model).__name__} ({self.model.config._name_or_path or 'unnamed'})"
 
 
-def compile_layers(model: PreTrainedModel, *, recompute: bool) -> None:
+def compile_layers(model: PreTrainedModel, *, kept: float) -> None:
     """Have torch compile each decoder layer; layers of one kind share what was compiled.
 
-    With ``recompute`` the compiler decides what the backward pass computes again (`_BUDGET`), instead of transformers'
-    checkpointing, which computes whole layers again, their last product and attention with them.
+    Of a layer's activations, beyond its input, the part ``kept`` at most is kept for the backward pass. The compiler
+    chooses which, where transformers' checkpointing computes whole layers again, their last product and attention with
+    them. The setting is torch's, one for the process: the model that was loaded last decides for all.
     """
     kinds = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
     if not layers:
         raise PolicyError(f"model.compile: {type(model).__name__} does not say what its layers are; set it to false")
     torch._dynamo.config.disable = False  # an engine's settings for its own process are seen here if it started first
-    torch._functorch.config.activation_memory_budget = _BUDGET if recompute else 1.0
+    torch._functorch.config.activation_memory_budget = kept
     torch._functorch.config.is_non_builtin_to_include = True  # our attention is one of the things that may be kept
     for layer in layers:
         layer.compile(dynamic=True)

@@ -107,6 +107,26 @@ def test_compiled_layers_that_recompute_keep_attention(model_folder: Callable[..
     assert found == [(2 * layers, layers), (layers, layers)]
 
 
+def test_what_is_kept_is_not_computed_again(model_folder: Callable[..., str]) -> None:
+    """A linear layer takes three products: the output, and the gradients of input and weight. With all activations kept
+    there are no others in a layer of Llama; the fewer are kept, the more outputs are computed again."""
+    (batch,) = pack(samples_of_groups(6, groups=2), TokenMean(), 10_000, "shared")
+    products = []
+    for kept in (1.0, 0.5, 0.0):
+        torch._dynamo.reset()  # a layer that was compiled for one share would serve the next
+        settings = Model(path=model_folder(tied=True), gradient_checkpointing=True, compile=True, kept_activations=kept)
+        policy = Policy.load(settings, head_chunk=1_000)
+        inputs = batch.ids, batch.positions, batch.targets, batch.loss_mask, 1.0, batch.layout
+        policy(*inputs)[0].sum().backward()
+        with torch.profiler.profile() as profile:
+            policy(*inputs)[0].sum().backward()
+        products.append(
+            sum(event.count for event in profile.key_averages() if event.key in ("aten::mm", "aten::addmm"))
+        )
+    in_layers, of_head = 7 * 3 * policy.model.config.num_hidden_layers, 4
+    assert products[0] == in_layers + of_head < products[1] < products[2]
+
+
 @pytest.mark.parametrize(("dtype", "autocast"), [("bfloat16", "none"), ("float32", "bfloat16")])
 def test_models_in_bfloat16_on_a_cpu_use_it(
     model_folder: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, autocast: str

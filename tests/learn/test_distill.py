@@ -12,7 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rlvr.config.algorithm import Algorithm
-from rlvr.learn.policy import PolicyError
+from rlvr.config.recipe import Model
+from rlvr.learn.distill import load_teacher
+from rlvr.learn.policy import Policy, PolicyError
 from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample
 from tests.helpers import make_tiny_model
@@ -31,6 +33,14 @@ def algorithm(teacher: str, **settings: Any) -> dict[str, Any]:
 def logprobs(model: Any, sample: TrainingSample, temperature: float) -> torch.Tensor:
     logits = model(input_ids=torch.tensor([sample.ids])).logits[0, :-1] / temperature
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(sample.ids)[1:, None]).squeeze(1)
+
+
+def test_the_policy_keeps_what_the_recipe_says_beside_a_teacher(model_folder: Folder) -> None:
+    """What the compiler keeps is one setting of the process, which loading the teacher, too, makes."""
+    settings = Model(path=model_folder(tied=True), compile=True, gradient_checkpointing=True, kept_activations=0.3)
+    policy = Policy.load(settings, head_chunk=64)
+    load_teacher(settings, model_folder(tied=True, seed=5), policy)
+    assert torch._functorch.config.activation_memory_budget == 0.3
 
 
 @pytest.mark.parametrize("rewards", ["ignore", "add"])
