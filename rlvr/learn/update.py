@@ -173,9 +173,6 @@ class Learner:
         clock: Clock,
         keep: Collection[int] = (),
     ) -> dict[str, float]:
-        if _MALLOC_TRIM is not None:
-            # Every update has other sizes; the C library would keep the holes that the last one left
-            _MALLOC_TRIM(0)
         with clock.phase("pack"):
             plan = self._share(samples, objective, keep)
             steps = [[batch.to(self.accelerator.device) for batch in step] for step in plan.steps]
@@ -223,6 +220,9 @@ class Learner:
         total = torch.zeros((), device=self.accelerator.device, dtype=torch.float64)
         with self._phase(clock, "forward_backward"):
             for place, (batch, one) in enumerate(parts):
+                if _MALLOC_TRIM is not None and self.accelerator.device.type == "cpu":
+                    # Every micro-batch has other sizes; the C library would keep the holes that the last one left
+                    _MALLOC_TRIM(0)
                 with self.backend.accumulate(last=place == len(parts) - 1):
                     logprobs, entropy = _logprobs(self.backend.module, batch, one.temperature)
                     loss = one.loss(batch, logprobs, entropy, meter, first)
