@@ -1,12 +1,13 @@
 """One whole GRPO step beside TRL's, same model, same work, same machine, one after the other.
 
     make smollm2
-    python benchmarks/step_beside_trl.py --peer PEER_SCRIPT [--steps 6] [--repeats 1]
+    python benchmarks/step_beside_trl.py --peer PEER_SCRIPT [--steps 6] [--repeats 1] [--master]
 
 PEER_SCRIPT runs TRL on the work that `benchmarks/trl_peer.yaml` states and prints a JSON summary last. TRL gets a
 virtual environment of its own (build/trl). Reported: median seconds a step without the first, samples a second, the
 peak resident memory of the learner's process, and the peak of the sum over all its processes (PSS: shared pages count
-once).
+once). A shared machine is not the same from one minute to the next: each run's line tells also which share of the
+processor the host took meanwhile (steal), and how many TFLOP/s products in bfloat16 made just before and after.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models/smollm2-135m-instruct"
@@ -43,8 +46,19 @@ def watch_memory(process: subprocess.Popen[str], peaks: dict[str, float], every:
         time.sleep(every)
 
 
+def product_rate(seconds: float = 1.0) -> float:
+    """TFLOP/s of products of 2048 x 2048 in bfloat16."""
+    a = torch.randn(2048, 2048).to(torch.bfloat16)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        a @ a
+        count += 1
+    return 2 * 2048**3 * count / (time.perf_counter() - start) / 1e12
+
+
 def run(command: list[str]) -> tuple[str, dict[str, float]]:
-    """Run to the end; its output and its memory peaks."""
+    """Run to the end; its output, its memory peaks and what the machine was like."""
+    rate, before = product_rate(), psutil.cpu_times()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peaks: dict[str, float] = {}
     watcher = threading.Thread(target=watch_memory, args=(process, peaks))
@@ -53,7 +67,9 @@ def run(command: list[str]) -> tuple[str, dict[str, float]]:
     watcher.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{err[-3000:]}")
-    return out, peaks
+    spent = [now - then for now, then in zip(psutil.cpu_times(), before, strict=True)]
+    steal = dict(zip(before._fields, spent, strict=True)).get("steal", 0.0) / sum(spent)
+    return out, peaks | {"steal": steal, "tflops_before": rate, "tflops_after": product_rate()}
 
 
 def ours(steps: int, *overrides: str) -> dict[str, float]:
@@ -76,6 +92,7 @@ def ours(steps: int, *overrides: str) -> dict[str, float]:
         "mean_completion_tokens": statistics.mean(line["length/mean"] for line in settled),
         "learner_rss_gb": max(peaks["rss_gb"], lines[-1]["memory/peak"] * 2**30 / 1e9),
         "pss_gb": peaks["pss_gb"],
+        **{key: peaks[key] for key in ("steal", "tflops_before", "tflops_after")},
         **parts,
     }
 
@@ -94,7 +111,13 @@ def theirs(steps: int, script: Path) -> dict[str, float]:
         "mean_completion_tokens": summary["mean_completion_tokens"],
         "learner_rss_gb": max(summary["peak_rss_gb"], peaks["rss_gb"]),
         "pss_gb": peaks["pss_gb"],
+        **{key: peaks[key] for key in ("steal", "tflops_before", "tflops_after")},
     }
+
+
+def shown(name: str, figures: dict[str, float]) -> str:
+    """A line of the table."""
+    return f"{name:30} " + "  ".join(f"{key} {value:.2f}" for key, value in figures.items())
 
 
 def main() -> None:
@@ -102,18 +125,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--master", action="store_true", help="with float32 master weights besides")
     parser.add_argument("--peer", type=Path, default=PEER)
     arguments = parser.parse_args()
-    rows: dict[str, list[dict[str, float]]] = {}
+    steps, peer = arguments.steps, arguments.peer
+    master = ("model.dtype=float32", "model.autocast=bfloat16")
+    kinds: dict[str, Callable[[], dict[str, float]]] = {"rlvr, bfloat16 weights": lambda: ours(steps)}
+    if peer.exists():
+        kinds["TRL, bfloat16 weights"] = lambda: theirs(steps, peer)
+    if arguments.master:
+        kinds["rlvr, float32 master weights"] = lambda: ours(steps, *master)
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for _ in range(arguments.repeats):
-        rows.setdefault("rlvr, bfloat16 weights", []).append(ours(arguments.steps))
-        master = ("model.dtype=float32", "model.autocast=bfloat16")
-        rows.setdefault("rlvr, float32 master weights", []).append(ours(arguments.steps, *master))
-        if arguments.peer.exists():
-            rows.setdefault("TRL, bfloat16 weights", []).append(theirs(arguments.steps, arguments.peer))
+        for name, measure in kinds.items():
+            rows[name].append(measure())
+            print(shown(name, rows[name][-1]), flush=True)
+    print("medians")
     for name, runs in rows.items():
-        median = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
-        print(f"{name:30}", "  ".join(f"{key} {value:.2f}" for key, value in median.items()), flush=True)
+        print(shown(name, {key: statistics.median(one[key] for one in runs) for key in runs[0]}))
 
 
 if __name__ == "__main__":
