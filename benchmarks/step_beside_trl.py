@@ -7,7 +7,8 @@ PEER_SCRIPT runs TRL on the work that `benchmarks/trl_peer.yaml` states and prin
 virtual environment of its own (build/trl). Reported: median seconds a step without the first, samples a second, the
 peak resident memory of the learner's process, and the peak of the sum over all its processes (PSS: shared pages count
 once). A shared machine is not the same from one minute to the next: each run's line tells also which share of the
-processor the host took meanwhile (steal), and how many TFLOP/s products in bfloat16 made just before and after.
+processor the host took meanwhile (steal), and how quick it was around the run, in TFLOP/s of products in bfloat16 and
+in GB/s of copying.
 """
 
 from __future__ import annotations
@@ -46,19 +47,28 @@ def watch_memory(process: subprocess.Popen[str], peaks: dict[str, float], every:
         time.sleep(every)
 
 
-def product_rate(seconds: float = 1.0) -> float:
-    """TFLOP/s of products of 2048 x 2048 in bfloat16."""
-    a = torch.randn(2048, 2048).to(torch.bfloat16)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        a @ a
-        count += 1
-    return 2 * 2048**3 * count / (time.perf_counter() - start) / 1e12
+def speeds() -> dict[str, float]:
+    """What the machine does now: TFLOP/s of products of 2048 x 2048 in bfloat16, and GB/s of copying 256 MB."""
+    a, b = torch.randn(2048, 2048).to(torch.bfloat16), torch.randn(64 * 2**20)
+    c = torch.empty_like(b)
+
+    def rate(work: Callable[[], object], amount: float, seconds: float = 1.0) -> float:
+        work()
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            work()
+            count += 1
+        return amount * count / (time.perf_counter() - start)
+
+    return {
+        "tflops": rate(lambda: a @ a, 2 * 2048**3 / 1e12),
+        "copy_gbs": rate(lambda: c.copy_(b), 2 * 4 * len(b) / 1e9),
+    }
 
 
 def run(command: list[str]) -> tuple[str, dict[str, float]]:
     """Run to the end; its output, its memory peaks and what the machine was like."""
-    rate, before = product_rate(), psutil.cpu_times()
+    first, before = speeds(), psutil.cpu_times()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peaks: dict[str, float] = {}
     watcher = threading.Thread(target=watch_memory, args=(process, peaks))
@@ -69,7 +79,8 @@ def run(command: list[str]) -> tuple[str, dict[str, float]]:
         raise SystemExit(f"{' '.join(command)} failed:\n{err[-3000:]}")
     spent = [now - then for now, then in zip(psutil.cpu_times(), before, strict=True)]
     steal = dict(zip(before._fields, spent, strict=True)).get("steal", 0.0) / sum(spent)
-    return out, peaks | {"steal": steal, "tflops_before": rate, "tflops_after": product_rate()}
+    machine = {key: (value + now) / 2 for (key, value), now in zip(first.items(), speeds().values(), strict=True)}
+    return out, peaks | {"steal": steal} | machine
 
 
 def ours(steps: int, *overrides: str) -> dict[str, float]:
@@ -92,7 +103,7 @@ def ours(steps: int, *overrides: str) -> dict[str, float]:
         "mean_completion_tokens": statistics.mean(line["length/mean"] for line in settled),
         "learner_rss_gb": max(peaks["rss_gb"], lines[-1]["memory/peak"] * 2**30 / 1e9),
         "pss_gb": peaks["pss_gb"],
-        **{key: peaks[key] for key in ("steal", "tflops_before", "tflops_after")},
+        **{key: peaks[key] for key in ("steal", "tflops", "copy_gbs")},
         **parts,
     }
 
@@ -111,7 +122,7 @@ def theirs(steps: int, script: Path) -> dict[str, float]:
         "mean_completion_tokens": summary["mean_completion_tokens"],
         "learner_rss_gb": max(summary["peak_rss_gb"], peaks["rss_gb"]),
         "pss_gb": peaks["pss_gb"],
-        **{key: peaks[key] for key in ("steal", "tflops_before", "tflops_after")},
+        **{key: peaks[key] for key in ("steal", "tflops", "copy_gbs")},
     }
 
 
