@@ -1,7 +1,7 @@
 """One whole GRPO step beside TRL's, same model, same work, same machine, one after the other.
 
     make smollm2
-    python benchmarks/step_beside_trl.py --peer PEER_SCRIPT [--steps 6] [--repeats 1] [--master]
+    python benchmarks/step_beside_trl.py --peer PEER_SCRIPT [--steps 6] [--repeats 1]
 
 PEER_SCRIPT runs TRL on the work that `benchmarks/trl_peer.yaml` states and prints a JSON summary last. TRL gets a
 virtual environment of its own (build/trl). Reported: median seconds a step without the first, samples a second, the
@@ -41,7 +41,7 @@ def watch_memory(process: subprocess.Popen[str], peaks: dict[str, float], every:
             family = [root, *root.children(recursive=True)]
             pss = sum(one.memory_full_info().pss for one in family)
             peaks["pss_gb"] = max(peaks.get("pss_gb", 0.0), pss / 1e9)
-            peaks["rss_gb"] = max(peaks.get("rss_gb", 0.0), root.memory_info().rss / 1e9)
+            peaks["learner_rss_gb"] = max(peaks.get("learner_rss_gb", 0.0), root.memory_info().rss / 1e9)
         except psutil.NoSuchProcess:
             pass
         time.sleep(every)
@@ -77,10 +77,11 @@ def run(command: list[str]) -> tuple[str, dict[str, float]]:
     watcher.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{err[-3000:]}")
-    spent = [now - then for now, then in zip(psutil.cpu_times(), before, strict=True)]
-    steal = dict(zip(before._fields, spent, strict=True)).get("steal", 0.0) / sum(spent)
-    machine = {key: (value + now) / 2 for (key, value), now in zip(first.items(), speeds().values(), strict=True)}
-    return out, peaks | {"steal": steal} | machine
+    after = psutil.cpu_times()
+    stolen = getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)  # Linux alone knows it
+    last = speeds()
+    machine = {key: (first[key] + last[key]) / 2 for key in first}
+    return out, peaks | {"steal": stolen / (sum(after) - sum(before))} | machine
 
 
 def ours(steps: int, *overrides: str) -> dict[str, float]:
@@ -88,7 +89,7 @@ def ours(steps: int, *overrides: str) -> dict[str, float]:
     folder = ROOT / "build/bench"
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "rlvr", "train", "benchmarks/trl_peer.yaml", f"run.steps={steps}"]
-    _, peaks = run([*command, f"run.output={folder}", *overrides])
+    _, found = run([*command, f"run.output={folder}", *overrides])
     lines = [json.loads(line) for line in (folder / "trl_peer/metrics.jsonl").read_text().splitlines()]
     settled = [line for line in lines if line["step"] > 1]
     seconds = statistics.median(line["time/step"] - line["time/checkpoint"] for line in settled)
@@ -101,9 +102,8 @@ def ours(steps: int, *overrides: str) -> dict[str, float]:
         "seconds_per_step": seconds,
         "samples_per_second": SAMPLES / seconds,
         "mean_completion_tokens": statistics.mean(line["length/mean"] for line in settled),
-        "learner_rss_gb": max(peaks["rss_gb"], lines[-1]["memory/peak"] * 2**30 / 1e9),
-        "pss_gb": peaks["pss_gb"],
-        **{key: peaks[key] for key in ("steal", "tflops", "copy_gbs")},
+        **found,
+        "learner_rss_gb": max(found["learner_rss_gb"], lines[-1]["memory/peak"] * 2**30 / 1e9),
         **parts,
     }
 
@@ -114,15 +114,14 @@ def theirs(steps: int, script: Path) -> dict[str, float]:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", ROOT / "build/trl"], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "torch==2.13.0", "trl==1.16.0"], check=True)
-    out, peaks = run([str(python), str(script), str(MODEL), "--steps", str(steps)])
+    out, found = run([str(python), str(script), str(MODEL), "--steps", str(steps)])
     summary = json.loads(out.strip().splitlines()[-1])
     return {
         "seconds_per_step": summary["seconds_per_step"],
         "samples_per_second": summary["samples_per_second"],
         "mean_completion_tokens": summary["mean_completion_tokens"],
-        "learner_rss_gb": max(summary["peak_rss_gb"], peaks["rss_gb"]),
-        "pss_gb": peaks["pss_gb"],
-        **{key: peaks[key] for key in ("steal", "tflops", "copy_gbs")},
+        **found,
+        "learner_rss_gb": max(found["learner_rss_gb"], summary["peak_rss_gb"]),
     }
 
 
@@ -136,7 +135,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--master", action="store_true", help="with float32 master weights besides")
     parser.add_argument("--peer", type=Path, default=PEER)
     arguments = parser.parse_args()
     steps, peer = arguments.steps, arguments.peer
@@ -144,8 +142,7 @@ def main() -> None:
     kinds: dict[str, Callable[[], dict[str, float]]] = {"rlvr, bfloat16 weights": lambda: ours(steps)}
     if peer.exists():
         kinds["TRL, bfloat16 weights"] = lambda: theirs(steps, peer)
-    if arguments.master:
-        kinds["rlvr, float32 master weights"] = lambda: ours(steps, *master)
+    kinds["rlvr, float32 master weights"] = lambda: ours(steps, *master)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for _ in range(arguments.repeats):
         for name, measure in kinds.items():
