@@ -1,14 +1,13 @@
 """One whole GRPO step beside TRL's, same model, same work, same machine, one after the other.
 
     make smollm2
-    python benchmarks/step_beside_trl.py --peer PEER_SCRIPT [--steps 6] [--repeats 1]
+    python benchmarks/step_beside_trl.py [--steps 6] [--repeats 1]
 
-PEER_SCRIPT runs TRL on the work that `benchmarks/trl_peer.yaml` states and prints a JSON summary last. TRL gets a
-virtual environment of its own (build/trl). Reported: median seconds a step without the first, samples a second, the
-peak resident memory of the learner's process, and the peak of the sum over all its processes (PSS: shared pages count
-once). A shared machine is not the same from one minute to the next: each run's line tells also which share of the
-processor the host took meanwhile (steal), and how quick it was around the run, in TFLOP/s of products in bfloat16 and
-in GB/s of copying.
+rlvr runs `benchmarks/trl_peer.yaml`; TRL runs `benchmarks/trl_step.py`, the same work, in a virtual environment of its
+own (build/trl). Reported: median seconds a step without the first, samples a second, the peak resident memory of the
+learner's process, and the peak of the sum over all its processes (PSS: shared pages count once). A shared machine is
+not the same from one minute to the next: each run's line tells also which share of the processor the host took
+meanwhile (steal), and how quick it was around the run, in TFLOP/s of products in bfloat16 and in GB/s of copying.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models/smollm2-135m-instruct"
-PEER = ROOT.parent / "shared/peers/trl_grpo_step.py"
+PEER = ROOT / "benchmarks/trl_step.py"
 SAMPLES = 64
 
 
@@ -108,13 +107,13 @@ def ours(steps: int, *overrides: str) -> dict[str, float]:
     }
 
 
-def theirs(steps: int, script: Path) -> dict[str, float]:
+def theirs(steps: int) -> dict[str, float]:
     """A run of TRL."""
     python = ROOT / "build/trl/bin/python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", ROOT / "build/trl"], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "torch==2.13.0", "trl==1.16.0"], check=True)
-    out, found = run([str(python), str(script), str(MODEL), "--steps", str(steps)])
+    out, found = run([str(python), str(PEER), str(MODEL), "--steps", str(steps)])
     summary = json.loads(out.strip().splitlines()[-1])
     return {
         "seconds_per_step": summary["seconds_per_step"],
@@ -135,14 +134,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--peer", type=Path, default=PEER)
     arguments = parser.parse_args()
-    steps, peer = arguments.steps, arguments.peer
+    steps = arguments.steps
     master = ("model.dtype=float32", "model.autocast=bfloat16")
-    kinds: dict[str, Callable[[], dict[str, float]]] = {"rlvr, bfloat16 weights": lambda: ours(steps)}
-    if peer.exists():
-        kinds["TRL, bfloat16 weights"] = lambda: theirs(steps, peer)
-    kinds["rlvr, float32 master weights"] = lambda: ours(steps, *master)
+    kinds: dict[str, Callable[[], dict[str, float]]] = {
+        "rlvr, bfloat16 weights": lambda: ours(steps),
+        "TRL, bfloat16 weights": lambda: theirs(steps),
+        "rlvr, float32 master weights": lambda: ours(steps, *master),
+    }
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for _ in range(arguments.repeats):
         for name, measure in kinds.items():

@@ -29,7 +29,7 @@ from tests.documents import ROOT, commands, commands_of_comments, faults
 from tests.helpers import make_tiny_tokenizer
 
 FOLDER = ROOT / "recipes"
-DATA = ROOT.parent / "shared" / "data"
+DATA = ROOT / "tests/data"
 PATHS = sorted(FOLDER.glob("*.yaml"))
 GPU = [path for path in PATHS if "no GPU was at hand" in path.read_text()]
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -201,19 +201,36 @@ def test_dapo_has_the_papers_numbers() -> None:
 
 
 def test_gsm8k_from_local_files_keeps_train_and_test_apart() -> None:
-    """The recipe as README starts it without the hub, on the real files: every row loads and can be graded."""
+    """The recipe as README starts it without the hub, on 400 rows of either file: each loads and can be graded."""
     source = (
         f"problems.train={{type: jsonl, path: {DATA / 'gsm8k_train.jsonl'}, prompt: question, reference_format: gsm8k}}"
     )
     recipe = loaded("gsm8k_qwen2.5_0.5b", source, f"problems.eval.0.source.path={DATA / 'gsm8k_test.jsonl'}")
     assert isinstance(recipe.problems.train, JsonLines)
     train, test = load_problems(recipe.problems.train), load_problems(recipe.problems.eval[0].source)
-    assert (len(train), len(test)) == (7473, 1319)
+    assert (len(train), len(test)) == (400, 400)
     assert not {one.key for one in train} & {one.key for one in test}
     verifier = VerifierSpec(recipe.rewards.terms[0].verifier, recipe.rewards.terms[0].args).load()
     for problem in [*train, *test]:
         verifier.check_reference(problem.reference)
     assert verifier.grade(r"so \boxed{72}", train[0].reference).outcome is Outcome.CORRECT
+
+
+def test_every_reference_of_gsm8k_can_be_graded(tmp_path: Path) -> None:
+    """What stands after ``####`` anywhere in its 8792 rows: 983 numbers, some negative, some with thousands commas."""
+    references = (DATA / "gsm8k_references.txt").read_text(encoding="utf-8").split()
+    rows = [{"question": f"q{index}", "answer": f"so\n#### {number}"} for index, number in enumerate(references)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    source = f"problems.train={{type: jsonl, path: {path}, prompt: question, reference_format: gsm8k}}"
+    recipe = loaded("gsm8k_qwen2.5_0.5b", source)
+    verifier = VerifierSpec(recipe.rewards.terms[0].verifier, recipe.rewards.terms[0].args).load()
+    problems = load_problems(recipe.problems.train)
+    assert len(problems) == len(references) == 983
+    for problem, number in zip(problems, references, strict=True):
+        verifier.check_reference(problem.reference)
+        verdict = verifier.grade(rf"so \boxed{{{number}}}", problem.reference)
+        assert verdict.outcome is Outcome.CORRECT, number
 
 
 @pytest.mark.parametrize("name", ["math500", "aime24", "amc23"])

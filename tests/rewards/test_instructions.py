@@ -22,7 +22,7 @@ from rewards.instructions.text import count_capital_words, count_sentences, dete
 from rewards.pool import VerifierSpec
 from rewards.verdict import BadReference, Outcome
 
-DATA = Path(__file__).parents[3] / "shared/data"
+DATA = Path(__file__).resolve().parents[1] / "data"
 
 PROSE = [
     "The committee met on Tuesday and approved the new budget.",

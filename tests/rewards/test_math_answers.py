@@ -20,8 +20,8 @@ from rewards import BadReference, Outcome
 from rewards.math_answers import MathVerifier
 from rewards.pool import GradingPool, VerifierSpec
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-PAIRS = [json.loads(line) for line in (SHARED / "conformance" / "math_pairs.jsonl").read_text("utf-8").splitlines()]
+DATA = Path(__file__).resolve().parents[1] / "data"
+PAIRS = [json.loads(line) for line in (DATA / "math_pairs.jsonl").read_text("utf-8").splitlines()]
 VERIFIER = MathVerifier()
 
 # reference, answers that are right, answers that are not
@@ -344,7 +344,7 @@ def test_verdicts_are_cached_by_reference_and_extracted_answer() -> None:
 
 def _references() -> Iterator[str]:
     for name in ("math500", "aime24", "amc23"):
-        for line in (SHARED / "data" / f"{name}.jsonl").read_text("utf-8").splitlines():
+        for line in (DATA / f"{name}.jsonl").read_text("utf-8").splitlines():
             yield json.loads(line)["answer"]
 
 

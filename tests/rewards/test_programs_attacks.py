@@ -14,9 +14,9 @@ from program_samples import HONEST, HOSTILE
 from rewards.programs import ProgramVerifier
 from rewards.sandbox import Job, Limits, Sandbox
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-ATTACKS = [json.loads(line) for line in (SHARED / "conformance" / "attacks.jsonl").read_text().splitlines()]
-HUMAN_EVAL = [json.loads(line) for line in (SHARED / "data" / "humaneval.jsonl").read_text().splitlines()]
+DATA = Path(__file__).resolve().parents[1] / "data"
+ATTACKS = [json.loads(line) for line in (DATA / "attacks.jsonl").read_text().splitlines()]
+HUMAN_EVAL = [json.loads(line) for line in (DATA / "humaneval.jsonl").read_text().splitlines()]
 # what we refuse with an exception of the operating system ends the program where the label says that it goes on
 DIFFERENT = {"proc_parent_mem": "RE", "deep_recursion_segv": "MLE"}
 
@@ -37,7 +37,7 @@ def fenced(code: str) -> str:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack["name"])
-def test_shared_attacks_get_their_verdicts(verifier: ProgramVerifier, attack: dict[str, Any]) -> None:
+def test_recorded_attacks_get_their_verdicts(verifier: ProgramVerifier, attack: dict[str, Any]) -> None:
     before = set(os.listdir("/tmp"))
     detail = verifier.grade(fenced(attack["code"]), {"tests": attack["tests"]}).detail
     assert detail["judge"] == DIFFERENT.get(attack["name"], attack["expect"]), detail

@@ -70,7 +70,7 @@ def test_the_world_of_a_program_is_small(sandbox: Sandbox) -> None:
 import os, socket
 print(sorted(n for n in os.listdir('/proc') if n.isdigit() and n != str(os.getpid())))
 print(os.getuid(), sorted(os.listdir('/proc/self/fd')), os.listdir('.'), os.listdir('/tmp/code'))
-print([p for p in ('/home', '/work', '/var', '/sys', '/etc/passwd', '/run') if os.path.exists(p)])
+print([p for p in ('/home', '/srv', '/var', '/sys', '/etc/passwd', '/run') if os.path.exists(p)])
 print(sorted(os.environ), socket.gethostname())
 print([l.split(':')[0].strip() for l in open('/proc/self/status') if l.startswith('NoNewPrivs:\\t1')])
 print([l.split()[1] for l in open('/proc/self/status') if l.startswith(('CapEff', 'CapPrm'))])
