@@ -24,9 +24,11 @@ MADE = ("runs/", "models/", "build/", "OUTPUT/", "checkpoints/")
 
 
 def missing(root: Path, page: Path) -> Iterator[str]:
-    """The files that a page names and that exist neither from the repository's root nor from the page's folder."""
+    """The files that a page names and that exist neither from the root, nor from the page's folder, nor in rlvr/."""
     for name in dict.fromkeys(NAMED.findall(page.read_text(encoding="utf-8"))):
-        if not name.startswith(MADE) and not any((start / name).exists() for start in (root, page.parent)):
+        if not name.startswith(MADE) and not any(
+            (start / name).exists() for start in (root, page.parent, root / "rlvr")
+        ):
             yield name
 
 
