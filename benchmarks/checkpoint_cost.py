@@ -25,8 +25,8 @@ from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
 from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample
-from rlvr.saver import Saver
-from rlvr.state import StateRegister
+from rlvr.state.register import StateRegister
+from rlvr.state.saver import Saver
 
 
 def samples(count: int = 64, prompt: int = 40, answer: int = 48) -> list[TrainingSample]:

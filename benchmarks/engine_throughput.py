@@ -20,9 +20,9 @@ import psutil
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from rlvr.engines.hf import HfEngine
+from rlvr.engines.vllm.engine import VllmEngine
 from rlvr.records import Request, Sampling
-from rlvr.rollout.hf_engine import HfEngine
-from rlvr.rollout.vllm_engine import VllmEngine
 
 
 def arguments() -> argparse.Namespace:

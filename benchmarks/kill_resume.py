@@ -39,8 +39,8 @@ import psutil
 import torch
 
 from rlvr.__main__ import main as rlvr
-from rlvr.metrics import PHASES, StepClock
-from rlvr.saver import Saver
+from rlvr.runlog.metrics import PHASES, StepClock
+from rlvr.state.saver import Saver
 from tests.helpers import make_tiny_model
 from tests.runs import ROOT, Workspace, elsewhere
 

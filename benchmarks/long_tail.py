@@ -27,10 +27,10 @@ from tokenizers import AddedToken
 
 from recipes.base_models import SFT_BATCH, TAGS, fine_tuned_llama, operands_of, reasoning_tokenizer, worked_solution
 from rlvr.config import Recipe
+from rlvr.problems.examples import Example
+from rlvr.problems.sources import load_problems
 from rlvr.records import Problem
-from rlvr.run_log import read_metrics
-from rlvr.sft import Example
-from rlvr.tasks.sources import load_problems
+from rlvr.runlog.run_log import read_metrics
 
 MEDIAN, RATIO = 40, 8
 """Of the tokens of an answer: the median, and the 95th percentile over it."""

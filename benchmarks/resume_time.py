@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def child(began: float, out: Path, arguments: list[str]) -> int:
     """The command, timed from inside by watching two calls."""
     from rlvr.__main__ import main as rlvr
-    from rlvr.metrics import StepClock
-    from rlvr.rollout.vllm_engine import VllmEngine
+    from rlvr.engines.vllm.engine import VllmEngine
+    from rlvr.runlog.metrics import StepClock
 
     real_start, real_phase = VllmEngine.start, StepClock.phase
     found: dict[str, float] = {}

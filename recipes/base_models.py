@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from rlvr.config import Learner as LearnerConfig
 from rlvr.config import Model, Recipe, RecipeError, Schedule
 from rlvr.learn.update import Learner
+from rlvr.problems.examples import Example, to_samples
+from rlvr.problems.sources import load_problems
+from rlvr.problems.templates import Renderer
 from rlvr.records import Problem
-from rlvr.sft import Example, fit, to_samples
-from rlvr.tasks.sources import load_problems
-from rlvr.tasks.templates import Renderer
+from rlvr.run.sft import fit
 
 ERROR_RATE = 0.3
 """Share of digit sums that the worked solutions get wrong: the base model learns to be right by chance."""

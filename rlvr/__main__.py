@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlvr.config import RecipeError, json_schema, load_recipe
-from rlvr.signals import Interrupted, interruptible
+from rlvr.run.signals import Interrupted, interruptible
 from rlvr.view.arguments import add_view_arguments
 
 # torch reads this at its first allocation: activations come and go by the megabyte, and a kernel that hands them out in
@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     """Import what takes time only once the recipe, where a command takes one, is known to be sound."""
     recipe = load_recipe(arguments.recipe, arguments.overrides) if "recipe" in arguments else None
     from rlvr import commands
-    from rlvr.errors import DATA_ERRORS, PEER_GONE, RUN_ERRORS
+    from rlvr.run.errors import DATA_ERRORS, PEER_GONE, RUN_ERRORS
 
     try:
         if arguments.command == "doctor":

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rlvr.engines.vllm.engine import VllmEngine
 from rlvr.rollout.background import Background
-from rlvr.rollout.vllm_engine import VllmEngine
+from tests.engine_sides import Learner
 from tests.helpers import make_tiny_model
 from tests.runs import Workspace, nothing_left_behind
 
@@ -68,3 +69,13 @@ def nothing_left() -> Iterator[None]:
     """However a test ends, the graders and threads of its runs have ended with it."""
     with nothing_left_behind():
         yield
+
+
+@pytest.fixture(scope="module")
+def tied_learner(tiny_tied: Path) -> Learner:
+    return Learner(tiny_tied)
+
+
+@pytest.fixture(scope="module")
+def untied_learner(tiny_untied: Path) -> Learner:
+    return Learner(tiny_untied)

@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlvr.__main__ import main
-from rlvr.glossary import reproducible
-from rlvr.run_log import read_metrics
+from rlvr.runlog.glossary import reproducible
+from rlvr.runlog.run_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 

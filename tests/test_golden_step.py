@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlvr import loop
-from rlvr.build import build
 from rlvr.config import load_recipe
+from rlvr.run import loop
+from rlvr.run.build import build
 from tests.helpers import make_tiny_tokenizer
 from tests.numpy_llama import derivatives, logprobs
 from tests.recorded import piece, write_recording

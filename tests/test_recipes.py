@@ -15,15 +15,15 @@ from rewards import Outcome
 from rewards.spec import VerifierSpec
 from rlvr.config import Recipe, json_schema, load_recipe
 from rlvr.config.problems import Arithmetic, Countdown, JsonLines
-from rlvr.data import all_terms
-from rlvr.engines import make_engine
+from rlvr.engines.make import make_engine
+from rlvr.engines.restarting import RestartingEngine
+from rlvr.engines.vllm.engine import VllmEngine
 from rlvr.learn.objective import PolicyGradient
 from rlvr.learn.samples import make_samples
+from rlvr.problems.data import all_terms
+from rlvr.problems.sources import load_problems
+from rlvr.problems.templates import Renderer
 from rlvr.records import Problem
-from rlvr.rollout.restarting import RestartingEngine
-from rlvr.rollout.vllm_engine import VllmEngine
-from rlvr.tasks.sources import load_problems
-from rlvr.tasks.templates import Renderer
 from tests.builders import make_group, make_rollout
 from tests.documents import ROOT, commands, commands_of_comments, faults
 from tests.helpers import make_tiny_tokenizer

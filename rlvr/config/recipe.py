@@ -146,7 +146,7 @@ RuleName = Literal[
     "entropy_exploding", "gradient_exploding", "length_collapsing", "often_truncated", "judge_disagrees",
     "no_progress", "too_good_too_soon", "solved",
 ]  # fmt: skip
-"""The rules that watch a running loop, `rlvr.watch.rules`."""
+"""The rules that watch a running loop, `rlvr.rules.rules`."""
 
 
 class Run(Section):

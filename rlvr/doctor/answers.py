@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr.config import Recipe
-from rlvr.watch.history import UNREADABLE
+from rlvr.rules.history import UNREADABLE
 
 Answer = dict[str, Any]
 """A line of ``rollouts.jsonl``."""

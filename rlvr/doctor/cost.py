@@ -14,11 +14,11 @@ from transformers import PretrainedConfig
 
 from rlvr.config import Recipe
 from rlvr.doctor.learner import Compared
-from rlvr.first_screen import BYTES, count_adapters, estimate_memory
 from rlvr.records import RolloutGroup
-from rlvr.run_log import rollout_record, token_record
-from rlvr.watch.finding import Finding, Grade
-from rlvr.watch.rule import Rule
+from rlvr.rules.finding import Finding, Grade
+from rlvr.rules.rule import Rule
+from rlvr.run.first_screen import BYTES, count_adapters, estimate_memory
+from rlvr.runlog.run_log import rollout_record, token_record
 
 DISK = Rule(
     "disk_too_small", Grade.STOPS, "checkpoints and rollouts of the whole run need more than is free in `run.output`",

@@ -10,12 +10,12 @@ import torch
 
 from rlvr.config import Recipe
 from rlvr.config.algorithm import TokenMean
-from rlvr.glossary import find
 from rlvr.learn.packing import pack
 from rlvr.learn.policy import Policy
 from rlvr.records import RolloutGroup, TrainingSample
-from rlvr.watch.finding import Finding, Grade
-from rlvr.watch.rule import Rule
+from rlvr.rules.finding import Finding, Grade
+from rlvr.rules.rule import Rule
+from rlvr.runlog.glossary import find
 
 APART = 1.0
 """Mean |difference| in nats from which engine and learner are two models."""

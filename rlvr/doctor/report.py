@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlvr.watch.finding import Finding, Grade
+from rlvr.rules.finding import Finding, Grade
 
 STYLES = {Grade.STOPS: "bold red", Grade.SLOWS: "bold yellow", Grade.NOTE: "bold"}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rlvr.doctor import after
-from rlvr.doctor.before import ENGINE_RULES
+from rlvr.doctor import run as after
 from rlvr.doctor.cost import COST_RULES
 from rlvr.doctor.learner import LEARNER_RULES
+from rlvr.doctor.recipe import ENGINE_RULES
 from rlvr.doctor.sampled import SAMPLED_RULES
-from rlvr.watch import rules as running
-from rlvr.watch.before import BEFORE_RULES
-from rlvr.watch.rule import Rule, rules_table
+from rlvr.rules import rules as running
+from rlvr.rules.preflight import BEFORE_RULES
+from rlvr.rules.rule import Rule, rules_table
 
 SECTIONS: tuple[tuple[str, str, tuple[Rule, ...]], ...] = (
     (

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from rewards import Outcome
 from rlvr.config import Recipe
 from rlvr.config.groups import OUTSIDE_THE_GROUP
-from rlvr.metrics import is_correct
+from rlvr.problems.templates import TURN_ENDS, Renderer
 from rlvr.records import Rollout, RolloutGroup
-from rlvr.tasks.templates import TURN_ENDS, Renderer
-from rlvr.watch.before_settings import rewards_teach
-from rlvr.watch.finding import Finding, Grade
-from rlvr.watch.rule import Rule
+from rlvr.rules.finding import Finding, Grade
+from rlvr.rules.preflight_settings import rewards_teach
+from rlvr.rules.rule import Rule
+from rlvr.runlog.metrics import is_correct
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

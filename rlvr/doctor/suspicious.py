@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from rlvr.config import Recipe
 from rlvr.doctor.answers import Answer, first_outcome, place, shown
-from rlvr.thresholds import at
+from rlvr.rules.finding import Finding, Grade
+from rlvr.rules.rule import Rule
+from rlvr.runlog.thresholds import at
 from rlvr.view.index import words_before_answer
 from rlvr.view.suspects import HIGH, REASONED, REFERENCES, SHORT, UNREASONED
-from rlvr.watch.finding import Finding, Grade
-from rlvr.watch.rule import Rule
 
 _READ = "Read them by `rlvr view` (Suspects); if they are not worth their reward, make rewards.terms stricter: "
 REPEATED = Rule(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from rewards.combine import Term, combine
+from rewards.combine import Term
 from rlvr.config.algorithm import Algorithm
-from rlvr.config.groups import OVER_THE_BATCH, GdpoBaseline, GreedyBaseline, KeepGroups
+from rlvr.config.groups import OVER_THE_BATCH, GdpoBaseline, KeepGroups
 from rlvr.config.schedule import Schedule
 from rlvr.learn.advantages import MovingAverage, ScoredGroup, centre, scale
 from rlvr.learn.shaping import shape
 from rlvr.records import Rollout, RolloutGroup, TrainingSample
+from rlvr.rollout.group_filter import has_enough, has_variance, scored_rollouts, term_scores
 
 
 class StaleTokens(RuntimeError):
@@ -99,43 +100,6 @@ def groups_with_tokens(groups: Sequence[RolloutGroup], samples: Sequence[Trainin
     return set(sorted(range(len(groups)), key=lambda index: index not in trained)[:count])
 
 
-def has_enough(group: RolloutGroup, algorithm: Algorithm) -> bool:
-    """True where a group has all the scores that the baseline and the scale need."""
-    if isinstance(algorithm.baseline, GreedyBaseline) and (group.greedy is None or group.greedy.reward is None):
-        return False
-    return len(_scored(group)) >= algorithm.smallest_group()
-
-
-def has_variance(group: RolloutGroup, algorithm: Algorithm, terms: Sequence[Term] = ()) -> bool:
-    """False where the scored answers, two or more, have equal rewards; for ``gdpo``, equal scores in each term.
-
-    A group of one answer has no variance to speak of, and without a baseline it does teach.
-    """
-    scored = _scored(group)
-    if len(scored) < 2:
-        return True
-    if isinstance(algorithm.baseline, GdpoBaseline):
-        return any(len(set(scores_G)) > 1 for _, scores_G in _scores(group, scored, terms))
-    return len({rollout.reward for rollout in scored}) > 1
-
-
-def _scored(group: RolloutGroup) -> tuple[Rollout, ...]:
-    return tuple(rollout for rollout in group.rollouts if rollout.reward is not None)
-
-
-def _scores(
-    group: RolloutGroup, scored: Sequence[Rollout], terms: Sequence[Term]
-) -> tuple[tuple[float, list[float]], ...]:
-    """(weight, scores_G) of each reward term of a problem; behind a closed gate a score is 0, as in the reward."""
-    own = [term for term in terms if group.problem.verifiers is None or term.name in group.problem.verifiers]
-    if not own:
-        raise ValueError(f"baseline 'gdpo' needs the reward terms of problem {group.problem.id!r}, and got none")
-    found = [
-        (term.weight, [combine(one.verdicts, [Term(term.name, 1.0, term.gate)]) for one in scored]) for term in own
-    ]
-    return tuple((weight, [score for score in scores_G if score is not None]) for weight, scores_G in found)
-
-
 def _filter(
     groups: Sequence[RolloutGroup], algorithm: Algorithm, step: int, terms: Sequence[Term]
 ) -> tuple[list[ScoredGroup], dict[str, float]]:
@@ -146,7 +110,7 @@ def _filter(
     )  # fmt: skip
     kept: list[ScoredGroup] = []
     for index, group in enumerate(groups):
-        scored = _scored(group)
+        scored = scored_rollouts(group)
         counts["groups/total"] += 1
         counts["samples/unscored"] += len(group.rollouts) - len(scored)
         if not has_enough(group, algorithm):
@@ -166,7 +130,7 @@ def _filter(
                 greedy_reward=shape([greedy], algorithm.shaping, step)[0]
                 if greedy and greedy.reward is not None
                 else None,
-                terms=_scores(group, scored, terms) if isinstance(algorithm.baseline, GdpoBaseline) else (),
+                terms=term_scores(group, scored, terms) if isinstance(algorithm.baseline, GdpoBaseline) else (),
             )
         )
     counts["groups/trained"] = float(len(kept))

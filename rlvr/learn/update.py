@@ -163,7 +163,7 @@ class Learner:
     def preference_update(
         self, samples: Sequence[TrainingSample] | None, objective: DirectPreference
     ) -> dict[str, float]:
-        """One optimiser step of direct preference optimisation on pairs, as `rlvr.dpo` makes them."""
+        """One optimiser step of direct preference optimisation on pairs, as `rlvr.run.dpo` makes them."""
         return self._run(samples, objective, _NoClock())
 
     def _run(

@@ -20,12 +20,12 @@ from typing import cast
 
 from rewards.combine import Term, combine
 from rewards.pool import GradingPool
+from rlvr.engines.protocol import Engine
+from rlvr.engines.stop_strings import Decoder
+from rlvr.problems.templates import Prompt, Renderer
 from rlvr.records import Completion, Problem, Request, Rollout, RolloutGroup, Sampling, request_seed
-from rlvr.rollout.engine import Engine
 from rlvr.rollout.gate import Gate
 from rlvr.rollout.journal import Graded, Journal, joined
-from rlvr.rollout.text import Decoder
-from rlvr.tasks.templates import Prompt, Renderer
 
 ADMISSION_SECONDS = 1.0
 """How long `collect` holds the engine for workflows that do something else before they ask for their first token."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from rewards import Outcome, Verdict
+from rlvr.engines.stop_strings import Decoder, answer_text
 from rlvr.records import Completion
-from rlvr.rollout.text import Decoder, answer_text
 
 
 @dataclass(frozen=True, slots=True)

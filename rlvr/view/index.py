@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlvr.lines import NEWEST_ROLLOUT
+from rlvr.runlog.jsonl import NEWEST_ROLLOUT
 
 FORMAT = 1
 """An index of another format is made anew."""

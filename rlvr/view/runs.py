@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from tokenizers import Tokenizer
 
-from rlvr.glossary import SECTIONS, find, section_of
+from rlvr.runlog.glossary import SECTIONS, find, section_of
 from rlvr.view.index import Index, Progress
 from rlvr.view.queries import Rollouts
 from rlvr.view.tokens import pieces

@@ -29,8 +29,8 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from rlvr.console import make_console
-from rlvr.lines import encode
+from rlvr.runlog.console import make_console
+from rlvr.runlog.jsonl import encode
 from rlvr.view.queries import Filter, NotThere
 from rlvr.view.runs import X_AXES, Run
 from rlvr.view.suspects import suspects

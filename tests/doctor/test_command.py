@@ -8,10 +8,10 @@ import pytest
 
 from rlvr.config import load_recipe
 from rlvr.config.problems import JsonLines
-from rlvr.data import load_data
-from rlvr.watch.before import examine_cheaply, first_prompts
-from rlvr.watch.before_settings import check_settings, pretraining_rate
-from rlvr.watch.finding import Grade
+from rlvr.problems.data import load_data
+from rlvr.rules.finding import Grade
+from rlvr.rules.preflight import examine_cheaply, first_prompts
+from rlvr.rules.preflight_settings import check_settings, pretraining_rate
 from tests.documents import ROOT
 from tests.runs import Workspace
 from tests.test_recipes import DATA, PATHS, tokenizer

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from rlvr.doctor.report import Report, as_json, show, verdict
 from rlvr.doctor.rules import SECTIONS, markdown
-from rlvr.watch.finding import Grade
-from rlvr.watch.rule import Rule, rules_table
+from rlvr.rules.finding import Grade
+from rlvr.rules.rule import Rule, rules_table
 from tests.documents import ROOT
 
 BAD = Rule("bad_thing", Grade.STOPS, "x | y", "change it")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from rewards import Outcome
-from rlvr.doctor.before import without_symptoms
+from rlvr.doctor.recipe import without_symptoms
 from rlvr.doctor.sampled import (
     ALL_CUT,
     NO_FORMAT,
@@ -21,9 +21,9 @@ from rlvr.doctor.sampled import (
     mixed_share,
     pass_rate,
 )
+from rlvr.problems.templates import Renderer
 from rlvr.records import FinishReason
-from rlvr.tasks.templates import Renderer
-from rlvr.watch.finding import Grade
+from rlvr.rules.finding import Grade
 from tests.builders import make_group, make_recipe, make_rollout
 from tests.helpers import make_tiny_tokenizer
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from rlvr.doctor.after import examine
+from rlvr.doctor.run import examine
+from rlvr.engines.hf import HfEngine
 from rlvr.learn.samples import StaleTokens
-from rlvr.rollout.hf_engine import HfEngine
-from rlvr.run_log import END, read_metrics
-from rlvr.watch.finding import Finding, Grade
-from rlvr.weight_sync import WeightSync
+from rlvr.rules.finding import Finding, Grade
+from rlvr.runlog.run_log import END, read_metrics
+from rlvr.sync.weight_sync import WeightSync
 from tests.runs import Workspace
 from tests.sums import make_sums_model, sums_workspace
 

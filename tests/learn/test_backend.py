@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.learn.backend import LaunchError, check_launch, clip_gradients
 from rlvr.learn.update import Learner
-from rlvr.state import StateRegister
+from rlvr.state.register import StateRegister
 from tests.helpers import make_tiny_model
 from tests.learn.conftest import random_samples
 from tests.learn.test_update import make, weights

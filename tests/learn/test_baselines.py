@@ -25,8 +25,9 @@ from rlvr.learn.advantages import (
     pass_at_k,
     scale,
 )
-from rlvr.learn.samples import advantages_of, has_enough, has_variance, make_samples
+from rlvr.learn.samples import advantages_of, make_samples
 from rlvr.records import RolloutGroup
+from rlvr.rollout.group_filter import has_enough, has_variance
 from tests.learn.groups import group, rollout
 
 KEEP = {"filter": {"type": "keep"}, "scale": {"type": "none"}}

@@ -18,11 +18,11 @@ from rlvr.config import Recipe
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Lora, Model
+from rlvr.engines.hf import HfEngine
 from rlvr.learn.lora import is_adapter
 from rlvr.learn.policy import PolicyError
 from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample
-from rlvr.rollout.hf_engine import HfEngine
 from tests.builders import recipe_data
 from tests.helpers import make_tiny_model
 from tests.learn.conftest import random_samples, samples_of_groups

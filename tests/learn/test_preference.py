@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
-from rlvr.dpo import Pair, prefer, with_reference
 from rlvr.learn.meter import Meter
 from rlvr.learn.packing import Mode
 from rlvr.learn.preference import DirectPreference, dpo_loss, pack_pairs_for_ranks
 from rlvr.learn.update import Learner
+from rlvr.problems.examples import Pair
 from rlvr.records import TrainingSample
+from rlvr.run.dpo import prefer, with_reference
 from tests.learn.conftest import tiny_llama
 
 MODES: list[Mode] = ["shared", "bucketed", "packed"]

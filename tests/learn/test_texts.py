@@ -24,8 +24,8 @@ from rlvr.learn.packing import pack
 from rlvr.learn.texts import GivenTexts, TextLikelihood, rows_of
 from rlvr.learn.update import Learner, NonFiniteError
 from rlvr.records import TrainingSample
-from rlvr.replay import keep_batch, replay
-from rlvr.run_log import read_metrics
+from rlvr.run.replay import keep_batch, replay
+from rlvr.runlog.run_log import read_metrics
 from tests.builders import recipe_data
 from tests.learn.conftest import random_samples
 from tests.learn.test_update import assert_same, gradients, make, weights

@@ -16,10 +16,10 @@ from rewards import Outcome, Verdict
 from rewards.combine import Term
 from rlvr.config import Recipe, Template
 from rlvr.learn.samples import make_samples
+from rlvr.problems.templates import Renderer
 from rlvr.records import Completion, FinishReason, Problem, Request, RolloutGroup
 from rlvr.rollout.collector import Collector
-from rlvr.rollouts import Rollouts
-from rlvr.tasks.templates import Renderer
+from rlvr.rollout.scheduler import Rollouts
 from tests.builders import recipe_data
 
 END = 2

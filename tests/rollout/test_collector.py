@@ -16,14 +16,14 @@ from rewards import Outcome
 from rewards.combine import Term
 from rewards.pool import GradingPool, VerifierSpec
 from rlvr.config import Recipe, Template
+from rlvr.engines.hf import HfEngine
+from rlvr.engines.protocol import EngineError
+from rlvr.engines.vllm.engine import VllmEngine
+from rlvr.problems.templates import Renderer
 from rlvr.records import Completion, Problem, Request, Rollout, RolloutGroup, Sampling, request_seed
 from rlvr.rollout.background import Background
 from rlvr.rollout.collector import Collector, Piece, Session, answers_to_one_prompt
-from rlvr.rollout.engine import EngineError
-from rlvr.rollout.hf_engine import HfEngine
-from rlvr.rollout.vllm_engine import VllmEngine
-from rlvr.rollouts import Rollouts, TooManyUnscored
-from rlvr.tasks.templates import Renderer
+from rlvr.rollout.scheduler import Rollouts, TooManyUnscored
 from tests.builders import recipe_data
 from tests.runs import nothing_left_behind
 

@@ -13,15 +13,15 @@ from transformers import AutoTokenizer
 from rewards.combine import Term
 from rewards.pool import GradingPool, VerifierSpec
 from rlvr.config import Recipe, Template
+from rlvr.engines.vllm.engine import VllmEngine
 from rlvr.learn.samples import make_samples
+from rlvr.problems.templates import Renderer
 from rlvr.records import Problem, Rollout
 from rlvr.rollout.background import Background
 from rlvr.rollout.collector import Collector
-from rlvr.rollout.vllm_engine import VllmEngine
-from rlvr.rollouts import Rollouts
-from rlvr.tasks.templates import Renderer
+from rlvr.rollout.scheduler import Rollouts
 from tests.builders import recipe_data
-from tests.rollout.conftest import Learner
+from tests.engine_sides import Learner
 
 STEPS = 5
 

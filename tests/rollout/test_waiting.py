@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlvr.records import Completion, Request
-from rlvr.rollouts import Stalled
+from rlvr.rollout.scheduler import Stalled
 from tests.rollout.scripted import World, make_renderer
 
 Warnings = list[tuple[str, str]]

@@ -9,9 +9,9 @@ import signal
 import sys
 from typing import Any
 
+from rlvr.engines.protocol import EngineError
+from rlvr.engines.vllm.engine import VllmEngine
 from rlvr.records import Request, Sampling
-from rlvr.rollout.engine import EngineError
-from rlvr.rollout.vllm_engine import VllmEngine
 
 
 def tell(**facts: Any) -> None:

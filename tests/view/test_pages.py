@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from rlvr.glossary import find
+from rlvr.runlog.glossary import find
 from tests.runs import Workspace
 from tests.view.conftest import HACK, HOSTILE, REASONS, STEPS, Viewer
 

@@ -1,0 +1,1 @@
+"""What samples completions: one protocol; transformers, vLLM in process, `vllm serve` servers."""

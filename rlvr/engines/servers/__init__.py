@@ -1,0 +1,1 @@
+"""`vllm serve` servers: started here or found by URL, one pool."""

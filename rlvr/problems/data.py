@@ -1,0 +1,160 @@
+"""The problems of a run: loaded, judged gradable, kept apart, rendered; all of it before any weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from rewards.combine import Term
+from rewards.pool import GradingPool, VerifierSpec
+from rlvr.config import EvalSet, Recipe, RewardTerm
+from rlvr.config.algorithm import GivenTextLikelihood
+from rlvr.config.problems import JsonLines
+from rlvr.config.recipe import Sft
+from rlvr.problems.difficulty import add_difficulty, keep_in_range
+from rlvr.problems.examples import Example, Pair, to_pairs, to_samples
+from rlvr.problems.overlap import apply_overlap, find_overlap
+from rlvr.problems.references import check_references
+from rlvr.problems.rows import ProblemError
+from rlvr.problems.sources import load_problems
+from rlvr.problems.templates import Renderer, check_fits
+from rlvr.records import Problem, TrainingSample
+
+
+@dataclass(slots=True, kw_only=True)
+class Data:
+    """What a run trains and is measured on, and who judges it."""
+
+    train: list[Problem]
+    eval_sets: list[tuple[EvalSet, list[Problem]]]
+    renderer: Renderer
+    pool: GradingPool
+    """Holds the verifiers of all terms; whoever has a `Data` closes it."""
+    terms: list[Term]
+    longest_prompt: int
+    """In tokens."""
+    texts: list[TrainingSample] = field(default_factory=list)
+    """The rows of ``algorithm.given_text``."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know: problems left out, overlaps."""
+
+
+def all_terms(recipe: Recipe) -> list[RewardTerm]:
+    """The terms of the rewards and those that only an eval set uses."""
+    return [*recipe.rewards.terms, *(term for one in recipe.problems.eval for term in one.terms or ())]
+
+
+def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int, *, train: bool = True) -> Data:
+    """Load, check and render everything. Raises `ProblemError`, `VerifierSpecError` or `WorkerStartError`; with
+    `train` false only the eval sets are loaded."""
+    terms = all_terms(recipe)
+    renderer = Renderer(recipe.template, tokenizer)
+    trained = _judged_by(load_problems(recipe.problems.train), recipe.rewards.terms, terms) if train else []
+    evals = [
+        (one, _judged_by(load_problems(one.source), one.terms or recipe.rewards.terms, terms))
+        for one in recipe.problems.eval
+    ]
+    notes: list[str] = []
+    texts: list[TrainingSample] = []
+    if train and isinstance(given := recipe.algorithm.given_text, GivenTextLikelihood):
+        rows, texts = _examples(recipe, given, "algorithm.given_text", renderer, tokenizer)
+        overlap = find_overlap(rows, {one.name: problems for one, problems in evals})
+        left = {id(row) for row in apply_overlap(rows, overlap, recipe.problems.overlap)}
+        texts = [text for row, text in zip(rows, texts, strict=True) if id(row) in left]
+        notes = [f"algorithm.given_text: {line}" for line in overlap.lines()]
+        if len(texts) < len(rows):
+            notes.append(f"{len(rows) - len(texts)} rows of algorithm.given_text left out (problems.overlap: drop)")
+    if train and evals:
+        overlap = find_overlap(trained, {one.name: problems for one, problems in evals})
+        before = len(trained)
+        trained = apply_overlap(trained, overlap, recipe.problems.overlap)
+        notes += overlap.lines()
+        if len(trained) < before:
+            notes.append(f"{before - len(trained)} training problems left out (problems.overlap: drop)")
+    if train and recipe.problems.difficulty is not None:
+        trained = add_difficulty(trained, recipe.problems.difficulty)
+    if train and recipe.problems.keep:
+        trained, left_out = keep_in_range(trained, recipe.problems.keep)
+        notes += left_out
+    longest = 0
+    for problems, most in [(trained, recipe.rollout.max_new_tokens)] + [
+        (problems, one.max_new_tokens or recipe.rollout.max_new_tokens) for one, problems in evals
+    ]:
+        prompts = [renderer.render(problem) for problem in problems]
+        if prompts:
+            check_fits(prompts, most, model_len)
+        longest = max([longest, *(len(prompt.ids) for prompt in prompts)])
+    settings = recipe.rewards
+    pool = GradingPool(
+        {term.name: VerifierSpec(term.verifier, term.args) for term in terms},
+        workers=settings.workers, timeout=settings.timeout, memory_mb=settings.memory_mb,
+    )  # fmt: skip
+    try:
+        for problems in [trained, *(problems for _, problems in evals)]:
+            check_references(problems, pool, terms)
+    except BaseException:
+        pool.close()
+        raise
+    return Data(
+        train=trained, eval_sets=evals, renderer=renderer, pool=pool, longest_prompt=longest, notes=notes,
+        texts=texts,
+        terms=[Term(term.name, term.weight, term.gate) for term in terms],
+    )  # fmt: skip
+
+
+def _judged_by(
+    problems: Sequence[Problem], own: Sequence[RewardTerm], all_of_them: Sequence[RewardTerm]
+) -> list[Problem]:
+    """The problems, told apart by who judges them where not every term applies to every problem."""
+    if len(own) == len(all_of_them):
+        return list(problems)
+    names = tuple(term.name for term in own)
+    return [one if one.verifiers else dataclasses.replace(one, verifiers=names) for one in problems]
+
+
+def load_examples(recipe: Recipe) -> list[TrainingSample]:
+    """The rows of the `sft` section as samples: prompts under the recipe's template, answers with the end of text."""
+    assert recipe.sft is not None
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    return _examples(recipe, recipe.sft, "sft", Renderer(recipe.template, tokenizer), tokenizer)[1]
+
+
+def _examples(
+    recipe: Recipe, section: Sft | GivenTextLikelihood, key: str, renderer: Renderer,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[Problem], list[TrainingSample]]:  # fmt: skip
+    """The rows of a section that names a file of given answers, as problems and as samples."""
+    source = JsonLines(type="jsonl", path=section.path, prompt=section.prompt, reference=section.completion)
+    rows = load_problems(source)
+    wrong = [one for one in rows if not isinstance(one.reference, str) or not one.reference.strip()]
+    if wrong:
+        raise ProblemError(f"{wrong[0].source}: {key}.completion names a text to imitate, got {wrong[0].reference!r}")
+    samples = to_samples([Example(one, one.reference) for one in rows], renderer, tokenizer)
+    _check_room(recipe, rows, samples)
+    return rows, samples
+
+
+def load_pairs(recipe: Recipe) -> list[Pair]:
+    """The rows of the `dpo` section as pairs of samples, chosen and rejected. Raises `ProblemError` naming the row."""
+    assert recipe.dpo is not None
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    rows = load_problems(
+        JsonLines(type="jsonl", path=recipe.dpo.path, prompt=recipe.dpo.prompt, reference=recipe.dpo.chosen)
+    )
+    pairs = to_pairs(rows, recipe.dpo.rejected, Renderer(recipe.template, tokenizer), tokenizer)
+    for side in zip(*pairs, strict=True):
+        _check_room(recipe, rows, side)
+    return pairs
+
+
+def _check_room(recipe: Recipe, rows: Sequence[Problem], samples: Sequence[TrainingSample]) -> None:
+    """Raise `ProblemError` for the longest row unless the model takes it."""
+    longest = max(range(len(samples)), key=lambda index: len(samples[index].ids))
+    room = int(AutoConfig.from_pretrained(recipe.model.path).max_position_embeddings)
+    if len(samples[longest].ids) > room:
+        raise ProblemError(
+            f"{rows[longest].source}: prompt and answer have {len(samples[longest].ids)} tokens, the model takes {room}"
+        )

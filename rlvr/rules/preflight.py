@@ -1,0 +1,71 @@
+"""What can be said of a recipe before its engine starts: the cheap half of ``rlvr doctor``, and a part of each run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rewards.combine import Term
+from rewards.pool import GradingPool
+from rlvr.config import Recipe, RecipeError
+from rlvr.problems.templates import Renderer
+from rlvr.records import Problem
+from rlvr.rules.finding import Finding, Grade
+from rlvr.rules.preflight_data import DATA_RULES, Prompts, check_data, check_template
+from rlvr.rules.preflight_settings import SETTINGS_RULES, check_settings
+from rlvr.rules.preflight_verifiers import GRADER_RULES, PATIENCE, check_graders
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SEEN = 100
+"""Problems whose prompts and references are looked at one by one."""
+
+BEFORE_RULES = (*SETTINGS_RULES, *DATA_RULES, *GRADER_RULES)
+"""All rules of this half."""
+
+
+def first_prompts(problems: Sequence[Problem], renderer: Renderer, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """The prompts of the first problems."""
+    first = problems[:SEEN]
+    return Prompts(first, [renderer.render(one) for one in first], renderer, tokenizer)
+
+
+def examine_cheaply(
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    seen: Prompts,
+    pool: GradingPool,
+    terms: Sequence[Term],
+    *,
+    weights: int | None,
+    patience: float = PATIENCE,
+) -> list[Finding]:
+    """Findings over settings, data, template and verifiers, the worst first; `weights` is the model's size."""
+    found = [
+        *check_settings(recipe, weights),
+        *check_data(recipe, problems),
+        *check_template(recipe, seen),
+        *check_graders(recipe, seen, pool, terms, patience=patience),
+    ]
+    return worst_first(found)
+
+
+def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """By grade, and within a grade as they came."""
+    return sorted(findings, key=lambda one: list(Grade).index(one.grade))
+
+
+def lines(findings: Sequence[Finding]) -> list[str]:
+    """Each finding in two lines: what is so, and what to do."""
+    return [line for one in findings for line in (f"{one.grade}: {one.rule}: {one.message}", f"  -> {one.advice}")]
+
+
+def refuse(recipe: Recipe, findings: Sequence[Finding]) -> None:
+    """Raise `RecipeError` for a recipe that cannot learn, unless ``run.insist`` is true."""
+    stops = [one for one in findings if one.grade is Grade.STOPS]
+    if stops and not recipe.run.insist:
+        reasons = "\n".join(f"  {one.rule}: {one.message}\n    -> {one.advice}" for one in stops)
+        raise RecipeError(
+            f"this recipe cannot learn:\n{reasons}\nset run.insist=true to train all the same; `rlvr doctor` says more"
+        )

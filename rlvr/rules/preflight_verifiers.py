@@ -1,0 +1,339 @@
+"""Rules over verifiers: what they say to answers made from the references, before any is sampled.
+
+An answer is made in all the forms that verifiers commonly want. What the template has written already (a prefill, or a
+thought that the prompt begins) and what its stop strings would cut away is taken into account, so that a template that
+makes full marks impossible is found without a model.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rewards import Outcome, Verdict
+from rewards.combine import Term
+from rewards.pool import GradingPool
+from rlvr.config import Recipe
+from rlvr.problems.templates import Prompt
+from rlvr.records import Problem
+from rlvr.rules.finding import Finding, Grade
+from rlvr.rules.preflight_data import Prompts
+from rlvr.rules.preflight_settings import rewards_teach
+from rlvr.rules.rule import Rule
+
+PROBED = 4
+"""Problems whose references are made into answers."""
+PATIENCE = 4.0
+"""Seconds after which no more answers are given to a slow verifier (a judge, a sandbox)."""
+DISAGREES = 0.1
+"""Share of answers judged differently the second time from which rewards are noise."""
+ENOUGH = 10
+"""Gradings from which such a share says something."""
+RAISES = 0.5
+THOUGHT = "<think> So. </think> "
+FORMS = (
+    "{r}", "The answer is {r}.", "\\boxed{{{r}}}", "So the answer is \\boxed{{{r}}}.", "#### {r}",
+    "<answer> {r} </answer>", "<answer>{r}</answer>", "<answer> \\boxed{{{r}}} </answer>",
+)  # fmt: skip
+"""How right answers look; each with a thought before it, and without."""
+NONSENSE = (
+    "", "?", "I do not know.", "xyzzy", "a", "0", "-987654321", "\\boxed{-987654321}", "#### -987654321",
+    "<answer> -987654321 </answer>", "<think> Hm. </think> <answer> nothing </answer>", "The answer is quux.",
+    "我不知道。", "Ich weiß es nicht, und das ist auch gut so.", "e e e e e e e", "ab cd ef", "odd", "13579",
+    "A longer text that goes round and round and says nothing at all, so that whoever counts words has some to count.",
+    "WHAT A NOISE!", "- one\n- two", "```python\nprint('no')\n```", '{"answer": null}', "no no no, " * 300,
+)  # fmt: skip
+"""Answers that are not right, in many forms: some verifier may like one, none may like all."""
+WITH_UNIT = re.compile(
+    r"^\s*(?:\\?\$\s*)?(-?\d[\d,.]*)\s*((?:\\text\s*\{|\\mathrm\s*\{)?\s*[A-Za-z°%][A-Za-z°%/^ }]*)$"
+)
+UNITS = 0.05
+
+ALWAYS_RIGHT = Rule(
+    "verifier_always_right", Grade.STOPS,
+    f"a verifier gives full marks to {len(NONSENSE)} answers that say nothing, the empty one included; slows learning "
+    "where other terms have weight",
+    "correct the verifier: `python -m rewards check module:Class` shows what it says to adversarial text",
+)  # fmt: skip
+DISAGREEING = Rule(
+    "verifier_disagrees", Grade.STOPS,
+    f"a verifier judges an answer differently the second time; below {DISAGREES:.0%} of the answers, or with fewer "
+    f"than {ENOUGH}, it slows learning",
+    "make the verifier a function of text and reference alone: no random numbers, no clock, no memory of "
+    "other gradings; temperature 0 and more votes for a judge",
+)  # fmt: skip
+RAISING = Rule(
+    "verifier_raises", Grade.STOPS,
+    f"a verifier raises on at least {RAISES:.0%} of the answers given to it; on fewer it slows learning",
+    "correct the verifier: an answer that it cannot read is Verdict(0.0, Outcome.UNREADABLE), not an exception",
+)  # fmt: skip
+AGAINST_FORMAT = Rule(
+    "prefill_against_format", Grade.STOPS,
+    "a verifier gives full marks to answers in some form, but to none once the template has written what it writes: a "
+    "prefill that the format forbids, or a `<think>` that the prompt begins and graders do not see",
+    "take the template and the format check that belong together: graders read template.prefill before what the model "
+    "sampled, and nothing else of the prompt",
+)  # fmt: skip
+STOP_CUTS = Rule(
+    "stop_cuts_answer", Grade.STOPS,
+    "a verifier gives full marks to answers in some form, but to none once they are cut at `template.stop`",
+    "set template.stop to what stands behind the whole answer (</answer> for R1's tags), or to []",
+)  # fmt: skip
+NO_ROOM = Rule(
+    "answer_does_not_fit", Grade.STOPS,
+    "the shortest answer with full marks, with a word of thought where the format wants one, has more tokens than "
+    "`rollout.max_new_tokens`",
+    "raise rollout.max_new_tokens: to several times that length, for thoughts to grow",
+)  # fmt: skip
+UNIT = Rule(
+    "reference_units", Grade.SLOWS,
+    f"at least {UNITS:.0%} of the references are a number with a unit; a note where the number alone gets full marks",
+    "take the units out of the references, or ask for them in the question: an answer without is marked wrong",
+)  # fmt: skip
+UNREACHED = Rule(
+    "no_right_answer_known", Grade.NOTE,
+    "no answer made from a reference, in any common form, gets full marks",
+    "nothing if the verifier wants another form; else compare what it reads with what the references hold: "
+    "`rlvr generate RECIPE`, then read the answers",
+)  # fmt: skip
+SLOW = Rule(
+    "verifier_slow", Grade.NOTE, f"{PATIENCE:g} seconds were not enough to give a verifier a few dozen answers",
+    "raise rewards.workers and look at time/grade_wait in a run",
+)  # fmt: skip
+
+GRADER_RULES = (
+    ALWAYS_RIGHT, DISAGREEING, RAISING, AGAINST_FORMAT, STOP_CUTS, NO_ROOM, UNIT, UNREACHED, SLOW,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A right answer in one form, as a model would write it behind a prompt."""
+
+    sampled: str
+    """What the model writes."""
+    opens_thought: bool
+    """Whether it writes ``<think>`` itself."""
+    thinks: bool
+
+
+def right_answers(reference: object) -> list[Answer]:
+    """The reference as an answer in all forms; none for a reference that is neither text nor a number."""
+    if isinstance(reference, bool) or not isinstance(reference, str | int | float):
+        return []
+    plain = [form.format(r=reference) for form in FORMS]
+    begun = THOUGHT.removeprefix("<think>")
+    return [
+        *(Answer(text, False, False) for text in plain),
+        *(Answer(THOUGHT + text, True, True) for text in plain),
+        *(Answer(begun + text, False, True) for text in plain),
+    ]
+
+
+def in_thought(problem: Problem, prompt: Prompt) -> bool:
+    """True where the prompt ends within a thought: ``<think>`` is open behind the question."""
+    question = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
+    behind = prompt.text.rpartition(question.strip())[2] if question.strip() in prompt.text else prompt.text[-200:]
+    return behind.rfind("<think>") > behind.rfind("</think>")
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The text up to the end of the stop string that completes first."""
+    ends = [place + len(stop) for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+class Grader:
+    """Asks one verifier, twice each time, and stops when that takes too long."""
+
+    def __init__(self, pool: GradingPool, name: str, patience: float) -> None:
+        self.pool, self.name, self.patience = pool, name, patience
+        self.verdicts: dict[tuple[str, str], Verdict] = {}
+        self.again: dict[tuple[str, str], Verdict] = {}
+        self.seconds = 0.0
+
+    def ask(self, texts: Sequence[str], reference: object) -> dict[str, Verdict]:
+        """The verdict on each text, as far as patience reaches; the second grading goes in the other order."""
+        key = repr(reference)
+        new = [text for text in dict.fromkeys(texts) if (text, key) not in self.verdicts]
+        for some in [new[:1], new[1:]] if not self.verdicts else [new]:  # one alone tells how slow it is
+            started = time.perf_counter()
+            if not some or self.is_slow:
+                continue
+            found = self.pool.grade_many((self.name, text, reference) for text in some)
+            second = self.pool.grade_many((self.name, text, reference) for text in reversed(some))
+            self.verdicts |= {(text, key): one for text, one in zip(some, found, strict=True)}
+            self.again |= {(text, key): one for text, one in zip(some, reversed(second), strict=True)}
+            self.seconds += time.perf_counter() - started
+        return {text: self.verdicts[text, key] for text in texts if (text, key) in self.verdicts}
+
+    @property
+    def is_slow(self) -> bool:
+        """True once no more is asked: two gradings took half a second, or all of them the whole patience."""
+        return self.seconds > self.patience or (len(self.verdicts) == 1 and self.seconds > self.patience / 8)
+
+
+def check_graders(
+    recipe: Recipe, seen: Prompts, pool: GradingPool, terms: Sequence[Term], *, patience: float = PATIENCE
+) -> Iterator[Finding]:
+    """Findings over the verifiers of the reward, on the first problems with a reference each."""
+    if not rewards_teach(recipe):
+        return
+    weighted = [term for term in terms if term.weight or term.name in {one.gate for one in terms}]
+    used = [term for term in weighted if term.name in {one.name for one in recipe.rewards.terms}]
+    graders = {term.name: Grader(pool, term.name, patience) for term in used}
+    rewarded = {term.name: term.weight > 0 or term.name in {one.gate for one in terms} for term in used}
+    shortest: list[int] = []
+    best: dict[str, list[tuple[bool, bool, bool]]] = {name: [] for name in graders}
+    for problem, prompt in list(zip(seen.problems, seen.prompts, strict=True))[:PROBED]:
+        fits: list[set[str]] = []
+        for name, grader in graders.items():
+            if problem.verifiers is not None and name not in problem.verifiers:
+                continue
+            said = grader.ask(NONSENSE, problem.reference)
+            reached = _reached(grader, problem, prompt, seen.renderer.stop)
+            best[name].append((bool(reached[0]), bool(reached[1]), bool(reached[2])))
+            fits.append(reached[2] | {text for text, one in said.items() if one.outcome is Outcome.CORRECT})
+        together = set.intersection(*fits) if fits else set()
+        if together:
+            few = sorted(together, key=len)[:3]  # in characters; the long ones would make the tokenizer warn
+            shortest.append(min(len(seen.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in few))
+    constant = [name for name, grader in graders.items() if _is_always_right(grader)]
+    for name, grader in graders.items():
+        yield from _steadiness(name, grader)
+        if name in constant:
+            yield _always_right(name, alone=set(constant) >= {one.name for one in used if one.weight})
+        elif rewarded[name]:
+            yield from _reachable(name, best[name], seen)
+    if shortest and sorted(shortest)[len(shortest) // 2] > recipe.rollout.max_new_tokens:
+        need = sorted(shortest)[len(shortest) // 2]
+        yield NO_ROOM.found(
+            f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}; the shortest answers with full marks that were "
+            f"found have {need} tokens"
+        )
+    yield from _units(seen, graders)
+
+
+def _reached(
+    grader: Grader, problem: Problem, prompt: Prompt, stops: Sequence[str]
+) -> tuple[set[str], set[str], set[str]]:
+    """What gets full marks: texts as they are; sampled texts behind the prefill; the same, cut at the stop strings."""
+    answers = right_answers(problem.reference)
+    thinking = in_thought(problem, prompt)
+    # behind an open thought nobody opens another or answers without closing it; without one nobody closes one
+    possible = [one for one in answers if (one.thinks and not one.opens_thought) == thinking]
+    possible += [Answer(rest, False, False) for one in answers if (rest := _rest(one.sampled, prompt.prefill))]
+    texts = [one.sampled for one in answers]
+    texts += [prompt.prefill + one.sampled for one in possible]
+    texts += [prompt.prefill + cut(one.sampled, stops) for one in possible]
+    verdicts = grader.ask(texts, problem.reference)
+    right = {text for text, verdict in verdicts.items() if verdict.outcome is Outcome.CORRECT}
+    return (
+        {one.sampled for one in answers if one.sampled in right},
+        {one.sampled for one in possible if prompt.prefill + one.sampled in right},
+        {one.sampled for one in possible if prompt.prefill + cut(one.sampled, stops) in right},
+    )
+
+
+def _rest(text: str, prefill: str) -> str:
+    """What is left of an answer that the prefill has begun, as in ``\\boxed{``; nothing if it has not."""
+    begun = next((size for size in range(min(len(text), len(prefill)), 0, -1) if prefill.endswith(text[:size])), 0)
+    return text[begun:] if text[:begun].strip() else ""
+
+
+def _is_always_right(grader: Grader) -> bool:
+    said = list(grader.verdicts.items())
+    nonsense = [verdict for (text, _), verdict in said if text in NONSENSE]
+    return len(nonsense) >= len(NONSENSE) and all(one.outcome is Outcome.CORRECT for one in nonsense)
+
+
+def _always_right(name: str, *, alone: bool) -> Finding:
+    return ALWAYS_RIGHT.found(
+        f"reward term {name!r} gives full marks to all of {len(NONSENSE)} answers that say nothing, the empty one "
+        f"and {NONSENSE[3]!r} among them" + ("" if alone else "; what it adds is the same for all"),
+        grade=Grade.STOPS if alone else Grade.SLOWS,
+    )
+
+
+def _steadiness(name: str, grader: Grader) -> Iterator[Finding]:
+    """Whether the verifier answers at all, in time, and the same twice."""
+    raised = {text: one for (text, _), one in grader.verdicts.items() if one.outcome is Outcome.ERROR}
+    if raised:
+        share = len(raised) / len(grader.verdicts)
+        text, verdict = next(iter(raised.items()))
+        last = str(verdict.detail.get("error", "")).strip().splitlines()[-1:]
+        yield RAISING.found(
+            f"reward term {name!r} raised on {len(raised)} of {len(grader.verdicts)} answers made for it",
+            evidence=[f"on {text!r:.60}: {' '.join(last):.200}"],
+            grade=Grade.STOPS if share >= RAISES else Grade.SLOWS,
+        )
+    yield from disagreement(name, list(zip(grader.verdicts.items(), grader.again.values(), strict=True)))
+    if grader.is_slow:
+        yield SLOW.found(
+            f"reward term {name!r} took {grader.seconds:.1f} s for {2 * len(grader.verdicts)} gradings, one after "
+            "another: not all of its checks were made"
+        )
+
+
+def disagreement(name: str, pairs: Sequence[tuple[tuple[tuple[str, str], Verdict], Verdict]]) -> Iterator[Finding]:
+    """The finding for ((text, reference), verdict) and the verdict on the same again; what a slow machine may have
+    caused (TIMEOUT, CRASHED, ERROR) is no disagreement."""
+    hard = (Outcome.TIMEOUT, Outcome.CRASHED, Outcome.ERROR)
+    judged = [(key, one, two) for (key, one), two in pairs if one.outcome not in hard and two.outcome not in hard]
+    other = [(key, one, two) for key, one, two in judged if one.score != two.score or one.outcome is not two.outcome]
+    if other:
+        share = len(other) / len(judged)
+        yield DISAGREEING.found(
+            f"reward term {name!r} judged {len(other)} of {len(judged)} answers differently the second time",
+            evidence=[f"{text!r:.60} was {one.score:g}, then {two.score:g}" for (text, _), one, two in other[:3]],
+            grade=Grade.STOPS if share >= DISAGREES and len(judged) >= ENOUGH else Grade.SLOWS,
+        )
+
+
+def _reachable(name: str, best: Sequence[tuple[bool, bool, bool]], seen: Prompts) -> Iterator[Finding]:
+    """Whether template and stop strings leave a way to full marks."""
+    plain = any(one[0] for one in best)
+    behind, whole = any(one[1] for one in best), any(one[2] for one in best)
+    prompt = seen.prompts[0] if seen.prompts else None
+    if plain and not behind and prompt is not None:
+        end = f"the prefill {prompt.prefill!r}" if prompt.prefill else f"a prompt that ends with {prompt.text[-30:]!r}"
+        yield AGAINST_FORMAT.found(
+            f"reward term {name!r} gives full marks to no answer behind {end}, though it does without"
+        )
+    elif behind and not whole:
+        yield STOP_CUTS.found(
+            f"reward term {name!r} gives full marks to no answer that is cut at template.stop = "
+            f"{list(seen.renderer.stop)}, though it does to whole ones"
+        )
+    elif best and not plain and any(right_answers(problem.reference) for problem in seen.problems[:PROBED]):
+        yield UNREACHED.found(
+            f"reward term {name!r} gave full marks to none of {len(FORMS) * 3} answers made from each reference"
+        )
+
+
+def _units(seen: Prompts, graders: Mapping[str, Grader]) -> Iterator[Finding]:
+    """References of a number and a unit, and whether the number alone is an answer."""
+    matches = [(one, WITH_UNIT.match(one.reference)) for one in seen.problems if isinstance(one.reference, str)]
+    found = [(one, match.group(1)) for one, match in matches if match is not None]
+    if not found or len(found) < UNITS * len(seen.problems):
+        return
+    strict: list[str] = []
+    for problem, number in found[: 2 * PROBED]:
+        for name, grader in graders.items():
+            whole = grader.ask([one.sampled for one in right_answers(problem.reference)], problem.reference)
+            forms = [one.sampled for one in right_answers(number.strip(",."))]
+            bare = grader.ask(forms, problem.reference)
+            right = any(verdict.outcome is Outcome.CORRECT for verdict in bare.values())
+            if bare and not right and any(verdict.outcome is Outcome.CORRECT for verdict in whole.values()):
+                strict.append(f"{problem.source or problem.id}: {problem.reference!r}, {name} says no to {number!r}")
+    message = f"{len(found)} of the first {len(seen.problems)} references are numbers with units, as "
+    message += f"{found[0][0].reference!r}"
+    if strict:
+        yield UNIT.found(f"{message}; the number alone is marked wrong", evidence=strict[:3])
+    else:
+        yield UNIT.found(
+            f"{message}; the number alone gets full marks too", grade=Grade.NOTE,
+            advice="nothing: the verifier reads past the unit; other verifiers may not",
+        )  # fmt: skip

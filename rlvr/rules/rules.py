@@ -1,0 +1,76 @@
+"""The rules that watch a run: pure functions of its `History`, each with the likely cause that it names.
+
+They stand in the order in which causes come: what goes wrong between engine and learner, in grading, in the update, in
+the answers, and last what is only seen in the reward. A rule that has fired explains others: a policy that its learning
+rate has wrecked has no variance either, and only the first is worth acting on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlvr.rules import cause_rules as causes
+from rlvr.rules import completion_rules as answers
+from rlvr.rules import reward_rules as reward
+from rlvr.rules.finding import Finding
+from rlvr.rules.history import History
+from rlvr.rules.rule import Rule
+from rlvr.rules.watcher import Watcher
+
+WATCHERS: tuple[Watcher, ...] = (
+    causes.non_finite,
+    causes.stale_engine,
+    causes.engine_mismatch,
+    causes.verifier_timeouts,
+    causes.verifier_crashes,
+    causes.unscored,
+    causes.learning_rate_too_large,
+    causes.policy_not_moving,
+    answers.length_exploding,
+    answers.all_truncated,
+    answers.no_answer,
+    answers.dead_term,
+    reward.entropy_gone,
+    reward.always_right,
+    reward.all_wrong,
+    reward.constant_reward,
+    reward.no_variance,
+    reward.reward_without_eval,
+    reward.reward_collapsed,
+    reward.gradient_zero,
+    causes.learning_rate_too_small,
+    causes.mismatch_growing,
+    reward.clip_share,
+    reward.entropy_exploding,
+    reward.gradient_exploding,
+    answers.length_collapsing,
+    answers.often_truncated,
+    reward.judge_disagrees,
+    reward.no_progress,
+    reward.too_good_too_soon,
+    reward.solved,
+)
+"""Every rule over metrics, likely causes first."""
+
+RULES: tuple[Rule, ...] = tuple(one.rule for one in WATCHERS)
+_PLACE = {rule.name: place for place, rule in enumerate(RULES)}
+
+
+def look(history: History) -> list[Finding]:
+    """What every rule finds, likely causes first, symptoms too."""
+    return [finding for one in WATCHERS if (finding := one(history)) is not None]
+
+
+def causes_of(findings: Sequence[Finding]) -> list[Finding]:
+    """Without those that another explains, which then stand behind it in the table.
+
+    One that is milder than its rule explains no more than what stands in no table, the clock's findings.
+    """
+    explained = set()
+    for one in findings:
+        if one.rule in _PLACE:
+            watcher = WATCHERS[_PLACE[one.rule]]
+            strong = one.grade is watcher.rule.grade
+            behind = {name for name in watcher.explains if _PLACE.get(name, len(RULES)) > _PLACE[one.rule]}
+            explained |= behind if strong else behind - _PLACE.keys()
+    return [finding for finding in findings if finding.rule not in explained]

@@ -1,0 +1,356 @@
+"""Set a run up: everything cheap is checked before anything is loaded that takes time."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from rlvr.config import PlugIn, Recipe, RecipeError
+from rlvr.config.algorithm import GivenTextLikelihood
+from rlvr.config.groups import EmaBaseline
+from rlvr.engines.make import make_engine, most_new_tokens
+from rlvr.learn.advantages import MovingAverage
+from rlvr.learn.backend import check_launch
+from rlvr.learn.flops import peak_flops
+from rlvr.learn.texts import GivenTexts
+from rlvr.learn.update import Learner
+from rlvr.plugins import load_plugin
+from rlvr.problems.data import Data, load_data
+from rlvr.problems.sampler import ProblemSampler
+from rlvr.records import RolloutGroup
+from rlvr.rollout.collector import Collector, answers_to_one_prompt
+from rlvr.rollout.scheduler import Rollouts
+from rlvr.rules.preflight import examine_cheaply, first_prompts, lines, refuse
+from rlvr.rules.watch import Watch
+from rlvr.run.first_screen import count_weights, first_screen
+from rlvr.run.signals import Preemption
+from rlvr.runlog.clock import StepClock
+from rlvr.runlog.run_log import RunLog, run_folder
+from rlvr.state import checkpoint
+from rlvr.state.register import StateRegister
+from rlvr.state.resume import check_recipe, find_checkpoint, restored
+from rlvr.state.saver import Saver
+from rlvr.sync.weight_sync import WeightSync
+
+
+@dataclass(slots=True, kw_only=True)
+class RankZero:
+    """What only the process that decides has."""
+
+    data: Data
+    rollouts: Rollouts
+    sampler: ProblemSampler
+    log: RunLog
+    watch: Watch
+    average: MovingAverage | None
+    """State of ``baseline: ema``; None with any other."""
+
+    def drawn(self) -> dict[str, Any]:
+        """Which problems were drawn and what has become of them, for `undraw`."""
+        return {"sampler": self.sampler.state_dict(), "rollouts": self.rollouts.state_dict()}
+
+    def undraw(self, before: dict[str, Any]) -> None:
+        """Back to what `drawn` said."""
+        self.sampler.load_state_dict(before["sampler"])
+        self.rollouts.load_state_dict(before["rollouts"])
+
+    def prompts_of(self, groups: Sequence[RolloutGroup]) -> list[str]:
+        """The prompt of each group as the model saw it."""
+        return [self.data.renderer.render(group.problem).text for group in groups]
+
+    def progress(self, name: str) -> Callable[[int, int], None]:
+        """Reports how far a phase is."""
+        return lambda done, total: self.log.phase(name, done, total)
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run that is set up; used as a context manager, it ends its processes and files."""
+
+    recipe: Recipe
+    folder: Path
+    accelerator: Accelerator
+    learner: Learner
+    register: StateRegister
+    weights: WeightSync
+    clock: StepClock
+    saver: Saver
+    preemption: Preemption
+    done: int
+    """Steps that are done."""
+    peak_flops: float
+    """Operations a second that this run's devices reach together in matrix products."""
+    zero: RankZero | None
+    """None on all ranks but 0."""
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        with ExitStack() as stack:
+            if self.zero is not None:
+                stack.callback(self.zero.log.close)
+                stack.callback(self.zero.log.end, self.done, error)
+                stack.callback(self.zero.rollouts.close)
+            stack.callback(self.saver.close)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps that are done."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the step of the checkpoint."""
+        self.done = state["done"]
+
+
+def quiet_libraries() -> None:
+    """Progress bars of libraries would break our lines."""
+    transformers.utils.logging.disable_progress_bar()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # importing datasets for it would take 85 MB
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """accelerate, as the launcher set it up; precision is the recipe's business, not the launcher's."""
+    if recipe.run.threads is not None and not torch.cuda.is_available():
+        torch.set_num_threads(recipe.run.threads)
+    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.process_timeout))
+    folder = run_folder(recipe)
+    return Accelerator(
+        log_with=list(recipe.run.trackers) or None, project_dir=str(folder), kwargs_handlers=[timeout],
+        cpu=not torch.cuda.is_available(),
+    )  # fmt: skip
+
+
+def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> PretrainedConfig:
+    """Make the model's folder if the recipe knows how, and read its config. Raises `RecipeError`."""
+    path = Path(recipe.model.path)
+    if recipe.model.prepare is not None and not path.exists() and accelerator.is_main_process:
+        say(f"making {path} by {recipe.model.prepare}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        load_plugin(recipe.model.prepare, {}, positional=1)(recipe)
+    accelerator.wait_for_everyone()
+    if not path.is_dir() and (
+        path.is_absolute() or recipe.model.path.startswith(".") or recipe.model.path.count("/") != 1
+    ):
+        near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise RecipeError(
+            f"model.path: there is no folder {str(path)!r}"
+            + (f"; {path.parent} holds {', '.join(sorted(near)) or 'nothing'}" if path.parent.is_dir() else "")
+            + "; give a Hugging Face folder or a name on the hub"
+        )
+    try:
+        return AutoConfig.from_pretrained(recipe.model.path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"model.path: {recipe.model.path!r} is no model that transformers can read: {error}"
+        ) from error
+
+
+@contextmanager
+def sampling_only(
+    recipe: Recipe,
+    *,
+    train: bool,
+    say: Callable[[str], None] = print,
+    ready: Callable[[Data, PreTrainedTokenizerBase, PretrainedConfig], None] = lambda data, tokenizer, config: None,
+) -> Iterator[tuple[Rollouts, Data]]:
+    """Engine, pool and problems without a learner, for commands that only sample; `train` loads what is trained on.
+    `ready` is called when all is loaded and the engine not yet started."""
+    quiet_libraries()
+    accelerator = make_accelerator(recipe)
+    if accelerator.num_processes > 1:
+        raise RecipeError(
+            f"this command samples from one process, got {accelerator.num_processes}: call it without a launcher"
+        )
+    config = prepare_model(recipe, accelerator, say)
+    model_len = int(config.max_position_embeddings)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    data = load_data(recipe, tokenizer, model_len, train=train)
+    try:
+        ready(data, tokenizer, config)
+        log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
+        rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: say(message), say)
+    except BaseException:
+        data.pool.close()
+        raise
+    try:
+        rollouts.start()
+        yield rollouts, data
+    finally:
+        rollouts.close()
+
+
+def make_rollouts(
+    recipe: Recipe, data: Data, model_len: int, log_file: Path,
+    warn: Callable[[str, str], None], say: Callable[[str], None],
+) -> Rollouts:  # fmt: skip
+    """The sampling side of a run, not started yet."""
+    needed = min(model_len, data.longest_prompt + most_new_tokens(recipe))
+    engine = make_engine(recipe, needed, log_file, warn, say)
+    path = recipe.rollout.workflow
+    workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
+    collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
+    return Rollouts(recipe, engine, data.pool, collector, data.renderer, data.train, warn)
+
+
+def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
+    """What would otherwise be found out only after the engine has started, or at the first checkpoint: the launcher's
+    settings, and plug-ins that cannot be found. Raises `LaunchError`, `RecipeError` or `PlugInError`."""
+    check_launch(accelerator, recipe.learner)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise RecipeError(
+            "accelerate was launched for DeepSpeed: its optimizer's state cannot be saved yet, and each run saves its "
+            "last step; use launch/fsdp2.yaml"
+        )
+    if recipe.model.autocast == "float16":
+        raise RecipeError("model.autocast must be none or bfloat16, got 'float16': gradients would need loss scaling")
+    if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
+        raise RecipeError("model.lora needs peft, which is not installed; pip install 'rlvr[lora]'")
+    algorithm = recipe.algorithm
+    slots = [*((one, 3) for one in algorithm.shaping), (algorithm.baseline, 2), (algorithm.surrogate, 1)]
+    for slot, positional in slots:
+        if isinstance(slot, PlugIn):
+            load_plugin(slot.type, slot.args, positional=positional)
+    if recipe.rollout.workflow is not None:
+        load_plugin(recipe.rollout.workflow, {}, positional=1)
+
+
+def build(recipe: Recipe) -> Run:
+    """Set up everything, on every rank; the run's folder is locked and its last checkpoint restored."""
+    quiet_libraries()
+    accelerator = make_accelerator(recipe)
+    check_early(recipe, accelerator)
+    folder = run_folder(recipe)
+    log = RunLog(folder, recipe, accelerator) if accelerator.is_main_process else None
+    say = log.say if log is not None else lambda text: None
+    data: Data | None = None
+    try:
+        config = prepare_model(recipe, accelerator, say)
+        model_len = int(config.max_position_embeddings)
+        found = find_checkpoint(recipe, folder, say, accelerator)
+        if found is not None:
+            check_recipe(recipe, found, accelerator, say)
+        if accelerator.is_main_process:
+            tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+            data = load_data(recipe, tokenizer, model_len)
+            assert log is not None
+            log.start_screen(first_screen(recipe, accelerator, config, data, folder))
+            for note in data.notes:
+                say(note)
+            seen = first_prompts(data.train, data.renderer, tokenizer)
+            findings = examine_cheaply(recipe, data.train, seen, data.pool, data.terms, weights=count_weights(config))
+            for line in lines(findings):
+                say(line)
+            refuse(recipe, findings)
+        return _load(recipe, folder, accelerator, found, log, data, model_len)
+    except BaseException:
+        if data is not None:
+            data.pool.close()
+        if log is not None:
+            log.close()
+        raise
+
+
+def _load(
+    recipe: Recipe, folder: Path, accelerator: Accelerator, found: checkpoint.Checkpoint | None,
+    log: RunLog | None, data: Data | None, model_len: int,
+) -> Run:  # fmt: skip
+    """The part of `build` that takes time: engine and learner."""
+    register = StateRegister()
+    zero = None
+    if log is not None and data is not None:
+        sampler = ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed)
+        log.say("starting the engine")
+        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn, log.say)
+        baseline = recipe.algorithm.baseline
+        average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
+        watch = Watch(recipe, log.warn)
+        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
+    try:
+        if zero is not None:
+            zero.rollouts.start()
+        learner = Learner(
+            recipe.model, recipe.learner, recipe.algorithm,
+            total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,
+            temperature=recipe.rollout.temperature, accelerator=accelerator, texts=_given_texts(recipe, data),
+        )  # fmt: skip
+        probes = (
+            []
+            if zero is None
+            else [zero.data.renderer.render(one).ids for one in zero.data.train[: recipe.rollout.probe]]
+        )
+        weights = WeightSync(
+            learner, accelerator, zero.rollouts if zero is not None else None, probes,
+            keeps_copy=recipe.rollout.schedule.overlaps,
+        )  # fmt: skip
+        run = Run(
+            recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
+            clock=StepClock(), done=0, zero=zero, peak_flops=_peak_flops(recipe, accelerator),
+            preemption=Preemption(lambda asked: _any_rank(asked, accelerator)),
+            saver=Saver(
+                folder, register, accelerator, recipe.run, log.warn if log is not None else _no_warning,
+                last=None if found is None else found.step,
+            ),
+        )  # fmt: skip
+        register.add("run", run)
+        register.add("learner", learner)
+        register.add("weights", weights)
+        if zero is not None:
+            register.add("sampler", zero.sampler)
+            register.add("rollouts", zero.rollouts)
+            if zero.average is not None:
+                register.add("baseline", zero.average)
+            register.add("log", zero.log)
+            register.add("watch", zero.watch)
+        if found is not None:
+            learner.load_policy(found.path)
+        state = checkpoint.restore(found, register, accelerator)
+        if zero is not None:
+            for line in [] if found is None else restored(found, state):
+                zero.log.say(line)
+            zero.log.start(run.done if found is not None else None)
+        return run
+    except BaseException:
+        if zero is not None:
+            zero.rollouts.close()
+        raise
+
+
+def _given_texts(recipe: Recipe, data: Data | None) -> GivenTexts | None:
+    given = recipe.algorithm.given_text
+    if data is None or not isinstance(given, GivenTextLikelihood):
+        return None
+    return GivenTexts(data.texts, given.rows, recipe.run.seed)
+
+
+def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
+    if recipe.run.peak_tflops is not None:
+        return recipe.run.peak_tflops * 1e12 * accelerator.num_processes
+    name = recipe.model.dtype if recipe.model.autocast == "none" else recipe.model.autocast
+    return peak_flops(accelerator.device, getattr(torch, name)) * accelerator.num_processes
+
+
+def _any_rank(asked: bool, accelerator: Accelerator) -> bool:
+    """True on every rank if it is true on one."""
+    if accelerator.num_processes == 1:
+        return asked
+    flag = torch.tensor(float(asked), device=accelerator.device)
+    torch.distributed.all_reduce(flag)
+    return bool(flag.item() > 0)
+
+
+def _no_warning(name: str, message: str) -> None:
+    """Only rank 0 speaks."""

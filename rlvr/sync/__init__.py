@@ -1,0 +1,1 @@
+"""New weights to the engine, with proof that they arrived."""
