@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -47,8 +47,7 @@ def load_plugin(path: str, args: Mapping[str, Any], *, positional: int = 0) -> C
             f"{own} values from rlvr and the arguments {taken}"
         ) from None
     if inspect.isclass(target):
-        instance: Any = target(**bound)
-        return instance
+        return cast(Callable[..., Any], target(**bound))
     return functools.partial(target, **bound)
 
 

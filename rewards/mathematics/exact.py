@@ -133,10 +133,9 @@ def _vanishes(form: Polynomial) -> bool:
 def exact(node: Node) -> Fraction | None:
     """The value as a fraction, or None where it is not seen to be one. Raises `TooLarge`, `Unreadable` (1/0)."""
     match node.op:
-        case "num":
-            return node.value
-        case "dec":
-            return node.value[0]
+        case "num" | "dec":
+            value: Fraction = node.value if node.op == "num" else node.value[0]
+            return value
         case "add" | "mul" | "pow" | "fn" | "percent" | "unit" | "deg":
             values = [exact(arg) for arg in node.args]
             known = [value for value in values if value is not None]

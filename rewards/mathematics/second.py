@@ -39,7 +39,8 @@ def agrees(gold: str, answer: str) -> bool:
     configs = [LatexExtractionConfig(), ExprExtractionConfig()]
 
     def reading(text: str) -> list[Any]:
-        return parse(f"${text}$", configs, fallback_mode="no_fallback", parsing_timeout=None)
+        found: list[Any] = parse(f"${text}$", configs, fallback_mode="no_fallback", parsing_timeout=None)
+        return found
 
     golds, answers = reading(gold), reading(answer)
     if not golds or not answers:

@@ -214,7 +214,7 @@ class Link:
     def _receive(self, wanted: str) -> dict[str, Any]:
         while True:
             try:
-                answer = frames.receive(self._descriptor)
+                answer: dict[str, Any] = frames.receive(self._descriptor)
                 kind = answer["kind"]
                 if kind == "callback":
                     frames.send(self._descriptor, self._answer_callback(answer))

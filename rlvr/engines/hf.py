@@ -279,7 +279,8 @@ def processed_logprobs(ids: Tensor, logits: Tensor, sampling: Sampling) -> Tenso
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         warpers.append(TopPLogitsWarper(sampling.top_p))
-    return warpers(ids, logits).log_softmax(-1)
+    warped: Tensor = warpers(ids, logits)
+    return warped.log_softmax(-1)
 
 
 class _Stop(StoppingCriteria):

@@ -211,7 +211,8 @@ def shared_attention(
     scale: float,
 ) -> Float[Tensor, "1 N H D"]:
     """`causal_attention` of the samples that ``layout`` describes, each position once."""
-    return _shared_attention(query, key, value, layout.rows, layout.owners, layout.blocks, scale)
+    output: Tensor = _shared_attention(query, key, value, layout.rows, layout.owners, layout.blocks, scale)
+    return output
 
 
 def _attention(

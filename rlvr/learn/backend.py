@@ -259,7 +259,8 @@ def _norm(gradient: Tensor) -> Tensor:
     squares up so plainly that that of 28 million normal numbers is 0.15 % too small; a sum is by halves."""
     wide = _wide(gradient)
     if gradient.device.type != "cpu" or isinstance(gradient, DTensor):
-        return torch.linalg.vector_norm(gradient, dtype=wide)
+        norm: Tensor = torch.linalg.vector_norm(gradient, dtype=wide)
+        return norm
     return torch.stack([part.to(wide).square().sum() for part in gradient.flatten().split(1 << 20)]).sum().sqrt()
 
 

@@ -26,7 +26,7 @@ def update_flops(model: PreTrainedModel, positions: float, trained: float) -> fl
     for a mixture of experts, of which a token uses a part.
     """
     head, lookup = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    total = (6.0 if head.requires_grad else 4.0) * head.numel() * trained
+    total: float = (6.0 if head.requires_grad else 4.0) * head.numel() * trained
     for name, parameter in model.named_parameters():
         if "expert" in name:
             return None

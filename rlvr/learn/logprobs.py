@@ -198,4 +198,7 @@ def chunked_logprobs(
     if head_dtype is not None:
         dtype = torch.promote_types(hidden.dtype, head_dtype)
     with torch.autocast(device, enabled=False):
-        return _ChunkedLogprobs.apply(hidden.to(dtype), weight, bias, targets, temperature, chunk, compiled)
+        found: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]  # torch's
+            hidden.to(dtype), weight, bias, targets, temperature, chunk, compiled
+        )
+        return found

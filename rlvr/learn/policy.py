@@ -183,7 +183,9 @@ class Policy(nn.Module):
         if layout is not None:
             # A mask with four axes is taken as it is: transformers would else make one from the positions
             shared = {"shared_prompts": layout, "attention_mask": ids.new_ones((1, 1, 1, 1), dtype=torch.bool)}
-        return self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **shared).last_hidden_state
+        output = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **shared)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         """The recipe's autocast; its weight cache would hold stale copies across updates within one block, so that each

@@ -288,7 +288,7 @@ class Learner:
         ranks = self.accelerator.num_processes
         if ranks == 1:
             return plans[0] if plans else None
-        received: list[Any] = [None]
+        received: list[Plan | None] = [None]
         dist.scatter_object_list(received, (plans or [None] * ranks) if self.accelerator.is_main_process else None)
         return received[0]
 
@@ -481,7 +481,10 @@ class Learner:
 
 def _logprobs(module: Any, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies [B L] of a micro-batch; `module` is a policy as its backend wraps it."""
-    return module(batch.ids, batch.positions, batch.targets, batch.loss_mask, temperature, batch.layout)
+    found: tuple[Tensor, Tensor] = module(
+        batch.ids, batch.positions, batch.targets, batch.loss_mask, temperature, batch.layout
+    )
+    return found
 
 
 class _NoClock:

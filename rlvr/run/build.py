@@ -152,7 +152,8 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
             + "; give a Hugging Face folder or a name on the hub"
         )
     try:
-        return AutoConfig.from_pretrained(recipe.model.path)
+        config: PretrainedConfig = AutoConfig.from_pretrained(recipe.model.path)
+        return config
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"model.path: {recipe.model.path!r} is no model that transformers can read: {error}"
@@ -337,10 +338,11 @@ def _given_texts(recipe: Recipe, data: Data | None) -> GivenTexts | None:
 
 
 def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
+    processes: int = accelerator.num_processes
     if recipe.run.peak_tflops is not None:
-        return recipe.run.peak_tflops * 1e12 * accelerator.num_processes
+        return recipe.run.peak_tflops * 1e12 * processes
     name = recipe.model.dtype if recipe.model.autocast == "none" else recipe.model.autocast
-    return peak_flops(accelerator.device, getattr(torch, name)) * accelerator.num_processes
+    return peak_flops(accelerator.device, getattr(torch, name)) * processes
 
 
 def _any_rank(asked: bool, accelerator: Accelerator) -> bool:

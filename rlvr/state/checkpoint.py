@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +31,8 @@ from rlvr.state.register import StateRegister
 FORMAT = 3
 """Version of the layout above. 1: no NumPy random state, nothing about recipe and processes. 2: problems drawn by other
 rules, no groups on their way, no rules that watch. Older ones are models; no run goes on from them."""
+
+T = TypeVar("T")
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 _NAME = re.compile(r"step_(\d{6,})")
@@ -78,7 +80,7 @@ def load_latest(
     return decided_by_main(lambda: newest_whole(folder, say, on_damaged), accelerator)
 
 
-def decided_by_main(decide: Callable[[], Any], accelerator: Accelerator) -> Any:
+def decided_by_main(decide: Callable[[], T], accelerator: Accelerator) -> T:
     """What `decide` returns or raises on the main process, on every rank."""
     found: Any = None
     if accelerator.is_main_process:
@@ -90,7 +92,8 @@ def decided_by_main(decide: Callable[[], Any], accelerator: Accelerator) -> Any:
         found = broadcast_object_list([found])[0]
     if isinstance(found, Exception):
         raise found
-    return found
+    decision: T = found
+    return decision
 
 
 def restore(

@@ -158,7 +158,9 @@ class _Batch:
         self.steps: dict[int, tuple[int, int, int, int, int]] = {}
         self.groups: dict[tuple[int, int], list[Any]] = {}
         self.counts: dict[tuple[int, int], int] = {}
-        self.combos = {row["outcomes"]: row["id"] for row in database.execute("SELECT id, outcomes FROM combo")}
+        self.combos: dict[str, int] = {
+            row["outcomes"]: row["id"] for row in database.execute("SELECT id, outcomes FROM combo")
+        }
 
     def take(self, data: bytes) -> None:
         line = b""

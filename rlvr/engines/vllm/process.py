@@ -92,7 +92,7 @@ def output_to(log: Path) -> Iterator[None]:
 
 def _is_descriptor(stream: object, number: int) -> bool:
     try:
-        return stream.fileno() == number  # type: ignore[attr-defined]  # what has no fileno raises here
+        return bool(stream.fileno() == number)  # type: ignore[attr-defined]  # what has no fileno raises here
     except (AttributeError, OSError, ValueError):
         return False
 
