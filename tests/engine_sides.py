@@ -30,20 +30,21 @@ class Learner:
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         return self.model.named_parameters()
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return [
-            [0.0, *self.logprobs(ids)[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist()] for ids in sequences
+            [0.0, *self.next_token_logprobs(ids)[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist()]
+            for ids in sequences
         ]
 
     def rounding(self, sequences: Sequence[Sequence[int]]) -> float:
-        """By how much float32 itself errs in `score`: its largest distance from the same in float64."""
-        ours = self.score(sequences)
+        """By how much float32 itself errs in `logprobs`: its largest distance from the same in float64."""
+        ours = self.logprobs(sequences)
         self.model.double()
-        exact = self.score(sequences)
+        exact = self.logprobs(sequences)
         self.model.float()  # as it was: each float32 number is one in float64
         return max(abs(a - b) for x, y in zip(ours, exact, strict=True) for a, b in zip(x, y, strict=True))
 
-    def logprobs(self, ids: Sequence[int]) -> Tensor:
+    def next_token_logprobs(self, ids: Sequence[int]) -> Tensor:
         """[T, V] for each position the log-probabilities of the next token."""
         return self.model(torch.tensor([list(ids)])).logits[0].log_softmax(-1)
 
@@ -66,8 +67,8 @@ class Sync:
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.background.wait(self.engine.load_weights(tensors, version))
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self.background.wait(self.engine.score(sequences))
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return self.background.wait(self.engine.logprobs(sequences))
 
     def batch(self, requests: Sequence[Request]) -> list[Completion]:
         """All requests admitted before the first token."""

@@ -180,13 +180,13 @@ class HfEngine:
         async with self._computing:
             self._interrupted = False
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
         check_lengths(sequences, self.model_len)
         async with self._computing:
-            return await asyncio.to_thread(lambda: [self._score(ids) for ids in sequences])
+            return await asyncio.to_thread(lambda: [self._logprobs(ids) for ids in sequences])
 
-    def _score(self, ids: Sequence[int]) -> list[float]:
+    def _logprobs(self, ids: Sequence[int]) -> list[float]:
         row = torch.tensor([list(ids)], device=self._device)
         with torch.inference_mode():
             logprobs = self._running()(row).logits[0, :-1].float().log_softmax(-1)

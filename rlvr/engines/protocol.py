@@ -5,7 +5,7 @@
 | generate         | a Request                 | a Completion                      | a slot in the running batch    |
 | hold             | nothing                   | a stop to scheduling              | nothing; undone by leaving it  |
 | interrupt        | nothing                   | what each request has so far      | nothing                        |
-| score            | token ids                 | their log-probabilities           | a slot in the running batch    |
+| logprobs         | token ids                 | their log-probabilities           | a slot in the running batch    |
 | release          | nothing                   | memory for the learner            | nothing                        |
 | load_weights     | named tensors, a version  | an engine that samples from them  | nothing in flight (or pauses)  |
 
@@ -60,7 +60,7 @@ class Engine(Protocol):
         """End every request in flight: each `generate` returns the tokens it has, maybe none, with finish reason
         ``abort``. Returns when the engine has let go of them."""
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
 
     async def release(self) -> None:

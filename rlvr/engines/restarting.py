@@ -100,9 +100,9 @@ class RestartingEngine:
         """End every request in flight; what a new engine was just asked again ends as well."""
         await self._insist(self.inner.interrupt, "interrupt")
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
-        return await self._insist(lambda: self.inner.score(sequences), "score")
+        return await self._insist(lambda: self.inner.logprobs(sequences), "logprobs")
 
     async def release(self) -> None:
         """Give back what device memory it can until the next `load_weights`."""

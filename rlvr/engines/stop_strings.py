@@ -39,4 +39,4 @@ def check_lengths(sequences: Sequence[Sequence[int]], model_len: int) -> None:
     """Raises `EngineError` if a sequence to be scored is empty or longer than the model."""
     for index, ids in enumerate(sequences):
         if not 1 <= len(ids) <= model_len:
-            raise EngineError(f"sequence {index} to score has {len(ids)} tokens; must be 1 to {model_len}")
+            raise EngineError(f"sequence {index} has {len(ids)} tokens; must be 1 to {model_len}")

@@ -359,7 +359,7 @@ class Learner:
             "update/over_limit": float(over_limit),
         }
 
-    # ----------------------------------------------------------------------------------------- weights, scores, state
+    # ----------------------------------------------------------------------------------------- weights, logprobs, state
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Each weight by its name in a Hugging Face checkpoint, whole, one at a time; a tied head comes once, as the
@@ -384,7 +384,7 @@ class Learner:
             yield name, tensor
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0.
 
         Every rank passes the same sequences and gets the same answer.
@@ -396,13 +396,13 @@ class Learner:
             )
             for index, ids in enumerate(sequences)
         ]  # fmt: skip
-        scores = [[0.0] * len(ids) for ids in sequences]
+        logprobs = [[0.0] * len(ids) for ids in sequences]
         for batch in pack(samples, TokenMean(), self.config.micro_batch_tokens, self.config.packing):
             there = batch.to(self.accelerator.device)
-            logprobs, _ = _logprobs(self.backend.module, there, 1.0)
+            packed, _ = _logprobs(self.backend.module, there, 1.0)
             for place, index in enumerate(batch.index):
-                scores[index][1:] = logprobs[there.sequence == place].tolist()
-        return scores
+                logprobs[index][1:] = packed[there.sequence == place].tolist()
+        return logprobs
 
     def policy_writer(self, copy: bool) -> Callable[[Path], None]:
         """What writes the policy as it is now and the tokenizer into an empty folder, as a plain Hugging Face model

@@ -316,9 +316,9 @@ class Rollouts:
         """Between two moves of what runs there."""
         return call()
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """See `Engine.score`."""
-        return self._background.wait(self.engine.score(sequences))
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `Engine.logprobs`."""
+        return self._background.wait(self.engine.logprobs(sequences))
 
     def close(self) -> None:
         """End the engine, the pool and the thread; safe to call at any moment."""

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def with_reference(learner: Learner, pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs with the log-probabilities of `learner`'s policy as it is now, the reference; all ranks call it."""
     flat = [sample for pair in pairs for sample in pair]
-    scores = learner.score([sample.ids for sample in flat])
+    logprobs = learner.logprobs([sample.ids for sample in flat])
     known = [
         dataclasses.replace(
             sample, behaviour_logprobs=tuple(lp if m else 0.0 for lp, m in zip(found, sample.loss_mask, strict=True))
         )
-        for sample, found in zip(flat, scores, strict=True)
+        for sample, found in zip(flat, logprobs, strict=True)
     ]
     return list(zip(known[::2], known[1::2], strict=True))
 

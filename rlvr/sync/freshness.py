@@ -58,7 +58,7 @@ class EngineSide(Protocol):
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None: ...
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]: ...
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +93,27 @@ def self_test(
     engine: EngineSide | None,
     parameters: Mapping[str, Tensor],
     weights: Callable[[], Iterable[tuple[str, Tensor]]],
-    score: Callable[[Sequence[Sequence[int]]], Logprobs],
+    logprobs: Callable[[Sequence[Sequence[int]]], Logprobs],
     sequences: Sequence[Sequence[int]],
     version: int,
 ) -> list[GroupProof]:
     """Perturb each group in the learner, see the engine follow, send the true weights back as `version`.
 
     `parameters` are the learner's own, by name: changed in place, restored to the last bit. `weights` gives what is
-    sent, `score` the learner's log-probabilities of `sequences`. Where parameters are sharded every rank calls this,
+    sent, `logprobs` the learner's log-probabilities of `sequences`. Where parameters are sharded every rank calls this,
     with `engine` None on all but the one that has it. Raises `EngineError` naming the group that did not arrive.
     """
     if any(_local(parameter).numel() == 0 for parameter in parameters.values()):
         raise EngineError("the self-test needs the parameters in place, ZeRO-3 partitions them; set self_test: false")
-    truth = score(sequences)
+    truth = logprobs(sequences)
     proofs = []
     for i, (group, names) in enumerate(parameter_groups(parameters).items()):
         tensors = {name: _local(parameters[name]) for name in names}
         saved = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         try:
-            moved = _perturb_visibly(tensors, saved, lambda: score(sequences), truth)
+            moved = _perturb_visibly(tensors, saved, lambda: logprobs(sequences), truth)
             _send(engine, weights, _FIRST_TEST_VERSION - i)
-            mismatch = distance(engine.score(sequences), moved) if engine is not None else math.nan
+            mismatch = distance(engine.logprobs(sequences), moved) if engine is not None else math.nan
         finally:
             _restore(tensors, saved)
         proof = GroupProof(group, len(names), distance(moved, truth), mismatch)
@@ -127,7 +127,7 @@ def self_test(
             log.warning("self-test: no change of the group %r moves the learner's output, it is not proved", group)
         proofs.append(proof)
     _send(engine, weights, version)
-    if engine is not None and not (apart := distance(engine.score(sequences), truth)) <= FOLLOWS * VISIBLE:
+    if engine is not None and not (apart := distance(engine.logprobs(sequences), truth)) <= FOLLOWS * VISIBLE:
         raise EngineMismatchError(
             f"engine and learner disagree on the same weights: their log-probabilities are {apart:.2f} nats apart on "
             "average; the two load the model differently (dtype, attention, rope scaling?)"
@@ -145,7 +145,7 @@ def _send(engine: EngineSide | None, weights: Callable[[], Iterable[tuple[str, T
 
 @torch.no_grad()
 def _perturb_visibly(
-    tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], score: Callable[[], Logprobs], truth: Logprobs
+    tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], logprobs: Callable[[], Logprobs], truth: Logprobs
 ) -> Logprobs:
     """Add noise of growing size until the learner's log-probabilities have visibly moved; returns where to."""
     moved = truth
@@ -155,7 +155,7 @@ def _perturb_visibly(
             size = max(float(saved[name].float().pow(2).mean().sqrt()), 1e-2)  # biases may start at 0
             noise = block.repeat(-(-tensor.numel() // len(block)))[: tensor.numel()].view(tensor.shape)
             tensor.copy_(torch.add(saved[name].float(), noise, alpha=amplitude * size))
-        moved = score()
+        moved = logprobs()
         if distance(moved, truth) >= VISIBLE:
             break
     return moved

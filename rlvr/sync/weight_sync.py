@@ -54,7 +54,7 @@ class WeightSync:
             engine=self._rollouts,
             parameters=dict(self._learner.policy.model.named_parameters()),
             weights=self._learner.named_weights,
-            score=self._learner.score,
+            logprobs=self._learner.logprobs,
             sequences=self._sequences,
             version=version,
         )
@@ -74,11 +74,11 @@ class WeightSync:
             self._rollouts.load_weights(self._weights(), version)
         if not self._sequences:
             return {}
-        ours = self._learner.score(self._sequences)
+        ours = self._learner.logprobs(self._sequences)
         if self._rollouts is None:
             return {}
         before = self._probe.state_dict()
-        reading = self._probe.observe(ours, self._rollouts.score(self._sequences))
+        reading = self._probe.observe(ours, self._rollouts.logprobs(self._sequences))
         if version == self._observed:  # a resumed run starts: its window holds this version already
             self._probe.load_state_dict(before)
         self._observed = version

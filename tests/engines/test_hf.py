@@ -43,9 +43,9 @@ def batch(sync: Sync, sampling: Sampling) -> list[Completion]:
 
 def test_logprobs_in_a_left_padded_batch_are_those_of_each_sequence_alone(sync: Sync, learner: Learner) -> None:
     for prompt, one in zip(PROMPTS, batch(sync, FREE), strict=True):
-        truth = learner.score([[*prompt, *one.ids]])[0][len(prompt) :]
+        truth = learner.logprobs([[*prompt, *one.ids]])[0][len(prompt) :]
         assert truth == pytest.approx(one.behaviour_logprobs, abs=1e-4)
-        assert sync.score([[*prompt, *one.ids]])[0][len(prompt) :] == pytest.approx(truth, abs=1e-4)
+        assert sync.logprobs([[*prompt, *one.ids]])[0][len(prompt) :] == pytest.approx(truth, abs=1e-4)
 
 
 def test_greedy_is_transformers_own_greedy(sync: Sync, learner: Learner) -> None:
@@ -87,7 +87,7 @@ def test_draws_have_the_distribution_that_they_claim(sync: Sync, learner: Learne
     """Chi-square of 3000 seeds against the processed distribution: 5 standard deviations over its mean."""
     sampling = Sampling(max_new_tokens=1, temperature=1.3, top_p=0.9)
     drawn = [one.ids[0] for one in sync.batch([request(PROMPTS[2], sampling, seed) for seed in range(3000)])]
-    logits = learner.logprobs(PROMPTS[2])[-1:]
+    logits = learner.next_token_logprobs(PROMPTS[2])[-1:]
     expected = processed_logprobs(torch.empty(1, 0, dtype=torch.long), logits, sampling)[0].exp() * 3000
     seen = torch.bincount(torch.tensor(drawn), minlength=128).float()
     assert seen[expected == 0].sum() == 0
@@ -137,7 +137,9 @@ def test_a_new_version_has_the_new_weights(sync: Sync, learner: Learner) -> None
     sync.load_weights(learner.model.state_dict().items(), 3)  # the tied head comes along by name, and is the embedding
     for prompt, one in zip(PROMPTS, batch(sync, FREE), strict=True):
         assert set(one.weight_version) == {3}
-        assert learner.score([[*prompt, *one.ids]])[0][len(prompt) :] == pytest.approx(one.behaviour_logprobs, abs=1e-4)
+        assert learner.logprobs([[*prompt, *one.ids]])[0][len(prompt) :] == pytest.approx(
+            one.behaviour_logprobs, abs=1e-4
+        )
     assert sync.engine.version == 3
 
 

@@ -85,7 +85,7 @@ async def sample(engine: RestartingEngine, weights: Weights) -> tuple[list[Compl
     await engine.load_weights(weights, 7)
     async with engine.hold():
         tasks = [asyncio.create_task(engine.generate(one)) for one in REQUESTS]
-    return list(await asyncio.gather(*tasks)), await engine.score([(5, 6, 7)])
+    return list(await asyncio.gather(*tasks)), await engine.logprobs([(5, 6, 7)])
 
 
 @pytest.mark.parametrize("dying", [["r0"], ["r9"], ["r5", "r2"], ["r5", "r5", "r5"]])

@@ -659,19 +659,19 @@ def test_a_server_stopped_in_the_middle_of_an_update_must_start_anew(tiny_tied: 
     tell(tiny_tied, story, timeout=0.3)
 
 
-def test_every_server_scores_everything_and_all_must_agree(tiny_tied: Path) -> None:
+def test_every_server_computes_all_logprobs_and_all_must_agree(tiny_tied: Path) -> None:
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
         await engine.load_weights(Weights(tiny_tied, 0.5), 1)
-        assert await engine.score([[5], [5, 6], [5, 6, 7]]) == [[0.0], [0.0, -1.5], [0.0, -1.5, -1.5]]
+        assert await engine.logprobs([[5], [5, 6], [5, 6, 7]]) == [[0.0], [0.0, -1.5], [0.0, -1.5, -1.5]]
         assert len(fakes[0].bodies) == len(fakes[1].bodies) == 2
         assert [one["sampling_params"]["logprob_token_ids"] for one in fakes[0].bodies] == [[6, 6], [7, 7]]
         fakes[1].weights = 0.0
         with pytest.raises(EngineError, match=rf"{fakes[0].url} and {fakes[1].url} disagree.*0\.50 nats apart"):
-            await engine.score([[5, 6]])
+            await engine.logprobs([[5, 6]])
         await fakes[1].die()
-        assert await engine.score([[5, 6]]) == [[0.0, -1.5]]
-        with pytest.raises(EngineError, match="sequence 1 to score has 0 tokens"):
-            await engine.score([[5], []])
+        assert await engine.logprobs([[5, 6]]) == [[0.0, -1.5]]
+        with pytest.raises(EngineError, match="sequence 1 has 0 tokens"):
+            await engine.logprobs([[5], []])
 
     tell(tiny_tied, story)
 

@@ -44,8 +44,8 @@ def processes(child: ServedChild) -> list[psutil.Process]:
 
 
 def agree(learner: Learner, asked: list[list[int]], completions: list[Completion], within: float = 1e-4) -> None:
-    truth = learner.score([[*prompt, *one.ids] for prompt, one in zip(asked, completions, strict=True)])
-    sampled = [scores[len(prompt) :] for prompt, scores in zip(asked, truth, strict=True)]
+    truth = learner.logprobs([[*prompt, *one.ids] for prompt, one in zip(asked, completions, strict=True)])
+    sampled = [logprobs[len(prompt) :] for prompt, logprobs in zip(asked, truth, strict=True)]
     assert largest_difference([list(one.behaviour_logprobs) for one in completions], sampled) <= within
 
 
@@ -55,22 +55,22 @@ def test_the_life_of_two_servers(servers: VllmServers, background: Background, t
     sync, learner = Sync(servers, background), tied_learner
     learner.reset()
     assert servers.version == -1
-    assert largest_difference(sync.score(prompts(6)), learner.score(prompts(6))) <= 1e-4
+    assert largest_difference(sync.logprobs(prompts(6)), learner.logprobs(prompts(6))) <= 1e-4
     whole = [3 + i % 90 for i in range(256)]
-    assert largest_difference(sync.score([whole, [5]]), learner.score([whole, [5]])) <= 1e-4
+    assert largest_difference(sync.logprobs([whole, [5]]), learner.logprobs([whole, [5]])) <= 1e-4
 
-    before = learner.score(prompts(6))
+    before = learner.logprobs(prompts(6))
     learner.perturb(learner.parameters, amplitude=0.8)
     sync.load_weights(learner.weights(), 1)
-    assert distance(learner.score(prompts(6)), before) >= 0.5
-    assert largest_difference(sync.score(prompts(6)), learner.score(prompts(6))) <= 1e-4
+    assert distance(learner.logprobs(prompts(6)), before) >= 0.5
+    assert largest_difference(sync.logprobs(prompts(6)), learner.logprobs(prompts(6))) <= 1e-4
     batch = requests(24, FREE)  # more than both have slots
     first, second = sync.batch(batch), sync.batch(batch)
     assert first == second
     agree(learner, prompts(24), first)
     assert {version for one in first for version in one.weight_version} == {1}
 
-    old = learner.score
+    old = learner.logprobs
     learner.perturb(learner.parameters, amplitude=1.0, seed=2)
     changed = {name: tensor.clone() for name, tensor in learner.parameters.items()}
     learner.reset()

@@ -77,18 +77,18 @@ def test_logprobs_agree_before_and_after_every_group_of_weights_has_moved(both: 
     assert set(groups) - {"head"} == {"embedding", "norms", "qkv", "o", "mlp"}
     assert ("head" in groups) == ("lm_head.weight" in both.learner.parameters)
     for version, names in enumerate([[], *groups.values(), list(both.learner.parameters)], start=1):
-        before = both.learner.score(prompts(8))
+        before = both.learner.logprobs(prompts(8))
         both.learner.perturb(names, amplitude=0.8)
         both.sync.load_weights(both.learner.weights(), version)
         completions = both.sync.batch(requests(8, FREE))
         sequences = [[*prompt, *one.ids] for prompt, one in zip(prompts(8), completions, strict=True)]
-        truth, allowed = both.learner.score(sequences), max(1e-4, 3 * both.learner.rounding(sequences))
+        truth, allowed = both.learner.logprobs(sequences), max(1e-4, 3 * both.learner.rounding(sequences))
         assert allowed < 2e-3
-        assert largest_difference(both.sync.score(sequences), truth) <= allowed
+        assert largest_difference(both.sync.logprobs(sequences), truth) <= allowed
         sampled = [truth[i][len(prompts(8)[i]) :] for i in range(8)]
         assert largest_difference([list(one.behaviour_logprobs) for one in completions], sampled) <= allowed
         if names:
-            assert distance(both.learner.score(prompts(8)), before) >= 0.5
+            assert distance(both.learner.logprobs(prompts(8)), before) >= 0.5
         assert {v for one in completions for v in one.weight_version} == {version}
         assert both.engine.version == version
 
@@ -98,7 +98,7 @@ def test_the_start_up_self_test_passes_on_a_right_engine(both: Pair) -> None:
         engine=both.sync,
         parameters=both.learner.parameters,
         weights=both.learner.weights,
-        score=both.learner.score,
+        logprobs=both.learner.logprobs,
         sequences=prompts(4),
         version=5,
     )
@@ -142,7 +142,7 @@ def test_a_token_is_the_one_that_the_requests_number_falls_on(both: Pair) -> Non
     for seed, prompt in enumerate(prompts(6)):
         noise, ids = torch.Generator().manual_seed(seed), list(prompt)
         for _ in range(12):
-            ids.append(int(draw(both.learner.logprobs(ids)[-1:], next_number(noise)[None])))
+            ids.append(int(draw(both.learner.next_token_logprobs(ids)[-1:], next_number(noise)[None])))
         sampled = both.sync.one(prompt, Sampling(max_new_tokens=12), seed)
         assert list(sampled.ids) == ids[len(prompt) :]
 
@@ -164,7 +164,7 @@ def test_in_flight_requests_carry_the_version_of_each_token(both: Pair) -> None:
         await both.engine.load_weights(changed.items(), 1)
         return await task
 
-    old = both.learner.score
+    old = both.learner.logprobs
     whole = both.sync.one(prompt, LONG)
     both.learner.perturb(both.learner.parameters, amplitude=1.0)
     changed = {name: tensor.clone() for name, tensor in both.learner.parameters.items()}
@@ -200,13 +200,13 @@ def test_interrupted_answers_go_on_under_new_weights(both: Pair) -> None:
     assert all(len(one.ids) < 200 and set(one.weight_version) <= {0} for one in first)
     part = first[2]
     assert part.ids == whole.ids[: len(part.ids)]
-    truth = both.learner.score([[*prompt, *part.ids]])[0][len(prompt) :]
+    truth = both.learner.logprobs([[*prompt, *part.ids]])[0][len(prompt) :]
     assert truth == pytest.approx(part.behaviour_logprobs, abs=1e-4)
     both.learner.perturb(both.learner.parameters, amplitude=1.0)
     both.sync.load_weights(both.learner.weights(), 5)
     rest = both.sync.one([*prompt, *part.ids], FREE, seed=9)
     assert set(rest.weight_version) == {5}
-    truth = both.learner.score([[*prompt, *part.ids, *rest.ids]])[0][len(prompt) + len(part.ids) :]
+    truth = both.learner.logprobs([[*prompt, *part.ids, *rest.ids]])[0][len(prompt) + len(part.ids) :]
     assert truth == pytest.approx(rest.behaviour_logprobs, abs=1e-4)
 
 
@@ -217,7 +217,7 @@ def test_cached_prefixes_of_old_weights_are_not_used(both: Pair) -> None:
     both.learner.perturb(both.learner.parameters, amplitude=0.8)
     both.sync.load_weights(both.learner.weights(), 1)
     after = both.sync.one(prompt, FREE)
-    truth = both.learner.score([[*prompt, *after.ids]])[0][len(prompt) :]
+    truth = both.learner.logprobs([[*prompt, *after.ids]])[0][len(prompt) :]
     assert max(abs(a - b) for a, b in zip(truth, after.behaviour_logprobs, strict=True)) <= 1e-4
 
 
@@ -236,7 +236,7 @@ def test_cached_prefixes_of_old_weights_are_not_used(both: Pair) -> None:
 def test_logprobs_are_those_of_the_distribution_drawn_from(tied: Pair, sampling: Sampling) -> None:
     for seed, prompt in enumerate(prompts(6)):
         one = tied.sync.one(prompt, sampling, seed)
-        raw = tied.learner.logprobs([*prompt, *one.ids])[len(prompt) - 1 : -1]
+        raw = tied.learner.next_token_logprobs([*prompt, *one.ids])[len(prompt) - 1 : -1]
         truth = processed_logprobs(torch.empty(24, 0, dtype=torch.long), raw, sampling)
         expected = truth.gather(1, torch.tensor(one.ids)[:, None])[:, 0]
         assert (expected - torch.tensor(one.behaviour_logprobs)).abs().max() <= 1e-4
@@ -250,7 +250,7 @@ def test_draws_have_the_distribution_that_the_model_says(tied: Pair) -> None:
     drawn = [
         one.ids[0] for one in tied.sync.batch([request(prompt, Sampling(max_new_tokens=1), s) for s in range(2000)])
     ]
-    expected = tied.learner.logprobs(prompt)[-1].exp() * 2000
+    expected = tied.learner.next_token_logprobs(prompt)[-1].exp() * 2000
     seen = torch.bincount(torch.tensor(drawn), minlength=128).float()
     common = expected >= 5
     rest_seen, rest_expected = seen[~common].sum(), expected[~common].sum()
@@ -376,10 +376,13 @@ def test_what_cannot_fit_is_refused_with_its_lengths(tied: Pair) -> None:
         tied.sync.one([5, 128], FREE)
     with pytest.raises(EngineError, match="prompt of 0 tokens"):
         tied.sync.one([], FREE)
-    with pytest.raises(EngineError, match="sequence 1 to score has 257 tokens; must be 1 to 256"):
-        tied.sync.score([[5], [5] * 257])
+    with pytest.raises(EngineError, match="sequence 1 has 257 tokens; must be 1 to 256"):
+        tied.sync.logprobs([[5], [5] * 257])
     whole = [3 + i % 90 for i in range(256)]
-    assert largest_difference(tied.sync.score([whole, [5], [5, 6]]), tied.learner.score([whole, [5], [5, 6]])) <= 1e-4
+    assert (
+        largest_difference(tied.sync.logprobs([whole, [5], [5, 6]]), tied.learner.logprobs([whole, [5], [5, 6]]))
+        <= 1e-4
+    )
 
 
 def test_wrong_weights_are_refused_and_the_engine_goes_on_with_the_old(tied: Pair) -> None:
@@ -396,7 +399,7 @@ def test_wrong_weights_are_refused_and_the_engine_goes_on_with_the_old(tied: Pai
     with pytest.raises(EngineError, match=r"ties 'lm_head\.weight'"):
         tied.sync.load_weights([*good.items(), ("lm_head.weight", good["model.embed_tokens.weight"] + 1)], 3)
     assert tied.engine.version == 0
-    assert largest_difference(tied.sync.score(prompts(3)), tied.learner.score(prompts(3))) <= 1e-4
+    assert largest_difference(tied.sync.logprobs(prompts(3)), tied.learner.logprobs(prompts(3))) <= 1e-4
 
 
 def test_an_idle_engine_uses_no_cpu(tied: Pair) -> None:

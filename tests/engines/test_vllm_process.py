@@ -81,7 +81,7 @@ def test_a_start_that_fails_says_why(tiny_tied: Path, tmp_path: Path, background
     with pytest.raises(EngineError, match=r"vLLM did not start: .*(KV cache|cache blocks)"):
         background.wait(engine.start())
     with pytest.raises(EngineError, match="not running"):
-        background.wait(engine.score([[5, 6]]))
+        background.wait(engine.logprobs([[5, 6]]))
     background.wait(engine.close())
 
 

@@ -70,7 +70,7 @@ def run_steps(learner: Learner) -> dict[str, Any]:
     return {
         "weights": {name: tensor.clone() for name, tensor in learner.named_weights()},
         "metrics": metrics,
-        "scores": learner.score([[5, 6, 7], [8, 9, 10, 11, 12]]),
+        "logprobs": learner.logprobs([[5, 6, 7], [8, 9, 10, 11, 12]]),
     }
 
 

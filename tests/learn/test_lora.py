@@ -67,7 +67,7 @@ def test_untrained_adapters_are_the_base_model_to_the_last_bit(model_folder: Fol
         Model.model_validate({"path": folder, "dtype": dtype}), learner.config, Algorithm(), total_updates=1,
         temperature=1.0, accelerator=learner.accelerator,
     )  # fmt: skip
-    assert learner.score(SEQUENCES) == plain.score(SEQUENCES)
+    assert learner.logprobs(SEQUENCES) == plain.logprobs(SEQUENCES)
 
 
 def test_the_gradient_of_adapters_is_the_full_gradient_projected(model_folder: Folder, tied: bool) -> None:
@@ -137,7 +137,7 @@ def test_the_engine_has_the_learners_log_probabilities_after_training(tmp_path: 
     them by more than 0.01."""
     folder = make_tiny_model(tmp_path / "model")
     learner = make_adapted(str(folder))
-    start = learner.score(SEQUENCES)
+    start = learner.logprobs(SEQUENCES)
     samples = [
         TrainingSample(ids=(5, 6, 7, 8 + i), loss_mask=(0, 0, 1, 1), behaviour_logprobs=(0.0, 0.0, -4.0, -4.0),
                        advantage=1.0 - i, group=0)
@@ -145,13 +145,13 @@ def test_the_engine_has_the_learners_log_probabilities_after_training(tmp_path: 
     ]  # fmt: skip
     for _ in range(3):
         learner.update(samples)
-    ours = learner.score(SEQUENCES)
+    ours = learner.logprobs(SEQUENCES)
 
     async def theirs() -> list[list[float]]:
         engine = HfEngine(folder)
         await engine.start()
         await engine.load_weights(learner.named_weights(), 1)
-        return await engine.score(SEQUENCES)
+        return await engine.logprobs(SEQUENCES)
 
     found = asyncio.run(theirs())
     assert max(abs(a - b) for x, y in zip(ours, start, strict=True) for a, b in zip(x, y, strict=True)) > 1e-2
@@ -211,10 +211,10 @@ def test_adapters_learn(model_folder: Folder) -> None:
         TrainingSample(ids=one, loss_mask=(0, 0, 1, 1), behaviour_logprobs=(0.0, 0.0, -4.0, -4.0), advantage=a, group=0)
         for one, a in zip(ids, (1.0, -1.0), strict=True)
     ]
-    before = [sum(row[2:]) for row in learner.score(ids)]
+    before = [sum(row[2:]) for row in learner.logprobs(ids)]
     for _ in range(5):
         learner.update(samples)
-    after = [sum(row[2:]) for row in learner.score(ids)]
+    after = [sum(row[2:]) for row in learner.logprobs(ids)]
     assert after[0] > before[0] + 0.5
     assert after[1] < before[1] - 0.5
 

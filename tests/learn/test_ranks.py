@@ -53,10 +53,10 @@ def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("scenario", ["data_parallel", "packed", "sharded", "adapters", "adapters_sharded"])
 def test_two_ranks_end_with_the_weights_of_one(results: dict[str, Any], scenario: str) -> None:
     """After 5 batches of 2 updates, with unequal numbers of micro-batches and one batch that leaves a rank without any:
-    the same weights to float32 rounding, the same scores, the same metrics."""
+    the same weights to float32 rounding, the same logprobs, the same metrics."""
     one, two = results["alone_adapters" if "adapters" in scenario else "alone"], results[scenario]
     assert difference(two["weights"], one["weights"]) < 2e-5
-    torch.testing.assert_close(two["scores"], one["scores"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(two["logprobs"], one["logprobs"], rtol=0, atol=1e-4)
     for ours, theirs in zip(two["metrics"], one["metrics"], strict=True):
         for key, value in theirs.items():
             if key not in ("tokens/computed", "tokens/padding_share", "update/micro_batches", "update/flops"):

@@ -220,13 +220,13 @@ def test_an_update_split_in_two_equals_two_updates_when_ratios_stay_inside_the_c
 
 @pytest.mark.parametrize("packing", ["shared", "packed", "bucketed"])
 def test_kept_logprobs_are_those_before_the_update(model_folder: Folder, packing: str) -> None:
-    """Of the samples asked for, each trained token's, as `score` has them beforehand. With several optimiser steps a
+    """Of the samples asked for, each trained token's, as `logprobs` has them beforehand. With several optimiser steps a
     batch: all of them where ratios need them all, else those of the first step, which alone sees that policy."""
     folder, samples = model_folder(tied=True), random_samples(12)
     for against, expected in (("recomputed", {0, 4, 9, 11}), ("behaviour", {0, 4, 9, 11} & set(first_half(samples)))):
         algorithm = {"updates_per_batch": 2, "ratio": {"against": against}}
         learner = make(folder, algorithm, micro_batch_tokens=50, packing=packing)
-        before = learner.score([sample.ids for sample in samples])
+        before = learner.logprobs([sample.ids for sample in samples])
         learner.update(samples, keep={0, 4, 9, 11})
         assert set(learner.kept) == expected
         for index, values in learner.kept.items():
@@ -247,11 +247,11 @@ def test_the_first_ratio_is_exactly_one_and_later_ones_are_against_the_policy_be
     folder, samples = model_folder(tied=True), random_samples(8)
     assert make(folder).update(samples)["policy/ratio_max"] == 1.0
     learner = make(folder, {"epochs": 2}, lr=1e-2)
-    before = learner.score([samples[0].ids])
+    before = learner.logprobs([samples[0].ids])
     metrics = learner.update(samples)
     assert metrics["policy/ratio_max"] > 1.01
     assert metrics["update/count"] == 2
-    assert before != learner.score([samples[0].ids])
+    assert before != learner.logprobs([samples[0].ids])
 
 
 def test_an_all_zero_advantage_leaves_the_weights_bitwise_unchanged(model_folder: Folder, tied: bool) -> None:
@@ -287,10 +287,10 @@ def test_the_learner_climbs(model_folder: Folder) -> None:
         TrainingSample(ids=one, loss_mask=(0, 0, 1, 1), behaviour_logprobs=(0.0, 0.0, -4.0, -4.0), advantage=a, group=0)
         for one, a in zip(ids, (1.0, -1.0), strict=True)
     ]
-    before = [sum(row[2:]) for row in learner.score(ids)]
+    before = [sum(row[2:]) for row in learner.logprobs(ids)]
     for _ in range(3):
         learner.update(samples)
-    after = [sum(row[2:]) for row in learner.score(ids)]
+    after = [sum(row[2:]) for row in learner.logprobs(ids)]
     assert after[0] > before[0] + 0.5
     assert after[1] < before[1] - 0.5
 
@@ -302,11 +302,11 @@ def test_metrics_by_hand(model_folder: Folder) -> None:
     """Entropy, mismatch, effective sample size and what a correction did, from the policy's own log-probabilities."""
     folder, samples = model_folder(tied=True), random_samples(6, mismatch=1.0)
     learner = make(folder, {"correction": {"type": "mask", "low": 0.8, "high": 1.5}}, micro_batch_tokens=30)
-    scores = learner.score([sample.ids for sample in samples])
+    logprobs = learner.logprobs([sample.ids for sample in samples])
     delta = np.array(
         [
             new - old
-            for sample, row in zip(samples, scores, strict=True)
+            for sample, row in zip(samples, logprobs, strict=True)
             for new, old, m in zip(row, sample.behaviour_logprobs, sample.loss_mask, strict=True)
             if m
         ]
@@ -391,7 +391,7 @@ def test_bad_settings_are_refused(model_folder: Folder) -> None:
         make(folder).update(None)
 
 
-# ------------------------------------------------------------------------------------------ weights, scores, SFT, state
+# ---------------------------------------------------------------------------------------- weights, logprobs, SFT, state
 
 
 def test_named_weights_are_the_folders_and_a_tied_head_comes_once(model_folder: Folder, tied: bool) -> None:
@@ -406,23 +406,23 @@ def test_scores_are_the_models_own_at_temperature_one(model_folder: Folder, tied
     folder, sequences = model_folder(tied=tied), [[5, 6, 7, 2], [8], [9, 2, 2, 2, 10, 11], []]
     model = AutoModelForCausalLM.from_pretrained(folder)
     for packing in ("shared", "bucketed", "packed"):
-        scores = make(folder, temperature=0.5, packing=packing).score(sequences)
-        assert [len(row) for row in scores] == [4, 1, 6, 0]
-        for ids, row in zip(sequences, scores, strict=True):
+        logprobs = make(folder, temperature=0.5, packing=packing).logprobs(sequences)
+        assert [len(row) for row in logprobs] == [4, 1, 6, 0]
+        for ids, row in zip(sequences, logprobs, strict=True):
             if len(ids) > 1:
                 logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
                 expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[1:, None]).squeeze(1)
                 torch.testing.assert_close(torch.tensor(row[1:]), expected, rtol=0, atol=1e-5)
             assert row[:1] == [0.0] * len(row[:1])
-        assert make(folder).score([]) == []
+        assert make(folder).logprobs([]) == []
 
 
 def test_supervised_fine_tuning_is_the_mean_negative_log_likelihood(model_folder: Folder) -> None:
-    """At temperature 1 whatever rollouts use, over the trained tokens; its loss before the step by the scores."""
+    """At temperature 1 whatever rollouts use, over the trained tokens; its loss before the step by the logprobs."""
     learner = make(model_folder(tied=True), temperature=0.3, micro_batch_tokens=40, lr=1e-2)
     samples = random_samples(8)
-    scores = learner.score([s.ids for s in samples])
-    picked = [lp for s, row in zip(samples, scores, strict=True) for lp, m in zip(row, s.loss_mask, strict=True) if m]
+    logprobs = learner.logprobs([s.ids for s in samples])
+    picked = [lp for s, row in zip(samples, logprobs, strict=True) for lp, m in zip(row, s.loss_mask, strict=True) if m]
     losses = [learner.sft_update(samples)["update/loss"] for _ in range(4)]
     assert losses[0] == pytest.approx(-np.mean(picked), rel=1e-5)
     assert losses == sorted(losses, reverse=True)

@@ -94,7 +94,7 @@ class Chatter:
 
     async def release(self) -> None: ...
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         raise NotImplementedError
 
     async def close(self) -> None: ...

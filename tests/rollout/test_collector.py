@@ -74,7 +74,7 @@ class Scripted:
     async def interrupt(self) -> None:
         raise NotImplementedError
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         raise NotImplementedError
 
     async def load_weights(self, tensors: Any, version: int) -> None:

@@ -39,11 +39,11 @@ def recipe(schedule: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(data)
 
 
-def apart(rollout: Rollout, scores: dict[int, list[float]], version: int) -> float:
+def apart(rollout: Rollout, logprobs: dict[int, list[float]], version: int) -> float:
     """Largest distance of the tokens of one version from what its weights say."""
     prompt = len(rollout.prompt_ids)
     return max(
-        abs(scores[version][prompt + place] - value)
+        abs(logprobs[version][prompt + place] - value)
         for place, (value, own) in enumerate(zip(rollout.behaviour_logprobs, rollout.weight_version, strict=True))
         if own == version
     )
@@ -86,14 +86,14 @@ def test_tokens_fit_the_weights_of_their_versions(
                 mixed += len(set(rollout.weight_version)) > 1
                 versions = sorted(set(rollout.weight_version))
                 assert list(rollout.weight_version) == sorted(rollout.weight_version)
-                scores = {}
+                logprobs = {}
                 for version in versions:
                     tied_learner.model.load_state_dict(weights[version], strict=False)
-                    scores[version] = tied_learner.score([[*rollout.prompt_ids, *rollout.ids]])[0]
+                    logprobs[version] = tied_learner.score([[*rollout.prompt_ids, *rollout.ids]])[0]
                 exact = versions[:1] if schedule.get("cache") == "keep" else versions
-                assert all(apart(rollout, scores, version) <= 1e-3 for version in exact)
+                assert all(apart(rollout, logprobs, version) <= 1e-3 for version in exact)
                 if len(versions) > 1:
-                    assert apart(rollout, scores | {versions[1]: scores[versions[0]]}, versions[1]) > 0.05
+                    assert apart(rollout, logprobs | {versions[1]: logprobs[versions[0]]}, versions[1]) > 0.05
             tied_learner.model.load_state_dict(weights[-1], strict=False)
             tied_learner.perturb(tied_learner.parameters, amplitude=0.5, seed=step)
     finally:

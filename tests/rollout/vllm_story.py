@@ -43,7 +43,7 @@ async def main(folder: str, log: str) -> None:
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     tell(errors=[f"{type(error).__name__}: {error}" for error in errors])
     try:
-        await engine.score([[5, 6]])
+        await engine.logprobs([[5, 6]])
     except EngineError as error:
         tell(afterwards=str(error))
     await engine.close()

@@ -61,8 +61,8 @@ class SameWeights:
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         assert sum(1 for _ in tensors) > 0
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self.learner.score(sequences)
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return self.learner.logprobs(sequences)
 
 
 def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:

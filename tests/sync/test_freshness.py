@@ -52,7 +52,7 @@ def run(engine: Sync | None, learner: Learner, version: int = 7) -> list:
         engine=engine,
         parameters=learner.parameters,
         weights=learner.weights,
-        score=learner.score,
+        logprobs=learner.logprobs,
         sequences=SEQUENCES,
         version=version,
     )
@@ -65,7 +65,7 @@ def test_a_right_engine_passes_and_has_the_true_weights_afterwards(
     assert {proof.group for proof in proofs} == set(parameter_groups(learner.parameters))
     assert all(proof.change >= 1.0 and proof.mismatch <= 1e-3 for proof in proofs)
     assert engine.version == 7
-    assert distance(Sync(engine, background).score(SEQUENCES), learner.score(SEQUENCES)) <= 1e-4
+    assert distance(Sync(engine, background).logprobs(SEQUENCES), learner.logprobs(SEQUENCES)) <= 1e-4
     assert all(torch.equal(tensor, learner.start[name]) for name, tensor in learner.parameters.items())
 
 
@@ -110,7 +110,7 @@ def test_a_rank_without_the_engine_gives_its_part_and_is_restored(learner: Learn
         engine=None,
         parameters=learner.parameters,
         weights=weights,
-        score=learner.score,
+        logprobs=learner.logprobs,
         sequences=SEQUENCES,
         version=7,
     )

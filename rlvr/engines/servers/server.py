@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 
 from rlvr.engines.protocol import EngineError
-from rlvr.engines.vllm.settings import WORKER_EXTENSION, Answer, sampling_parameters, score_parameters
+from rlvr.engines.vllm.settings import WORKER_EXTENSION, Answer, prompt_logprobs_parameters, sampling_parameters
 from rlvr.records import Request
 
 _REQUEST_PREFIX = "generate-tokens-"
@@ -219,14 +219,14 @@ class Server:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._nonsense(name, error) from error
 
-    async def score(self, name: str, ids: Sequence[int], priority: int) -> list[float]:
+    async def logprobs(self, name: str, ids: Sequence[int], priority: int) -> list[float]:
         """Log-probability of each token given those before it, temperature 1; of the first 0.0.
 
         The last token is asked for as a candidate of the next. vLLM sends as many candidates as are asked for, the
         sampled token first: it is asked for twice, so that it is there.
         """
         last = ids[-1]
-        parameters = score_parameters(last) | {"logprob_token_ids": [last, last], "logprobs": 2}
+        parameters = prompt_logprobs_parameters(last) | {"logprob_token_ids": [last, last], "logprobs": 2}
         body = self._body(name, ids[:-1], parameters, priority)
         answer = await self._until_gone("/inference/v1/generate", body)
         choice = self._choice(answer)

@@ -169,10 +169,10 @@ class VllmServers:
             for task in waits:
                 task.cancel()
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0.
 
-        Every server scores everything: what proves one server's weights would prove nothing of another's. Raises
+        Every server computes all of them: what proves one server's weights would prove nothing of another's. Raises
         `EngineError` naming two servers that disagree.
         """
         pool, failures = self._pool, 0
@@ -182,20 +182,20 @@ class VllmServers:
             async with self.hold():
                 servers = pool.ready()
                 lives = [one.lives for one in servers]
-                tasks = [asyncio.create_task(outcome(self._score(one, sequences))) for one in servers]
+                tasks = [asyncio.create_task(outcome(self._logprobs(one, sequences))) for one in servers]
             results = await asyncio.gather(*tasks)
             for one, life, (_, error) in zip(servers, lives, results, strict=True):
                 if error is not None:
                     await pool.blame(one, error, life)
                     failures += 1
-                    self._check_failures("score", failures, error)
-            found = [(one, scores) for one, (scores, error) in zip(servers, results, strict=True) if error is None]
+                    self._check_failures("logprobs", failures, error)
+            found = [(one, logprobs) for one, (logprobs, error) in zip(servers, results, strict=True) if error is None]
             if found:
                 return _agreed(found)
 
-    async def _score(self, server: Server, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def _logprobs(self, server: Server, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         async def one(ids: Sequence[int]) -> list[float]:
-            return [0.0] if len(ids) == 1 else await server.score(f"score#{self._next()}", ids, self._next())
+            return [0.0] if len(ids) == 1 else await server.logprobs(f"logprobs#{self._next()}", ids, self._next())
 
         return list(await asyncio.gather(*(one(ids) for ids in sequences)))
 
@@ -248,15 +248,15 @@ class VllmServers:
 
 
 def _agreed(found: Sequence[tuple[Server, list[list[float]] | None]]) -> list[list[float]]:
-    """The scores of the first server. Raises `EngineError` if another's are others."""
-    first, scores = found[0]
-    assert scores is not None
+    """The log-probabilities of the first server. Raises `EngineError` if another's differ."""
+    first, logprobs = found[0]
+    assert logprobs is not None
     for one, others in found[1:]:
         assert others is not None
-        apart = distance(scores, others) if any(len(ids) > 1 for ids in scores) else 0.0
+        apart = distance(logprobs, others) if any(len(ids) > 1 for ids in logprobs) else 0.0
         if not apart <= FOLLOWS:
             raise EngineError(
                 f"{first} and {one} disagree on the same weights: their log-probabilities are {apart:.2f} nats apart "
                 "on average; they load the model differently"
             )
-    return scores
+    return logprobs

@@ -28,8 +28,8 @@ from rlvr.engines.vllm.settings import (
     Answer,
     VllmSettings,
     build_completion,
+    prompt_logprobs_parameters,
     sampling_parameters,
-    score_parameters,
 )
 from rlvr.engines.weights import DTYPES, Manifest, checked, read_manifest, staged
 from rlvr.records import Completion, Request
@@ -169,21 +169,23 @@ class VllmEngine:
         )
         return build_completion(request, answer, self._running().get_tokenizer())
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
         check_lengths(sequences, self.model_len)
         async with self.hold():
-            tasks = [asyncio.create_task(self._score(f"score-{i}", tuple(ids))) for i, ids in enumerate(sequences)]
+            tasks = [
+                asyncio.create_task(self._logprobs(f"logprobs-{i}", tuple(ids))) for i, ids in enumerate(sequences)
+            ]
         return list(await asyncio.gather(*tasks))
 
-    async def _score(self, name: str, ids: tuple[int, ...]) -> list[float]:
+    async def _logprobs(self, name: str, ids: tuple[int, ...]) -> list[float]:
         """All but the last token are the prompt; the last is asked for where the engine would sample the next one."""
         import vllm
 
         if len(ids) == 1:
             return [0.0]
         parameters = vllm.SamplingParams(
-            **score_parameters(ids[-1]),
+            **prompt_logprobs_parameters(ids[-1]),
             flat_logprobs=True,
             output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )

@@ -120,8 +120,8 @@ def sampling_parameters(request: Request) -> dict[str, Any]:
     }
 
 
-def score_parameters(last: int) -> dict[str, Any]:
-    """vLLM's SamplingParams that score a prompt and, as a candidate for the token after it, `last`."""
+def prompt_logprobs_parameters(last: int) -> dict[str, Any]:
+    """vLLM's SamplingParams for the log-probabilities of a prompt and of `last`, candidate for the token after it."""
     return {
         "max_tokens": 1,
         "temperature": 1.0,
