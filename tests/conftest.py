@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
-from rlvr.engines.vllm.engine import VllmEngine
-from rlvr.rollout.background import Background
-from tests.engine_sides import Learner
-from tests.helpers import make_tiny_model
-from tests.runs import Workspace, nothing_left_behind
+SHAPES_CHECKED = ("rlvr.learn.losses",)
+"""Modules whose annotated shapes and types are checked at every call while tests run."""
+install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before rlvr is imported for the first time
+
+from rlvr.engines.vllm.engine import VllmEngine  # noqa: E402
+from rlvr.rollout.background import Background  # noqa: E402
+from tests.engine_sides import Learner  # noqa: E402
+from tests.helpers import make_tiny_model  # noqa: E402
+from tests.runs import Workspace, nothing_left_behind  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from rlvr.config.algorithm import Algorithm
+from rlvr.learn.losses import k1
 from rlvr.learn.meter import Meter
 from rlvr.learn.objective import PolicyGradient
 from rlvr.records import MicroBatch, StepStatistics
@@ -185,3 +187,9 @@ def test_ratios_beyond_the_limit_are_counted() -> None:
 )  # fmt: skip
 def test_the_policy_before_is_computed_only_where_it_is_needed(settings: dict[str, Any], needs: bool) -> None:
     assert objective(**settings).needs_old is needs
+
+
+def test_shapes_are_checked_while_tests_run() -> None:
+    """`tests/conftest.py` has every annotated shape of the losses checked: another number of columns is refused."""
+    with pytest.raises(TypeCheckError, match="trainer_logprobs"):
+        k1(torch.zeros(1, 2), torch.zeros(1, 3))

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from rlvr.config.algorithm import Algorithm
@@ -91,7 +91,7 @@ def _greatest(values: Float[Tensor, " N"], size: int) -> float:
     return float(values.topk(min(size, values.numel())).values[-1])
 
 
-def _trained(batches: Sequence[MicroBatch], values: Sequence[Tensor]) -> Float[Tensor, " N"]:
+def _trained(batches: Sequence[MicroBatch], values: Sequence[Tensor]) -> Num[Tensor, " N"]:
     """The values of all trained tokens, of all ranks, in one row."""
     mine = torch.cat([value[batch.loss_mask.bool()] for batch, value in zip(batches, values, strict=True)])
     if not dist.is_initialized():

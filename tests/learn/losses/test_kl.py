@@ -43,7 +43,7 @@ def expected_gradient(kind: Kind, corrected: bool, logits: Tensor, old: Tensor, 
     """Gradient by the logits of the estimate's mean over tokens drawn from `old`, which itself does not move."""
     logits = logits.clone().requires_grad_()
     logprobs = torch.log_softmax(logits, 0)
-    estimate = kl_estimate(kind, logprobs, ref)
+    estimate = kl_estimate(kind, logprobs[None], ref[None])[0]
     if corrected:
         estimate = torch.exp(logprobs - old) * estimate
     return torch.autograd.grad((old.exp() * estimate).sum(), logits)[0]
