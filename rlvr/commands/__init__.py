@@ -44,18 +44,18 @@ def train(recipe: Recipe, arguments: argparse.Namespace) -> None:
     check_versions(recipe.rollout.engine.type)
     with build(recipe) as run:
         loop.train(run)
-        if run.zero is not None:
+        if run.coordinator is not None:
             show_results(run)
 
 
 def show_results(run: Run) -> None:
     """The table before and after, and the curve as PNG and on the console."""
-    assert run.zero is not None
+    assert run.coordinator is not None
     lines = [one for one in read_metrics(run.folder) if any(key.startswith("eval/") for key in one)]
     keys = [f"eval/{one.name}/pass@{one.k[0]}" for one in run.recipe.problems.eval]
     if len(lines) < 2 or not keys:
         return
-    log = run.zero.log
+    log = run.coordinator.log
     log.show(comparison({f"step {line['step']}": line for line in (lines[0], lines[-1])}))
     log.show(console_curve(lines, keys))
     log.say(f"curve: {draw_curve({run.recipe.name: run.folder}, keys, run.folder / 'curve.png')}")

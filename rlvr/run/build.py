@@ -47,7 +47,7 @@ from rlvr.sync.weight_sync import WeightSync
 
 
 @dataclass(slots=True, kw_only=True)
-class RankZero:
+class Coordinator:
     """What only the process that decides has."""
 
     data: Data
@@ -93,7 +93,7 @@ class Run:
     """Steps that are done."""
     peak_flops: float
     """Operations a second that this run's devices reach together in matrix products."""
-    zero: RankZero | None
+    coordinator: Coordinator | None
     """None on all ranks but 0."""
 
     def __enter__(self) -> Run:
@@ -101,10 +101,10 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with ExitStack() as stack:
-            if self.zero is not None:
-                stack.callback(self.zero.log.close)
-                stack.callback(self.zero.log.end, self.done, error)
-                stack.callback(self.zero.rollouts.close)
+            if self.coordinator is not None:
+                stack.callback(self.coordinator.log.close)
+                stack.callback(self.coordinator.log.end, self.done, error)
+                stack.callback(self.coordinator.rollouts.close)
             stack.callback(self.saver.close)
 
     def state_dict(self) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def _load(
 ) -> Run:  # fmt: skip
     """The part of `build` that takes time: engine and learner."""
     register = StateRegister()
-    zero = None
+    coordinator = None
     if log is not None and data is not None:
         sampler = ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed)
         log.say("starting the engine")
@@ -279,10 +279,10 @@ def _load(
         baseline = recipe.algorithm.baseline
         average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
         watch = Watch(recipe, log.warn)
-        zero = RankZero(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
+        coordinator = Coordinator(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
     try:
-        if zero is not None:
-            zero.rollouts.start()
+        if coordinator is not None:
+            coordinator.rollouts.start()
         learner = Learner(
             recipe.model, recipe.learner, recipe.algorithm,
             total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,
@@ -290,16 +290,16 @@ def _load(
         )  # fmt: skip
         probes = (
             []
-            if zero is None
-            else [zero.data.renderer.render(one).ids for one in zero.data.train[: recipe.rollout.probe]]
+            if coordinator is None
+            else [coordinator.data.renderer.render(one).ids for one in coordinator.data.train[: recipe.rollout.probe]]
         )
         weights = WeightSync(
-            learner, accelerator, zero.rollouts if zero is not None else None, probes,
+            learner, accelerator, coordinator.rollouts if coordinator is not None else None, probes,
             keeps_copy=recipe.rollout.schedule.overlaps,
         )  # fmt: skip
         run = Run(
             recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
-            clock=StepClock(), done=0, zero=zero, peak_flops=_peak_flops(recipe, accelerator),
+            clock=StepClock(), done=0, coordinator=coordinator, peak_flops=_peak_flops(recipe, accelerator),
             preemption=Preemption(lambda asked: _any_rank(asked, accelerator)),
             saver=Saver(
                 folder, register, accelerator, recipe.run, log.warn if log is not None else _no_warning,
@@ -309,24 +309,24 @@ def _load(
         register.add("run", run)
         register.add("learner", learner)
         register.add("weights", weights)
-        if zero is not None:
-            register.add("sampler", zero.sampler)
-            register.add("rollouts", zero.rollouts)
-            if zero.average is not None:
-                register.add("baseline", zero.average)
-            register.add("log", zero.log)
-            register.add("watch", zero.watch)
+        if coordinator is not None:
+            register.add("sampler", coordinator.sampler)
+            register.add("rollouts", coordinator.rollouts)
+            if coordinator.average is not None:
+                register.add("baseline", coordinator.average)
+            register.add("log", coordinator.log)
+            register.add("watch", coordinator.watch)
         if found is not None:
             learner.load_policy(found.path)
         state = checkpoint.restore(found, register, accelerator)
-        if zero is not None:
+        if coordinator is not None:
             for line in [] if found is None else restored(found, state):
-                zero.log.say(line)
-            zero.log.start(run.done if found is not None else None)
+                coordinator.log.say(line)
+            coordinator.log.start(run.done if found is not None else None)
         return run
     except BaseException:
-        if zero is not None:
-            zero.rollouts.close()
+        if coordinator is not None:
+            coordinator.rollouts.close()
         raise
 
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from rlvr.learn.samples import advantages_of, groups_with_tokens, make_samples, places_of
 from rlvr.learn.update import NonFiniteError
 from rlvr.records import RolloutGroup, TrainingSample
-from rlvr.run.build import RankZero, Run
+from rlvr.run.build import Coordinator, Run
 from rlvr.run.replay import keep_batch
 from rlvr.run.signals import STOPPED, TERMINATED, Interrupted
 from rlvr.runlog.metrics import memory_metrics, refill_metrics, rollout_metrics, sample_metrics, throughput_metrics
@@ -38,44 +38,44 @@ def train(run: Run) -> None:
 
 def train_step(run: Run, step: int) -> None:
     """One step of all ranks; rank 0 has the groups and the samples, the others have None."""
-    clock, zero = run.clock, run.zero
-    before = {} if zero is None else zero.drawn()
+    clock, coordinator = run.clock, run.coordinator
+    before = {} if coordinator is None else coordinator.drawn()
     groups = collect(run, step)
     if run.preemption.agreed():
         stop_early(run, before)
     samples: list[TrainingSample] | None = None
     metrics: dict[str, float] = {}
     shown: set[int] = set()
-    if zero is not None:
+    if coordinator is not None:
         with clock.phase("pack"):
             samples, counts = make_samples(
-                groups, run.recipe.algorithm, step, terms=zero.data.terms, average=zero.average,
+                groups, run.recipe.algorithm, step, terms=coordinator.data.terms, average=coordinator.average,
                 schedule=run.recipe.rollout.schedule,
             )  # fmt: skip
-            metrics |= rollout_metrics(groups) | counts | sample_metrics(samples) | zero.rollouts.counts
-            metrics |= zero.rollouts.engine.measured()
-            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step) | zero.sampler.observe(groups)
-            clock.overlap("sampling", zero.rollouts.sampling_time)
+            metrics |= rollout_metrics(groups) | counts | sample_metrics(samples) | coordinator.rollouts.counts
+            metrics |= coordinator.rollouts.engine.measured()
+            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step) | coordinator.sampler.observe(groups)
+            clock.overlap("sampling", coordinator.rollouts.sampling_time)
             clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
             shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
     keep = [index for index, sample in enumerate(samples or ()) if sample.group in shown]
     metrics |= update(run, step, samples, keep)
-    if zero is not None:
+    if coordinator is not None:
         with clock.phase("generate"):
-            zero.rollouts.settle()
+            coordinator.rollouts.settle()
     with clock.phase("sync"):
         metrics |= run.weights.send(version=step)
     run.done = step
     if is_due(run.recipe.run.eval_every, step, run):
         with clock.phase("eval"):
             metrics |= evaluate(run)
-    if zero is not None:
+    if coordinator is not None:
         with clock.phase("log"):
-            log_rollouts(run, zero, step, groups, samples or [], shown)
+            log_rollouts(run, coordinator, step, groups, samples or [], shown)
         metrics |= clock.lap() | memory_metrics()
         metrics |= throughput_metrics(metrics, run.peak_flops)
-        watch(run, zero, step, metrics)
-        zero.log.step(step, metrics)
+        watch(run, coordinator, step, metrics)
+        coordinator.log.step(step, metrics)
     if is_due(run.recipe.run.save_every, step, run):
         with clock.phase("checkpoint"):
             save(run, metrics)
@@ -83,18 +83,18 @@ def train_step(run: Run, step: int) -> None:
 
 def collect(run: Run, step: int) -> list[RolloutGroup]:
     """The graded groups of one step, on rank 0; none if SIGTERM came meanwhile."""
-    if run.zero is None:
+    if run.coordinator is None:
         return []
-    zero = run.zero
+    coordinator = run.coordinator
 
     def work() -> list[RolloutGroup]:
-        return zero.rollouts.take(step, zero.sampler.next, zero.progress("generate"))
+        return coordinator.rollouts.take(step, coordinator.sampler.next, coordinator.progress("generate"))
 
     with run.clock.phase("generate"):
         groups = run.preemption.attempt(work)
     if groups is None:
         return []
-    run.clock.move("generate", "grade_wait", zero.rollouts.grade_wait)
+    run.clock.move("generate", "grade_wait", coordinator.rollouts.grade_wait)
     return groups
 
 
@@ -112,13 +112,18 @@ def update(run: Run, step: int, samples: list[TrainingSample] | None, keep: list
 
 
 def log_rollouts(
-    run: Run, zero: RankZero, step: int, groups: list[RolloutGroup], samples: list[TrainingSample], shown: set[int]
+    run: Run,
+    coordinator: Coordinator,
+    step: int,
+    groups: list[RolloutGroup],
+    samples: list[TrainingSample],
+    shown: set[int],
 ) -> None:
     """Every rollout with its advantage; tokens with both log-probabilities for the groups in `shown`."""
     known = run.learner.kept
     kept = [[None if place is None else known.get(place) for place in row] for row in places_of(groups, samples)]
-    zero.log.rollouts(
-        step, groups, zero.prompts_of(groups), advantages_of(groups, samples), token_groups=shown, kept_P_G=kept
+    coordinator.log.rollouts(
+        step, groups, coordinator.prompts_of(groups), advantages_of(groups, samples), token_groups=shown, kept_P_G=kept
     )
 
 
@@ -129,8 +134,8 @@ def stop_early(run: Run, before: dict[str, Any]) -> NoReturn:
     if run.preemption.agreed_on_rule():
         why, status = run.preemption.rule or "a rule of run.stop_on, which fired on rank 0", STOPPED
     text = f"{why} before the first step was done"
-    if run.zero is not None:
-        run.zero.undraw(before)
+    if run.coordinator is not None:
+        run.coordinator.undraw(before)
     if run.done > 0:
         if run.saver.last != run.done:
             save(run, {})
@@ -144,34 +149,34 @@ def start_engine(run: Run) -> None:
     with run.clock.phase("sync"):
         if run.recipe.rollout.self_test:
             lines = run.weights.prove(version=run.done)
-            if run.zero is not None:
-                run.zero.log.say("the engine follows the learner in " + "; ".join(lines))
+            if run.coordinator is not None:
+                run.coordinator.log.say("the engine follows the learner in " + "; ".join(lines))
         run.weights.send(version=run.done)
 
 
-def watch(run: Run, zero: RankZero, step: int, metrics: dict[str, float]) -> None:
+def watch(run: Run, coordinator: Coordinator, step: int, metrics: dict[str, float]) -> None:
     """Let the doctor's rules see a step; one of ``run.stop_on`` that fires ends the run before the next."""
-    if (finding := zero.watch.see(step, metrics)) is not None:
+    if (finding := coordinator.watch.see(step, metrics)) is not None:
         run.preemption.stop(f"rule {finding.rule} ({finding.message})")
 
 
 def measure_start(run: Run) -> None:
     """Evaluate the starting policy: step 0 of the metrics."""
-    if run.zero is not None and run.recipe.problems.eval:
+    if run.coordinator is not None and run.recipe.problems.eval:
         with run.clock.phase("eval"):
             metrics = evaluate(run)
         metrics |= run.clock.lap()
-        watch(run, run.zero, 0, metrics)
-        run.zero.log.step(0, metrics)
+        watch(run, run.coordinator, 0, metrics)
+        run.coordinator.log.step(0, metrics)
 
 
 def evaluate(run: Run) -> dict[str, float]:
     """``eval/...`` of every eval set of the recipe; on rank 0, while the others wait for its next update."""
     metrics: dict[str, float] = {}
-    if run.zero is not None:
-        for one, problems in run.zero.data.eval_sets:
-            run.zero.log.phase(f"eval {one.name}")
-            metrics |= run.zero.rollouts.evaluate(one, problems)[0]
+    if run.coordinator is not None:
+        for one, problems in run.coordinator.data.eval_sets:
+            run.coordinator.log.phase(f"eval {one.name}")
+            metrics |= run.coordinator.rollouts.evaluate(one, problems)[0]
     return metrics
 
 
@@ -182,8 +187,8 @@ def is_due(every: int | None, step: int, run: Run) -> bool:
 
 def save(run: Run, metrics: dict[str, float]) -> None:
     """A checkpoint of everything that registered itself: all ranks gather, rank 0 writes, beside the next step."""
-    if run.zero is not None:
-        run.zero.log.sync()
+    if run.coordinator is not None:
+        run.coordinator.log.sync()
     finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
     recipe = run.recipe.model_dump(mode="json", by_alias=True)
     extra = {"metrics": finite, "recipe": recipe, "processes": run.accelerator.num_processes}

@@ -267,14 +267,14 @@ def test_resumed_several_times_it_is_the_same_run(tmp_path: Path, tiny_tied: Pat
 
 
 def test_ranks_other_than_0_take_part_without_deciding(workspace: Workspace) -> None:
-    """With `run.zero` None, as on every rank but 0, a step draws no problem and writes no line."""
+    """With `run.coordinator` None, as on every rank but 0, a step draws no problem and writes no line."""
     with elsewhere(workspace.folder):
         workspace.save_recipe()
         with build(load_recipe("recipe.yaml")) as run:
-            zero, run.zero = run.zero, None
+            coordinator, run.coordinator = run.coordinator, None
             assert loop.evaluate(run) == {}
             loop.measure_start(run)
-            run.zero = zero
+            run.coordinator = coordinator
     assert (workspace.results() / "metrics.jsonl").read_text() == ""
 
 

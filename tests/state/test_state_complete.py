@@ -29,10 +29,10 @@ EXEMPT = {
     ".peak_flops": "a measured speed",
     ".learner.kept": "what the last update was asked to show; the next one replaces it unread",
     ".saver": "which checkpoint was written last, and the thread that writes; tested in test_saver",
-    ".zero.log._display": "what the console shows",
-    ".zero.log._lock": "a file descriptor",
-    ".zero.log._metrics._file": "a file descriptor",
-    ".zero.log._rollouts._file": "a file descriptor",
+    ".coordinator.log._display": "what the console shows",
+    ".coordinator.log._lock": "a file descriptor",
+    ".coordinator.log._metrics._file": "a file descriptor",
+    ".coordinator.log._rollouts._file": "a file descriptor",
     ".weights._rollouts._pool": "worker processes and their statistics of time; they grade each answer alone",
     ".weights._rollouts._collector._engine._worker": "the batch under way",
     ".weights._rollouts.grade_wait": "a time",
@@ -73,7 +73,7 @@ def test_a_resumed_run_holds_what_an_uninterrupted_one_holds(work: Workspace) ->
     whole = held(work, loop.train)
     assert len(whole) > 300
     assert whole[".done"] == "2"
-    for part in ("learner.policy", "learner.backend._optimizer", "weights._probe", "zero.sampler._position"):
+    for part in ("learner.policy", "learner.backend._optimizer", "weights._probe", "coordinator.sampler._position"):
         assert any(key.startswith(f".{part}") for key in whole), part
     assert different(held(work, loop.start_engine), whole) == {}
 
@@ -84,7 +84,7 @@ def test_a_step_changes_what_is_held(work: Workspace) -> None:
     work.recipe["name"] = "other"
     fresh = held(work, loop.start_engine)
     for part in (".done", ".learner.updates", ".learner.policy", ".learner.backend._optimizer", ".weights._probe",
-                 ".zero.sampler._position", ".weights._rollouts._collector._engine._version"):  # fmt: skip
+                 ".coordinator.sampler._position", ".weights._rollouts._collector._engine._version"):  # fmt: skip
         assert any(key.startswith(part) for key in different(trained, fresh)), part
 
 
@@ -107,8 +107,8 @@ def test_all_that_says_it_has_state_is_registered_or_belongs_to_what_is(work: Wo
         work.save_recipe()
         with build(load_recipe("recipe.yaml")) as run:
             owners = {id(owner) for _, owner in run.register._entries.values()}
-            assert run.zero is not None
-            parts = [*_parts(run, owners), *_parts(run.zero, owners)]
+            assert run.coordinator is not None
+            parts = [*_parts(run, owners), *_parts(run.coordinator, owners)]
     assert [path for path, one in parts if hasattr(one, "load_state_dict")] == []
     assert len(parts) > 5
 
