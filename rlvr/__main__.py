@@ -1,16 +1,17 @@
-"""The `rlvr` command: train, doctor, eval, generate, sft, dpo, export, replay, view, schema."""
+"""The `rlvr` command: recipes, train, doctor, eval, generate, serve, sft, dpo, export, replay, view, schema."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlvr.config import RecipeError, json_schema, load_recipe
-from rlvr.run.signals import Interrupted, interruptible
+from rlvr.config import load_recipe
+from rlvr.errors import InputError, RlvrError
+from rlvr.run.signals import PEER_GONE, Interrupted, interruptible
 from rlvr.view.arguments import add_view_arguments
 
 # torch reads this at its first allocation: activations come and go by the megabyte, and a kernel that hands them out in
@@ -27,22 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     rule of ``run.stop_on`` did."""
     arguments = _parsed(argv)
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
-    if arguments.command == "schema":
-        print(json.dumps(json_schema(), indent=1))
-        return 0
     try:
         with interruptible():
-            if arguments.command == "view":
-                from rlvr.view.command import view
-
-                return view(arguments)
             return _run(arguments)
     except Interrupted as stop:
         print(f"rlvr: stopped by {stop}; what was written is whole", file=sys.stderr)
         return stop.status
-    except RecipeError as error:
+    except InputError as error:
         print(f"rlvr: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
+    except RlvrError as error:
+        print(f"rlvr: {type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_status
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,30 +56,28 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Import what takes time only once the recipe, where a command takes one, is known to be sound."""
-    recipe = load_recipe(arguments.recipe, arguments.overrides) if "recipe" in arguments else None
-    from rlvr import commands
-    from rlvr.run.errors import DATA_ERRORS, PEER_GONE, RUN_ERRORS
+    if arguments.command == "view":
+        from rlvr.view.command import view
+
+        return view(arguments)
+    given = [load_recipe(arguments.recipe, arguments.overrides)] if "recipe" in arguments else []
+    command = importlib.import_module(f"rlvr.commands.{arguments.command}")
+    if arguments.command in ("recipes", "schema"):
+        command.run(arguments)
+        return 0
+    from rewards.process import WorkerStartError
+    from rewards.spec import VerifierSpecError
 
     try:
-        if arguments.command == "doctor":
-            return commands.doctor(arguments)
-        if recipe is not None:
-            commands.COMMANDS[arguments.command](recipe, arguments)
-        else:
-            commands.FOLDER_COMMANDS[arguments.command](arguments)
-    except DATA_ERRORS as error:
-        print(f"rlvr: {error}", file=sys.stderr)
-        return 2
-    except RUN_ERRORS as error:
-        print(f"rlvr: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return command.run(*given, arguments) or 0
+    except (VerifierSpecError, WorkerStartError) as error:
+        raise InputError(str(error)) from error
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in PEER_GONE):
+        if isinstance(error, RlvrError) or not any(sign in str(error) for sign in PEER_GONE):
             raise
         rank = os.environ.get("RANK", "?")
         print(f"rlvr: rank {rank} ends because another process did; that one's message says why", file=sys.stderr)
         return 1
-    return 0
 
 
 def _count(text: str) -> int:
@@ -104,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         ("dpo", "train the recipe's model on rows of prompt, chosen and rejected answer"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("recipe", help="YAML file")
+        command.add_argument("recipe", help="YAML file, or the name of one that `rlvr recipes` lists")
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the recipe")
         if name in ("eval", "generate"):
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
@@ -116,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--port", type=_count, help="default: a free one, which is printed")
     text = "say what stops or slows learning: in a recipe before its run, or in a run's folder"
     command = commands.add_parser("doctor", help=text, description=text)
-    command.add_argument("target", metavar="RECIPE|RUN", help="YAML file, or a run's folder")
+    command.add_argument("target", metavar="RECIPE|RUN", help="YAML file, name of a shipped recipe, or a run's folder")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the recipe")
     command.add_argument("--groups", type=_count, default=8, help="problems to sample answers to (default %(default)s)")
     command.add_argument("--no-engine", action="store_true", help="settings, data, template and verifiers only")
@@ -131,6 +126,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("batch", type=Path, help="what the run's message named: RUN/non_finite/step_NNNNNN")
     text = "show runs in a browser: curves, rollouts, problems, suspects"
     add_view_arguments(commands.add_parser("view", help=text, description=text))
+    text = "list the recipes and launch files that come with rlvr, copy one to edit, or print its path"
+    recipes = commands.add_parser("recipes", help=text, description=text)
+    actions = recipes.add_subparsers(dest="action", metavar="copy|path")
+    copy = actions.add_parser("copy", help="write a recipe, and what it needs beside it, into a folder")
+    path = actions.add_parser(
+        "path", help="print where a file is, as in --config_file $(rlvr recipes path launch/cpu.yaml)"
+    )
+    for action in (copy, path):
+        action.add_argument("name", help="as listed: quickstart, launch/cpu.yaml")
+    copy.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the current directory")
     commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     return parser
 

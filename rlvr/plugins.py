@@ -14,8 +14,10 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from rlvr.errors import InputError
 
-class PlugInError(ValueError):
+
+class PlugInError(InputError, ValueError):
     """A plug-in cannot be found, or its arguments do not fit; the message names the path, the rule and the fix."""
 
 

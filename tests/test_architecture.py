@@ -19,8 +19,8 @@ ROOMS = {
         "__main__",
     ),
     "rlvr": (
-        "__init__", "records", "config", "plugins", "state", "problems", "runlog", "engines", "rollout", "learn",
-        "sync", "rules", "run", "view", "doctor", "commands", "__main__",
+        "__init__", "errors", "shipped", "records", "config", "plugins", "state", "problems", "runlog", "engines",
+        "rollout", "learn", "sync", "rules", "run", "view", "doctor", "commands", "__main__",
     ),
 }  # fmt: skip
 """Modules and folders of each package; each imports only from those before it, and from itself."""

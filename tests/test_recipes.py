@@ -111,8 +111,9 @@ def test_its_engine_takes_its_settings(path: Path, tmp_path: Path) -> None:
 
 
 @each
-def test_its_template_renders_and_answers_can_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_its_template_renders_and_answers_can_end(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any directory: a template is found beside the recipe."""
+    monkeypatch.chdir(tmp_path)
     renderer = Renderer(load_recipe(path).template, tokenizer())
     prompt = renderer.render(Problem(id="p", prompt="What is 3*7?", reference="21", key="p", source="rows:1"))
     assert "What is 3*7?" in prompt.text

@@ -142,6 +142,8 @@ def faults(root: Path, file: Path, own: list[str]) -> Iterator[str]:
     if file.is_symlink() and not file.resolve().is_relative_to(root):
         yield f"is a link to {file.readlink()}"
         return
+    if file.is_dir():
+        return  # a link to a folder of the repository, whose files are looked at where they lie
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -6,7 +6,7 @@ which its type does not have cannot be written. Defaults are settings that were 
 
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import PlugIn, Section
-from rlvr.config.load import RecipeError, json_schema, load_recipe, nearest
+from rlvr.config.load import RecipeError, json_schema, load_recipe, locate_recipe, nearest
 from rlvr.config.problems import EvalSet, Problems, RewardTerm, Template
 from rlvr.config.recipe import Dpo, Learner, Model, Recipe, Run, Schedule, Sft
 from rlvr.config.rollout import HfEngine, Rewards, Rollout, VllmEngine, VllmServers
@@ -34,5 +34,6 @@ __all__ = [
     "VllmServers",
     "json_schema",
     "load_recipe",
+    "locate_recipe",
     "nearest",
 ]

@@ -15,9 +15,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rlvr.config.recipe import Recipe
+from rlvr.errors import InputError
+from rlvr.shipped import find_shipped, shipped_names
 
 
-class RecipeError(ValueError):
+class RecipeError(InputError, ValueError):
     """A recipe that cannot be run; the message names key, value, rule and the nearest right name, if there is one.
 
     `rule` is the name under which the doctor reports it.
@@ -57,13 +59,11 @@ _Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-6 as a string; YAML 1.2 and 
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe. Raises `RecipeError` listing everything that is wrong, not only the first."""
-    path = Path(path)
+    """Read, override and check a recipe: a file or, where there is none of that path, one that comes with rlvr
+    (``quickstart``). Raises `RecipeError` listing everything that is wrong, not only the first."""
+    path = locate_recipe(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = nearest(path.name, (one.name for one in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise RecipeError(f"recipe {str(path)!r} does not exist{near}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from None
     try:
@@ -72,6 +72,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {str(path)!r} is not YAML: {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {str(path)!r} must be a mapping of sections, got {type(data).__name__}")
+    _find_template(data, path.parent)
     for override in overrides:
         _override(data, override)
     try:
@@ -79,6 +80,29 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise RecipeError(f"recipe {str(path)!r} cannot be run:\n" + "\n".join(_explain(error))) from None
+
+
+def locate_recipe(path: str | Path) -> Path:
+    """The file that a command's argument RECIPE means. Raises `RecipeError` if there is none."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    shipped = find_shipped(path.as_posix())
+    if shipped is not None:
+        return shipped
+    if path.exists():  # a folder, say: reading it says what is wrong
+        return path
+    known = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    near = nearest(path.name, [*known, *shipped_names()])
+    raise RecipeError(f"recipe {str(path)!r} does not exist{near}; `rlvr recipes` lists those that come with rlvr")
+
+
+def _find_template(data: dict[str, Any], folder: Path) -> None:
+    """A template that is no file of the current directory, but lies beside the recipe, is taken from there."""
+    template = data.get("template")
+    path = template.get("path") if isinstance(template, dict) else None
+    if isinstance(path, str) and not Path(path).is_file() and (folder / path).is_file():
+        typing.cast(dict[str, Any], template)["path"] = str(folder / path)
 
 
 def _override(data: dict[str, Any], override: str) -> None:

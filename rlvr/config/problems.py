@@ -254,7 +254,8 @@ class Template(Section):
     type: Literal["r1_zero", "r1_zero_think", "qwen_math", "chat", "none", "jinja"]
     """``r1_zero`` is word for word the paper's, ``r1_zero_think`` also begins the answer with ``<think>``."""
     path: str | None = None
-    """The file of type ``jinja``; it sees ``question``, ``messages`` and the special tokens."""
+    """The file of type ``jinja``, in the current directory or beside the recipe; it sees ``question``, ``messages`` and
+    the special tokens."""
     system: str | None = None
     """A system message for type ``chat``."""
     prefill: str = ""

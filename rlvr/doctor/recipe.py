@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
-from rewards.pool import GradingPool, VerifierSpec
+from rewards.pool import GradingPool, VerifierSpec, VerifierSpecError, WorkerStartError
 from rlvr.config import Recipe
 from rlvr.doctor import cost, learner
 from rlvr.doctor.report import Report
 from rlvr.doctor.sampled import answers_wanted, check_sampled, expected_mixed, pass_rate
 from rlvr.engines.protocol import EngineError
+from rlvr.errors import InputError
 from rlvr.problems.data import Data, all_terms
 from rlvr.records import Problem, RolloutGroup
 from rlvr.rollout.scheduler import Rollouts
@@ -34,7 +35,6 @@ from rlvr.rules.preflight_settings import check_settings
 from rlvr.rules.preflight_verifiers import disagreement
 from rlvr.rules.rule import Rule
 from rlvr.run.build import check_early, make_accelerator, sampling_only
-from rlvr.run.errors import DATA_ERRORS
 from rlvr.run.first_screen import count_weights
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def examine(recipe: Recipe, *, groups: int = GROUPS, engine: bool = True, say: S
                 found += some
     except _Enough:
         pass
-    except DATA_ERRORS as error:
+    except (InputError, VerifierSpecError, WorkerStartError) as error:
         found.append(refused(error))
     except EngineError as error:
         found.append(ENGINE.found(str(error)))

@@ -21,10 +21,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rlvr.errors import RlvrError
 from rlvr.records import Completion, Request
 
 
-class EngineError(RuntimeError):
+class EngineError(RlvrError, RuntimeError):
     """The engine died, refused weights, or serves others than it was given; the message says what to do."""
 
 

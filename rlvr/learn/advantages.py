@@ -33,11 +33,12 @@ from rlvr.config.groups import (
     Scale,
     Whiten,
 )
+from rlvr.errors import RlvrError
 from rlvr.plugins import load_plugin
 from rlvr.records import Rollout
 
 
-class RewardError(ValueError):
+class RewardError(RlvrError, ValueError):
     """Rewards that a slot of the objective cannot take; the message names the slot, the reward and what to do."""
 
 

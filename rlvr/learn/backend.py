@@ -26,6 +26,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlvr.config.recipe import Learner as LearnerConfig
+from rlvr.errors import InputError
 from rlvr.learn.policy import Policy
 
 _QUANTISED = "__bnb_optimizer_quant_state__"
@@ -87,7 +88,7 @@ def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.Optimiz
     return AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.epsilon)
 
 
-class LaunchError(ValueError):
+class LaunchError(InputError, ValueError):
     """accelerate was launched for something that cannot train the recipe; the message says what to change."""
 
 

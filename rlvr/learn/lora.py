@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlvr.config.recipe import Lora
+from rlvr.errors import InputError
 
 ADAPTER = "adapter"
 """Folder inside a policy's folder that holds the adapters as peft writes them."""
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-class LoraError(ValueError):
+class LoraError(InputError, ValueError):
     """Adapters cannot be added or loaded; the message names the key and what to do."""
 
 

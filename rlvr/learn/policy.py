@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rlvr.config.algorithm import TokenMean
 from rlvr.config.recipe import Model
+from rlvr.errors import InputError
 from rlvr.learn import attention
 from rlvr.learn.logprobs import chunked_logprobs
 from rlvr.learn.lora import LoraError, add_adapters
@@ -33,7 +34,7 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, to
 """Largest difference, relative to the largest value, that rounding explains."""
 
 
-class PolicyError(ValueError):
+class PolicyError(InputError, ValueError):
     """A model cannot be loaded or trained; the message names the model, the reason and what to do."""
 
 

@@ -30,6 +30,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from rlvr.config.algorithm import Algorithm, GivenTextLikelihood, TokenMean
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
+from rlvr.errors import RlvrError
 from rlvr.learn.backend import make_backend
 from rlvr.learn.distill import load_teacher
 from rlvr.learn.flops import update_flops
@@ -50,7 +51,7 @@ _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """None where the C library is not glibc."""
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(RlvrError, FloatingPointError):
     """A loss or gradient is not finite; the message says which, where, and what to do. Raised on every rank."""
 
     def __init__(

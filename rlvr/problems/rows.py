@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from rewards.extract import find_boxed
 from rlvr.config import nearest
+from rlvr.errors import InputError
 from rlvr.problems.keys import problem_key
 from rlvr.records import Message, Problem
 
@@ -21,7 +22,7 @@ SHOWN = 5
 ReferenceFormat = Literal["plain", "gsm8k", "boxed"]
 
 
-class ProblemError(ValueError):
+class ProblemError(InputError, ValueError):
     """Problems that cannot be used; the message names file and line, key, value, rule and, if there is one, the fix.
 
     `rule` is the name under which the doctor reports it.

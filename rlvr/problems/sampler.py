@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from rlvr.config import nearest
 from rlvr.config.problems import AsGivenSampler, CurriculumSampler, PrioritisedSampler, Sampler
+from rlvr.errors import RlvrError
 from rlvr.problems.rows import ProblemError
 from rlvr.records import Problem, RolloutGroup
 
 
-class SamplerExhausted(RuntimeError):
+class SamplerExhausted(RlvrError, RuntimeError):
     """Every problem that could be drawn has been retired: there is nothing left to learn from."""
 
 

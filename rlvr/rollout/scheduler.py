@@ -15,6 +15,7 @@ from rlvr.config import EvalSet, Recipe
 from rlvr.config.groups import GreedyBaseline, RefillGroups
 from rlvr.config.schedule import Asynchronous, OneStepAhead, Partial
 from rlvr.engines.protocol import Engine
+from rlvr.errors import RlvrError
 from rlvr.problems.templates import Renderer
 from rlvr.records import Problem, RepetitionStop, RolloutGroup, Sampling
 from rlvr.rollout.background import Background
@@ -36,11 +37,11 @@ def repetition_stop(recipe: Recipe) -> RepetitionStop | None:
     return None if settings is None else RepetitionStop(**settings.model_dump())
 
 
-class TooManyUnscored(RuntimeError):
+class TooManyUnscored(RlvrError, RuntimeError):
     """More rollouts of a step than the recipe allows could not be scored: a verifier is broken, not the policy."""
 
 
-class Stalled(RuntimeError):
+class Stalled(RlvrError, RuntimeError):
     """Neither engine nor graders have ended anything for ``rollout.patience`` seconds; the message names what waits."""
 
 

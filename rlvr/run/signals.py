@@ -37,6 +37,9 @@ STOPPED = 3
 ECHO_SECONDS = 5.0
 """A second SIGINT so soon after the first is the launcher's, which passes on what the terminal has sent already."""
 
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "rank 0 could not prepare this update")
+"""How torch and the learner say, in a `RuntimeError`, that another process of the run has ended."""
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

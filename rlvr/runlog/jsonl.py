@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlvr.errors import RlvrError
+
 NEWEST_ROLLOUT = 2
 """The ``schema_version`` of a line of ``rollouts.jsonl``: 2 may hold tokens with the learner's log-probabilities."""
 
@@ -16,7 +18,7 @@ _BLOCK = 1 << 20
 """Bytes read at a time when a file is searched from its end."""
 
 
-class LineWriteError(OSError):
+class LineWriteError(RlvrError, OSError):
     """A line could not be written; the file ends with the last whole line before it."""
 
 

@@ -31,6 +31,7 @@ from accelerate import Accelerator
 from rich.console import Console, RenderableType
 
 from rlvr.config import Recipe
+from rlvr.errors import RlvrError
 from rlvr.records import Rollout, RolloutGroup
 from rlvr.runlog.console import Display, make_console
 from rlvr.runlog.glossary import undocumented
@@ -40,7 +41,7 @@ END = "end.json"
 """How the last process of the run ended; not there while one runs, nor after one that was killed."""
 
 
-class RunLogError(RuntimeError):
+class RunLogError(RlvrError, RuntimeError):
     """The log of a run cannot be opened or written; the message says what to do."""
 
 

@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from rlvr.errors import RlvrError
 from rlvr.state.register import StateRegister
 
 FORMAT = 3
@@ -38,7 +39,7 @@ MANIFEST, STATE = "manifest.json", "state.pt"
 _NAME = re.compile(r"step_(\d{6,})")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RlvrError, RuntimeError):
     """A checkpoint could not be written, or none could be read; the message names the file and what is left."""
 
 

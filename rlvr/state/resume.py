@@ -53,6 +53,7 @@ MAY_CHANGE = {
     "model.kept_activations": "sums in another order: exact in distribution, not to the last bit",
     "model.compile": "sums in another order: exact in distribution, not to the last bit",
     "model.attention": "sums in another order: exact in distribution, not to the last bit",
+    "template.path": "another file, or the same one in another place",
     "learner.*": "",
     "problems.eval*": "later evaluations are not comparable with earlier ones where an eval set changed",
     "problems.train.*": "the problems themselves are compared with the checkpoint's",

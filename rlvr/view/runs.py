@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from tokenizers import Tokenizer
 
+from rlvr.errors import InputError
 from rlvr.runlog.glossary import SECTIONS, find, section_of
 from rlvr.view.index import Index, Progress
 from rlvr.view.queries import Rollouts
@@ -27,7 +28,7 @@ X_AXES = {"step": None, "samples": "rollouts/count", "tokens": "tokens/generated
 _PLACES = {metric.key: place for place, metric in enumerate(chain.from_iterable(rows for _, rows in SECTIONS))}
 
 
-class RunError(ValueError):
+class RunError(InputError, ValueError):
     """What was given to view is no run; the message says what is missing."""
 
 

@@ -56,6 +56,13 @@ def test_generate_samples_and_says_what_can_be_learned(work: Workspace, capsys: 
     assert sum(counts) == 5
 
 
+def test_generate_prints_text_as_it_stands(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """Square brackets of a prompt, or of what the model wrote, are no markup."""
+    work.write_problems([{"problem": "[INST] Say [bold]a[/bold] [x] [/INST]", "answer": "aeiou 13579"}])
+    assert work.run(command="generate") == 0
+    assert "the first prompt\n[INST] Say [bold]a[/bold] [x] [/INST]" in capsys.readouterr().out
+
+
 def test_sft_imitates_its_rows(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """The negative log-likelihood of the rows falls by half; the result is a Hugging Face folder with its tokenizer
     that generates, and is what `rlvr eval` measures."""

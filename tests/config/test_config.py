@@ -290,7 +290,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     load(tmp_path, recipe_data())
     with pytest.raises(RecipeError, match=r"recipe '.*recipes\.yaml' does not exist \(did you mean 'recipe\.yaml'\?\)"):
         load_recipe(tmp_path / "recipes.yaml")
-    with pytest.raises(RecipeError, match=r"does not exist$"):
+    with pytest.raises(RecipeError, match=r"does not exist; `rlvr recipes` lists"):
         load_recipe(tmp_path / "nowhere/recipe.yaml")
     with pytest.raises(RecipeError, match=r"cannot be read: .*Is a directory"):
         load_recipe(tmp_path)
