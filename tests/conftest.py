@@ -18,6 +18,16 @@ from tests.engine_sides import Learner  # noqa: E402
 from tests.helpers import make_tiny_model  # noqa: E402
 from tests.runs import Workspace, nothing_left_behind  # noqa: E402
 
+SLOW_FIXTURES = {"vllm_tied", "vllm_untied", "vllm_endpoint", "answering", "browser"}
+"""Fixtures that start a real engine or a browser, or fine-tune a model: whatever asks for one is a slow test."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses a slow fixture, so that nobody has to remember to."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def tiny_tied(tmp_path_factory: pytest.TempPathFactory) -> Path:

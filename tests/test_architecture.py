@@ -74,6 +74,7 @@ def test_imports_point_downwards(package: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_within_a_room_no_module_imports_itself_by_a_detour() -> None:
     edges: dict[str, set[str]] = {}
     for package in ROOMS:
@@ -143,6 +144,7 @@ def test_a_recipe_is_read_without_anything_heavy() -> None:
     )
 
 
+@pytest.mark.slow
 def test_size_alarm() -> None:
     """Prints what a reader may not hold in the head; it is a smoke alarm, no target, and fails nothing."""
     for package in ROOMS:

@@ -278,6 +278,7 @@ def make_workspace(folder: Path, golden: Golden, name: str) -> Workspace:
     return work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_step_of_the_loop_is_the_step_by_hand(tmp_path: Path, golden: Golden, name: str) -> None:
     """The theorem of this file's head."""

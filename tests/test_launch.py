@@ -73,6 +73,7 @@ def test_several_nodes_take_rank_and_address_from_the_command_line() -> None:
     assert (arguments.rdzv_backend, arguments.rdzv_endpoint) == ("static", "node0:29500")
 
 
+@pytest.mark.slow
 def test_two_processes_start_on_a_cpu_and_talk(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

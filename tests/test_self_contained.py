@@ -163,6 +163,7 @@ def faults(root: Path, file: Path, own: list[str]) -> Iterator[str]:
         yield from Places(root, file).faults
 
 
+@pytest.mark.slow
 def test_no_tracked_file_leads_out_of_the_repository() -> None:
     files, own = tracked(), machine()
     assert len(files) > 300

@@ -277,6 +277,7 @@ SAMPLED: list[tuple[Callable[[Workspace], None], str, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "rule", "grade"), SAMPLED, ids=[one.__name__ for one, _, _ in SAMPLED])
 def test_a_few_groups_show_it(
     broken: Callable[[Workspace], None], rule: str, grade: str, clinic: Workspace, diagnose: Diagnose
@@ -289,6 +290,7 @@ def test_a_few_groups_show_it(
     assert any(char.isdigit() for char in finding["message"]), finding["message"]
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_with_the_sound_recipe(clinic: Workspace, diagnose: Diagnose) -> None:
     """Neither half finds anything, and the report says what was measured; engine and learner agree in float32."""
     report = diagnose("--groups", "6", engine=True)

@@ -16,6 +16,8 @@ from tests.documents import ROOT
 from tests.runs import Workspace
 from tests.test_recipes import DATA, PATHS, tokenizer
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "quickstart": 0.4e6, "r1_zero_smollm2": 135e6, "gsm8k_qwen2.5_0.5b": 0.5e9, "math_qwen2.5_math_1.5b_dr_grpo": 1.5e9,
     "countdown_qwen2.5_3b": 3e9, "dapo_qwen2.5_7b": 7.6e9,

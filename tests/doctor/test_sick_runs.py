@@ -20,6 +20,8 @@ from rlvr.sync.weight_sync import WeightSync
 from tests.runs import Workspace
 from tests.sums import make_sums_model, sums_workspace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def sums_model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -83,6 +83,7 @@ def test_requests_of_one_batch_may_differ_in_all_settings(sync: Sync, learner: L
     assert [one.ids for one in mixed] == [sync.one(PROMPTS[i], sampling, i).ids for i, sampling in enumerate(settings)]
 
 
+@pytest.mark.slow
 def test_draws_have_the_distribution_that_they_claim(sync: Sync, learner: Learner) -> None:
     """Chi-square of 3000 seeds against the processed distribution: 5 standard deviations over its mean."""
     sampling = Sampling(max_new_tokens=1, temperature=1.3, top_p=0.9)
@@ -115,6 +116,7 @@ def test_processed_logprobs_by_hand() -> None:
     assert kept(temperature=0.0) == pytest.approx([0.5, 0.25, 0.125, 0.125])
 
 
+@pytest.mark.slow
 def test_stop_strings_and_tokens(sync: Sync, learner: Learner) -> None:
     for seed, prompt in enumerate(PROMPTS):
         free = sync.one(prompt, Sampling(max_new_tokens=60), seed)

@@ -34,6 +34,7 @@ def test_by_hand(ids: list[int], shortest: int, longest: int, count: int, expect
     assert repeats(ids, RepetitionStop(shortest=shortest, longest=longest, count=count)) is expected
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, deadline=None)
 @given(
     st.lists(st.integers(0, 2), max_size=12),

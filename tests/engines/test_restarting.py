@@ -114,6 +114,7 @@ def test_it_dies_once_too_often(mortal: Mortal, tiny_tied: Path) -> None:
     assert len(warned) == 2
 
 
+@pytest.mark.slow
 def test_a_hanging_engine_is_taken_for_dead(mortal: Mortal, tiny_tied: Path) -> None:
     mortal.hangs = True
     engine, warned = supervised(mortal, timeout=2.0)

@@ -200,6 +200,7 @@ def test_a_server_that_comes_back_gets_the_weights_before_work(tiny_tied: Path) 
     tell(tiny_tied, story, servers=1, token_seconds=0.005)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_given_up_and_comes_back_with_old_weights(tiny_tied: Path) -> None:
     """As SIGSTOP and SIGCONT: connections stay open, nothing is said. Its requests are answered elsewhere and ended on
     it; the weights that it missed are given to it before it gets work."""

@@ -19,6 +19,8 @@ from rlvr.sync.freshness import distance
 from tests.engine_sides import Learner, Sync
 from tests.engines.test_vllm_engine import FREE, LONG, largest_difference, prompts, requests
 
+pytestmark = pytest.mark.slow
+
 WARNED: list[str] = []
 
 

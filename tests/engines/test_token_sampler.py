@@ -21,6 +21,7 @@ def test_by_hand(number: float, token: int) -> None:
     assert draw(logprobs, torch.tensor([number], dtype=torch.float64)).tolist() == [token]
 
 
+@pytest.mark.slow
 def test_numbers_on_a_grid_hit_each_token_as_often_as_its_probability_says() -> None:
     """Over n numbers at equal distances a token of probability p is drawn p n times, give or take one: for 20,000
     tokens, most of them rare."""

@@ -22,6 +22,8 @@ from rlvr.sync.freshness import distance, parameter_groups, self_test
 from tests.engine_sides import Learner, Sync, request
 from tests.helpers import make_tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = make_tiny_tokenizer()
 EOS = 2
 FREE = Sampling(max_new_tokens=24)

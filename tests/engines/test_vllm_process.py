@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def story(tiny_tied: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     launcher = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.rollout.vllm_story", str(tiny_tied), str(tmp_path / "vllm.log")],
+        [sys.executable, "-m", "tests.engines.vllm_story", str(tiny_tied), str(tmp_path / "vllm.log")],
         cwd=ROOT,
         env=os.environ | launcher,
         stdout=subprocess.PIPE,
@@ -46,8 +46,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_life_of_an_engine(story: subprocess.Popen[str], tmp_path: Path) -> None:
-    """Started under a launcher's variables that would make a group of 8 ranks; told in tests/rollout/vllm_story.py."""
+    """Started under a launcher's variables that would make a group of 8 ranks; told in tests/engines/vllm_story.py."""
     assert story.stdout is not None
     assert story.stderr is not None
 
@@ -75,6 +76,7 @@ def test_the_life_of_an_engine(story: subprocess.Popen[str], tmp_path: Path) -> 
     assert "EngineCore" in (tmp_path / "vllm.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_says_why(tiny_tied: Path, tmp_path: Path, background: Background) -> None:
     """The reason is the engine core's own, not that it failed."""
     engine = VllmEngine(tiny_tied, kv_cache_gib=1e-6, threads=1, log_file=tmp_path / "vllm.log")

@@ -42,6 +42,7 @@ def plain(leaves: list[Tensor], scale: float) -> Tensor:
     return torch.softmax(scores.masked_fill(future, float("-inf")), -1) @ value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("scores", [1, 200, 1000, 1 << 22])
 def test_value_and_gradient_equal_the_definition(
@@ -67,6 +68,7 @@ def test_in_bfloat16_its_gradient_is_as_good_as_torchs() -> None:
         assert (mine.double() - truth).norm() <= 1.1 * (other.double() - truth).norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2)])
 @pytest.mark.parametrize("scores", [1, 200, 1 << 20])
 def test_shared_prompts_equal_the_definition_on_whole_samples(
@@ -90,6 +92,7 @@ def test_shared_prompts_equal_the_definition_on_whole_samples(
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_compiled_layers_that_recompute_keep_attention(model_folder: Callable[..., str]) -> None:
     """Transformers' checkpointing computes attention twice in each layer; the compiler's choice keeps its output."""
     (batch,) = pack(samples_of_groups(6, groups=2), TokenMean(), 10_000, "shared")
@@ -107,6 +110,7 @@ def test_compiled_layers_that_recompute_keep_attention(model_folder: Callable[..
     assert found == [(2 * layers, layers), (layers, layers)]
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_not_computed_again(model_folder: Callable[..., str]) -> None:
     """A linear layer takes three products: the output, and the gradients of input and weight. With all activations kept
     there are no others in a layer of Llama; the fewer are kept, the more outputs are computed again."""

@@ -49,6 +49,7 @@ def test_moments_take_a_byte_each(folder: str) -> None:
                 assert entry[scale].nbytes == 4 * -(-parameter.numel() // BLOCK)
 
 
+@pytest.mark.slow
 def test_in_8_bits_it_learns_as_in_float32(folder: str) -> None:
     """Forty steps on the same six answers: the same loss to a twentieth, which is a tenth of that at the start."""
     ends = {}

@@ -35,6 +35,7 @@ def logprobs(model: Any, sample: TrainingSample, temperature: float) -> torch.Te
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(sample.ids)[1:, None]).squeeze(1)
 
 
+@pytest.mark.slow
 def test_the_policy_keeps_what_the_recipe_says_beside_a_teacher(model_folder: Folder) -> None:
     """What the compiler keeps is one setting of the process, which loading the teacher, too, makes."""
     settings = Model(path=model_folder(tied=True), compile=True, gradient_checkpointing=True, kept_activations=0.3)
@@ -86,6 +87,7 @@ def test_the_advantage_is_fixed_for_all_updates_of_a_batch(model_folder: Folder)
     assert twice["policy/teacher_kl"] == pytest.approx(once["policy/teacher_kl"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_student_follows_its_teacher(model_folder: Folder) -> None:
     """Reinforce on tokens that the student samples anew each step: the reverse KL halves in 40 steps."""
     folder, teacher = model_folder(tied=True), model_folder(tied=True, seed=5, scale=0.5)

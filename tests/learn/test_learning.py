@@ -11,6 +11,7 @@ from benchmarks.learning import ENOUGH, OBJECTIVES, STEPS, steps_to_learn
 from rlvr.config.losses import ClipSurrogate, Surrogate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip, ratio sequence_mean (GSPO)", "squared"])
 def test_a_tiny_model_learns_the_toy_task(name: str) -> None:
     """From a reward of 0.11 to 0.9 of the reachable within 60 steps of two updates each."""

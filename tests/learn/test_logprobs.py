@@ -55,6 +55,7 @@ def test_equals_the_full_log_softmax_in_value_and_gradient(chunk: int, temperatu
     same_gradients(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 def test_compiled_equals_the_full_log_softmax_in_value_and_gradient(bias: bool) -> None:
     """In float64, for blocks of two widths, with the gradient of the entropy, to 1e-12."""
@@ -233,6 +234,7 @@ def test_no_tensor_of_tokens_times_vocabulary_is_ever_made(head_dtype: torch.dty
     assert largest.numbers <= chunk * vocabulary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_peak_of_a_fresh_process_is_a_few_blocks(dtype: str) -> None:
     """1,024 tokens at a vocabulary of 151,936 (hidden 16): one tensor of all logits would be 0.62 GB in float32; the

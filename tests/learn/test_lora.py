@@ -106,6 +106,7 @@ def test_only_adapters_train(model_folder: Folder, tied: bool) -> None:
     assert changed == {name for name in base if "_proj" in name}
 
 
+@pytest.mark.slow
 def test_any_micro_batches_packing_and_checkpointing_make_the_same_adapters(model_folder: Folder, tied: bool) -> None:
     """Three updates against a KL term whose reference is the policy without adapters: also while layers are recomputed
     in the backward pass, which must then see the adapters again."""
@@ -175,6 +176,7 @@ def test_the_reference_of_a_kl_term_is_the_policy_without_adapters(model_folder:
         torch.testing.assert_close(tensor, adapters(heavy)[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_saved_and_restored_it_goes_on_bit_by_bit(model_folder: Folder, tmp_path: Path, tied: bool) -> None:
     """4 updates = 2, a checkpoint through files, and 2 more; the folder is a plain model with the merged weights, and
     its adapters are peft's: read by peft over the base model they make the same logits."""

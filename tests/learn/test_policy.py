@@ -125,6 +125,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         torch.testing.assert_close(recomputed, plain, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_compiled_layers_compute_the_same(model_folder: Folder) -> None:
     """Compiled = as written, in value and gradient, for shared prompts and with recomputed activations."""
     config = Model(path=model_folder(tied=True), gradient_checkpointing=True)

@@ -101,6 +101,7 @@ def test_the_objective_by_hand() -> None:
     assert (totals["dpo/chosen"], totals["dpo/rejected"]) == (pytest.approx(1.5), pytest.approx(0.5))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_step_is_the_one_by_numpy(tmp_path: Path) -> None:
     """The derivative by each sequence's log-probability by hand, from there on through the model's own logits, one
     sequence at a time, in float64; beta 0.3, smoothing 0.1."""
@@ -127,6 +128,7 @@ def test_the_gradient_of_a_step_is_the_one_by_numpy(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], parameter.grad.float(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_update_does_not_depend_on_micro_batches_or_packing(tmp_path: Path) -> None:
     """Theorem: any limit and any mode give the same gradient and loss, since no pair is split."""
     of, expected = flat(pairs(7)), None
@@ -168,6 +170,7 @@ def test_what_are_no_pairs_is_refused() -> None:
         pack_pairs_for_ranks([chosen, empty], 99, "packed", ranks=1)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_starting_policy(tmp_path: Path) -> None:
     """Before the first step every margin is 0 and the loss log 2; only trained tokens have a log-probability."""
     learner = make(tmp_path / "model")
@@ -180,6 +183,7 @@ def test_the_reference_is_the_starting_policy(tmp_path: Path) -> None:
     assert metrics["dpo/margin"] == pytest.approx(0.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_prefer(tmp_path: Path) -> None:
     """Eight pairs, 30 steps: every chosen answer ends above its rejected one, by a margin that grows."""
     learner = make(tmp_path / "model", lr=1e-2)

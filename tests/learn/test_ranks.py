@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 from tests.learn.conftest import tiny_llama
 from tests.learn.ranks import MODELS, SCENARIOS, make_learner, run_steps
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

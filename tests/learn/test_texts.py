@@ -178,6 +178,7 @@ def work(workspace: Workspace) -> Workspace:
     return workspace
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_a_run_with_given_texts_resumes_bit_by_bit(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """4 steps = 2 + 2; the answers become likelier; a changed file may not go on."""

@@ -126,6 +126,7 @@ def test_the_gradient_of_a_step_equals_the_one_by_hand(
     assert_same(gradients(learner), expected, atol=2e-6 * max(1.0, largest))
 
 
+@pytest.mark.slow
 def test_adamw_steps_as_torch_does_on_that_gradient(model_folder: Folder, tied: bool) -> None:
     """Weights after the step equal torch's plain AdamW on the oracle's gradient, clipped by hand; norms never decay."""
     folder, samples = model_folder(tied=tied), random_samples(7)
@@ -170,6 +171,7 @@ def five_steps(folder: str, **learner: Any) -> tuple[dict[str, Tensor], list[dic
     return weights(one), metrics
 
 
+@pytest.mark.slow
 def test_any_micro_batches_and_any_packing_make_the_same_weights(model_folder: Folder, tied: bool) -> None:
     """One micro-batch = many = one a sample = packed = padded = prompts once, after 5 steps of 4 updates each, to
     float32 rounding; so do the metrics that are not about sizes."""
@@ -194,6 +196,7 @@ def test_any_micro_batches_and_any_packing_make_the_same_weights(model_folder: F
                     assert mine[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
 
 
+@pytest.mark.slow
 def test_the_order_of_samples_does_not_matter(model_folder: Folder) -> None:
     folder, samples = model_folder(tied=True), random_samples(9)
     results = []
@@ -204,6 +207,7 @@ def test_the_order_of_samples_does_not_matter(model_folder: Folder) -> None:
     assert_same(results[0], results[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_update_split_in_two_equals_two_updates_when_ratios_stay_inside_the_clip(model_folder: Folder) -> None:
     """updates_per_batch 2 on groups {0,1} and {2,3} = two updates of one each, against the log-probabilities before the
     first, which a very wide clip turns into importance weighting: checked by the ratio's own value."""
@@ -218,6 +222,7 @@ def test_an_update_split_in_two_equals_two_updates_when_ratios_stay_inside_the_c
     assert split.updates == twice.updates == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["shared", "packed", "bucketed"])
 def test_kept_logprobs_are_those_before_the_update(model_folder: Folder, packing: str) -> None:
     """Of the samples asked for, each trained token's, as `logprobs` has them beforehand. With several optimiser steps a
@@ -324,6 +329,7 @@ def test_metrics_by_hand(model_folder: Folder) -> None:
     assert 0 < metrics["policy/entropy"] < math.log(97)
 
 
+@pytest.mark.slow
 def test_phases_are_told_to_the_clock(model_folder: Folder) -> None:
     seen: list[str] = []
 
@@ -429,6 +435,7 @@ def test_supervised_fine_tuning_is_the_mean_negative_log_likelihood(model_folder
     assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.slow
 def test_saved_and_restored_it_goes_on_bit_by_bit(model_folder: Folder, tmp_path: Path, tied: bool) -> None:
     """4 updates = 2, a checkpoint through files into a new learner, and 2 more; the reference stays the start."""
     folder = model_folder(tied=tied)

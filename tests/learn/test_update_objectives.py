@@ -40,6 +40,7 @@ EXTRAS: dict[str, Any] = {
 SIZES = ("tokens/computed", "tokens/padding_share", "update/micro_batches", "update/over_limit", "update/flops")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SURROGATES, "kl_cov", "extras"])
 def test_any_micro_batches_make_the_same_weights(model_folder: Folder, name: str) -> None:
     """One padded micro-batch = several packed ones with shared prompts, after two updates of two optimiser steps, to

@@ -37,6 +37,7 @@ def of_length(positions: int, count: int) -> list[TrainingSample]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", AGGREGATIONS, ids=lambda a: a["type"])
 def test_accumulating_over_n_micro_batches_is_one_batch(
     model_folder: Folder, tied: bool, aggregation: dict[str, Any]

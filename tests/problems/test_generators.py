@@ -137,6 +137,7 @@ def test_countdown_that_cannot_be_played_is_refused(settings: dict[str, Any], sa
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_gym_problems_are_scored_by_their_own_scorer() -> None:
     """arc_agi's scorer compares tuples, which JSON would turn into lists: the reference has to keep them."""
     problems = load_problems(gym(dataset="arc_agi", size=3))
@@ -148,6 +149,7 @@ def test_gym_problems_are_scored_by_their_own_scorer() -> None:
         assert verdict.outcome is Outcome.CORRECT
 
 
+@pytest.mark.slow
 def test_gym_problems_are_the_same_whatever_the_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """isomorphic_strings iterates over sets of strings: a child that inherited the hash seed would differ."""
     made = []
@@ -157,11 +159,13 @@ def test_gym_problems_are_the_same_whatever_the_hash_seed(monkeypatch: pytest.Mo
     assert made[0] == made[1]
 
 
+@pytest.mark.slow
 def test_gym_settings_reach_the_data_set() -> None:
     problems = load_problems(gym(dataset="chain_sum", size=2, config={"min_terms": 6, "max_terms": 6}))
     assert all("'num_terms': 6" in p.reference["entry"] for p in problems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

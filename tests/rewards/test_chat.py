@@ -110,6 +110,7 @@ def test_nobody_listens() -> None:
         ask(f"http://127.0.0.1:{free_port()}/v1", attempts=2)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_costs_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     with Scripted(lambda *_: lambda _handler: over.wait(60)) as server:
@@ -122,6 +123,7 @@ def test_a_server_that_hangs_costs_its_limit(monkeypatch: pytest.MonkeyPatch) ->
         over.set()
 
 
+@pytest.mark.slow
 def test_a_server_that_drips_costs_its_limit() -> None:
     """Each byte comes in time, the whole never does: the limit is on the whole, in the headers and in the body."""
     over = threading.Event()

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 
@@ -34,6 +36,7 @@ def _grade(lines: list[Any], *options: str) -> tuple[int, list[dict[str, Any]]]:
 MATH = ("--verifier", "rewards.math_answers:MathVerifier")
 
 
+@pytest.mark.slow
 def test_grade_answers_each_line_in_order() -> None:
     items = [{"completion": rf"\boxed{{{i}}}", "reference": str(i - i % 2)} for i in range(50)]
     status, out = _grade(items, *MATH)
@@ -44,6 +47,7 @@ def test_grade_answers_each_line_in_order() -> None:
     assert all(set(line) == {"score", "outcome", "detail", "seconds"} for line in out)
 
 
+@pytest.mark.slow
 def test_grade_takes_bare_answers_and_options_of_the_verifier() -> None:
     assert _grade([{"answer": "0.5", "reference": "1/2"}], *MATH)[1][0]["score"] == 1.0
     lenient = _grade([{"completion": "it is 5", "reference": "5"}], *MATH, "--extract", "lenient")
@@ -54,6 +58,7 @@ def test_grade_takes_bare_answers_and_options_of_the_verifier() -> None:
     assert _grade([short], *countdown, "--use-all=false")[1][0]["score"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_bad_line_gets_its_own_error_and_the_rest_is_graded() -> None:
     good = {"completion": r"\boxed{5}", "reference": "5"}
     lines = [good, "no json", {"reference": "5"}, {"completion": "x"}, [1], {"completion": 5, "reference": "5"}, good]
@@ -65,6 +70,7 @@ def test_a_bad_line_gets_its_own_error_and_the_rest_is_graded() -> None:
     assert all("error" in line and "score" not in line for line in out[1:6])
 
 
+@pytest.mark.slow
 def test_hanging_and_crashing_answers_have_their_outcomes() -> None:
     items = [
         {"completion": order, "reference": 1} for order in ("fine", "hang", "exit", "raise", "bad reference", "fine")
@@ -83,6 +89,7 @@ def test_a_verifier_that_cannot_be_built_is_said_so() -> None:
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_check_passes_a_sound_verifier() -> None:
     ran = _run("check", "rewards.math_answers:MathVerifier")
     assert ran.returncode == 0, ran.stdout

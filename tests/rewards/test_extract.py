@@ -160,6 +160,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_no_text_costs_more_than_its_length(mode: str) -> None:
     """In the time of a pattern that is linear in the text there is room for 200 000 characters; a pattern of the

@@ -127,6 +127,7 @@ def test_references_go_to_each_in_its_form() -> None:
                 one.check_reference(bad)
 
 
+@pytest.mark.slow
 def test_in_a_pool_quick_and_slow_answers_cost_no_worker() -> None:
     """Answers that the rules decide at once stand between those that wait for the judge: nobody is killed for it."""
     import time

@@ -241,6 +241,7 @@ def test_every_constraint_of_ifeval_is_here() -> None:
     assert sorted(name for name, _, _ in TULU.values()) == sorted(CHECKS)  # Tulu 3 has a function for each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("identifier", CASES)
 def test_agrees_with_ifeval(identifier: str) -> None:
     """Strict and loose verdicts are IFEval's on random texts, and both sides of each constraint are reached."""

@@ -381,6 +381,7 @@ def test_conformance_adversarial_boxed_has_no_false_accept() -> None:
     assert counts[True, True] + counts[False, False] >= 0.96 * counts.total()
 
 
+@pytest.mark.slow
 def test_conformance_regular_lenient() -> None:
     counts = _conformance("regular", "lenient")
     assert counts[True, True] + counts[False, False] >= 0.93 * counts.total()
@@ -399,6 +400,7 @@ PIECES = r"""
 LATEX = st.lists(st.sampled_from([" ", *PIECES.split()]), max_size=25).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     st.one_of(st.text(max_size=60), LATEX), st.sampled_from(["5", r"\frac{3}{4}", "(1,2)", "x=3", r"\text{even}", "B"])
@@ -411,6 +413,7 @@ def test_grading_never_raises(answer: str, reference: str) -> None:
     assert MathVerifier(extract="lenient", second_stage=False).grade(answer, reference).outcome.is_scored
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.one_of(LATEX, st.from_regex(r"-?\d{1,6}(\.\d{1,4})?|\\frac\{\d{1,3}\}\{[1-9]\d?\}", fullmatch=True)))
 def test_an_accepted_reference_is_a_right_answer_to_itself(reference: str) -> None:

@@ -40,6 +40,7 @@ def test_verdicts_come_in_order_with_their_details(pool: GradingPool) -> None:
     assert [verdict.detail["reference"]["i"] for verdict in verdicts] == list(range(500))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["hang", "spin", "huge power"])
 def test_what_does_not_end_is_killed_and_gets_the_lowest_score(pool: GradingPool, order: str) -> None:
     start = time.monotonic()
@@ -111,6 +112,7 @@ def test_a_worker_is_no_rank_and_imports_no_torch(monkeypatch: pytest.MonkeyPatc
     assert verdict.detail["modules"] == []
 
 
+@pytest.mark.slow
 def test_threads_and_asyncio_loops_share_a_pool_under_attack(pool: GradingPool) -> None:
     """Every caller gets its own verdicts, in its own order, while others' answers hang and crash."""
     orders = ["a", "hang", "b", "exit", "c", "memory", "d"]
@@ -136,6 +138,7 @@ def test_threads_and_asyncio_loops_share_a_pool_under_attack(pool: GradingPool) 
     assert results == dict.fromkeys(("thread", "loop in a thread", "main loop"), wanted)
 
 
+@pytest.mark.slow
 def test_a_hanging_answer_delays_others_by_its_limit_at_most() -> None:
     with GradingPool({"naughty": SPECS["naughty"]}, workers=2, timeout=5.0) as pool:
         pool.grade_many([("naughty", "warm", 1)] * 4)
@@ -147,6 +150,7 @@ def test_a_hanging_answer_delays_others_by_its_limit_at_most() -> None:
         assert hanging.result().verdict.outcome is Outcome.TIMEOUT
 
 
+@pytest.mark.slow
 def test_thousand_gradings_with_bad_ones_among_them_lose_nothing() -> None:
     """A small copy of the acceptance run: every verdict present and right, pool size unchanged."""
     orders = ["hang" if i % 100 == 50 else "exit" if i % 100 == 70 else f"text {i}" for i in range(600)]

@@ -46,6 +46,7 @@ def results(pool: GradingPool, orders: list[str]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_an_answer_whose_worker_gets_no_core_does_not_run_out_of_its_limit() -> None:
     """0.3 s of work, limit 0.5 s, a fifth of a core: at least 1.5 s of wall clock, of which the machine owes 1.2."""
     with GradingPool(NAUGHTY, timeout=0.5) as pool:
@@ -55,6 +56,7 @@ def test_an_answer_whose_worker_gets_no_core_does_not_run_out_of_its_limit() -> 
             assert results(pool, ["spin"]) == [Outcome.TIMEOUT]
 
 
+@pytest.mark.slow
 def test_the_stopwatch_counts_sleep_and_work_but_no_waiting_for_a_core() -> None:
     """Of a process that shares a core with four others it counts a fraction; of one that sleeps, the wall clock."""
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
@@ -96,6 +98,7 @@ def test_what_waits_behind_a_slow_answer_is_taken_back_and_nobody_dies() -> None
     assert (stats.graded, stats.respawns, stats.retries) == (500, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_pipe_is_written_into_is_not_believed_any_more() -> None:
     """No reply is taken for the next one's, and who stood behind it is graded by another worker."""
     orders = [f"text {index}" for index in range(60)]
@@ -109,6 +112,7 @@ def test_a_worker_whose_pipe_is_written_into_is_not_believed_any_more() -> None:
     assert [verdict.detail["completion"] for verdict in verdicts] == orders
 
 
+@pytest.mark.slow
 def test_what_is_too_large_for_a_worker_crashes_it_twice_and_no_more() -> None:
     with GradingPool(NAUGHTY, timeout=60.0, memory_mb=48) as pool:
         verdict = pool.submit("naughty", "x" * 60_000_000, 1).result(CALLER_SECONDS).verdict
@@ -145,6 +149,7 @@ def test_a_verdict_that_is_no_json_is_the_verifier_s_error_and_no_low_score(
         assert pool.stats().respawns == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError("no more processes"), RuntimeError("a mistake")])
 def test_a_worker_that_cannot_be_started_any_more_ends_the_gradings_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -13,6 +13,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from benchmarks.grading_pool import memory, workers_of_this_process
 from rewards import Outcome, Verdict
 from rewards.pool import GradingPool, VerifierSpec
@@ -42,6 +44,7 @@ def check(asked: list[str], verdicts: list[Verdict]) -> None:
             assert verdict.detail["completion"] == order
 
 
+@pytest.mark.slow
 def test_a_twentieth_of_bad_answers_from_three_callers_loses_nothing() -> None:
     """Main thread, another thread and an asyncio loop at once: verdicts in order, the same number of workers, no more
     memory in the parent or in a worker than 20 MiB, and no process at the end."""
@@ -76,6 +79,7 @@ def test_a_twentieth_of_bad_answers_from_three_callers_loses_nothing() -> None:
     assert after[1] - before[1] < 20
 
 
+@pytest.mark.slow
 def test_several_ranks_have_pools_of_their_own() -> None:
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parents[1])])

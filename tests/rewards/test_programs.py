@@ -46,6 +46,7 @@ def test_it_is_a_verifier(verifier: ProgramVerifier) -> None:
     assert verifier.needs_seconds > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "code", "tests"),
     [
@@ -238,6 +239,7 @@ def test_a_users_checker_runs_apart_and_its_failure_is_not_the_programs(partial:
     assert (broken.outcome, broken.score, broken.detail["judge"]) == (Outcome.ERROR, None, "IE")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler on this machine")
 def test_c_and_cpp(verifier: ProgramVerifier) -> None:
     cpp = "#include <iostream>\nint main() { int a, b; std::cin >> a >> b; std::cout << a + b << std::endl; }"

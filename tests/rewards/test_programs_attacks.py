@@ -36,6 +36,7 @@ def fenced(code: str) -> str:
     return f"```python\n{code}\n```"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack["name"])
 def test_recorded_attacks_get_their_verdicts(verifier: ProgramVerifier, attack: dict[str, Any]) -> None:
     before = set(os.listdir("/tmp"))
@@ -54,6 +55,7 @@ def test_unusual_but_honest_programs_pass(name: str) -> None:
     assert detail["judge"] == "AC", str(detail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_programs_fail_and_harm_nobody(verifier: ProgramVerifier, name: str) -> None:
     verdict = verifier.grade(fenced(HOSTILE[name]), {"tests": ASSERTS})
@@ -61,6 +63,7 @@ def test_hostile_programs_fail_and_harm_nobody(verifier: ProgramVerifier, name: 
     assert verdict.detail["judge"] in ("WA", "RE", "TLE", "MLE", "OLE", "CE"), verdict
 
 
+@pytest.mark.slow
 def test_a_thousand_programs_of_which_a_tenth_misbehave_leave_nothing() -> None:
     """No process, no mount, no directory, no control group and no descriptor more than before."""
     bad = ["import os\nwhile True: os.fork()", "x = []\nwhile True: x.append(bytearray(1 << 24))",
@@ -103,6 +106,7 @@ def human_eval_reference(row: dict[str, Any]) -> dict[str, str]:
     return {"tests": row["test"], "entry_point": row["entry_point"], "prompt": row["prompt"]}
 
 
+@pytest.mark.slow
 def test_human_evals_canonical_solutions_are_all_accepted(verifier: ProgramVerifier) -> None:
     words = {}
     for row in HUMAN_EVAL:
@@ -112,6 +116,7 @@ def test_human_evals_canonical_solutions_are_all_accepted(verifier: ProgramVerif
     assert set(words.values()) == {("AC", None)}, {k: v for k, v in words.items() if v != ("AC", None)}
 
 
+@pytest.mark.slow
 def test_human_evals_solutions_with_a_wrong_return_are_all_refused(verifier: ProgramVerifier) -> None:
     wrong = ("None", "True", "[]", "-1")
     for index, row in enumerate(HUMAN_EVAL):

@@ -12,6 +12,7 @@ RIGHT = "<think>2 and 3</think><answer>5</answer>"
 ADAPTER = "rewards.rubrics:RubricVerifier"
 
 
+@pytest.mark.slow
 def test_weights_parser_metrics_and_chat_messages() -> None:
     """1 x correct + 0.2 x format, and a metric of weight 0 that asks for prompt, state and task."""
     verifier = RubricVerifier("rubrics_of_others:rubric")
@@ -45,6 +46,7 @@ def test_a_rubric_with_a_scoring_of_its_own_keeps_it() -> None:
     assert RubricVerifier("rubrics_of_others:Halved").grade(RIGHT, "5").score == 0.5
 
 
+@pytest.mark.slow
 def test_the_package_s_math_rubric() -> None:
     verifier = RubricVerifier("verifiers:MathRubric")
     assert verifier.grade(r"so \boxed{\frac{1}{2}}", "0.5").outcome is Outcome.CORRECT
@@ -90,6 +92,7 @@ def test_an_info_that_is_no_json_is_a_bad_reference() -> None:
         RubricVerifier("rubrics_of_others:make").check_reference({"answer": "5", "info": "{limit"})
 
 
+@pytest.mark.slow
 def test_in_a_pool_it_can_be_killed_and_its_bugs_are_errors() -> None:
     specs = {
         "make": VerifierSpec(ADAPTER, {"rubric": "rubrics_of_others:make"}),

@@ -92,6 +92,7 @@ def test_each_case_starts_with_an_empty_file_system(sandbox: Sandbox) -> None:
     assert script(sandbox, look).stdout == b"[] ['code', 'home', 'shm'] []\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "killed"),
     [
@@ -196,6 +197,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["full", "landlock", "rlimit-only"])
 def test_a_killed_caller_leaves_no_process_file_or_group(level: str) -> None:
     command = _as_another_user([sys.executable, "-c", _WORKER, level])

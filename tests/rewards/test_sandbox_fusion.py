@@ -118,6 +118,7 @@ def test_cpp(verifier: ProgramVerifier) -> None:
         assert verdict.detail["judge"] == word, verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failing_server_judges_nobody(server: FusionServer, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox_fusion, "PATIENCE_SECONDS", 0.5)
@@ -139,6 +140,7 @@ def test_a_server_that_stumbles_is_asked_again(server: FusionServer, verifier: P
     server.heal()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_stops_the_pool_with_its_address() -> None:
     spec = VerifierSpec("rewards.programs:ProgramVerifier", {"back_end": "sandbox_fusion", "url": "http://127.0.0.1:9"})
     with pytest.raises(RuntimeError, match=r"the server at http://127.0.0.1:9 ran nothing: ConnectionRefusedError"):

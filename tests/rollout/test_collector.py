@@ -202,6 +202,7 @@ def test_the_whole_step_is_admitted_before_the_first_token(pool: GradingPool, re
     assert engine.admitted_held == [True] * 32
 
 
+@pytest.mark.slow
 def test_a_workflow_that_waits_for_something_else_first_does_not_stop_the_others(
     pool: GradingPool, renderer: Renderer
 ) -> None:
@@ -242,6 +243,7 @@ def test_grading_overlaps_generation(pool: GradingPool, renderer: Renderer) -> N
     assert {rollout.reward for group in groups for rollout in group.rollouts} == {1.0}
 
 
+@pytest.mark.slow
 def test_the_wait_for_graders_is_measured_from_the_last_token(pool: GradingPool, renderer: Renderer) -> None:
     """A grader of 0.4 s an answer, one process: four answers given at once wait for about 1.6 s."""
     collector, engine = make(echo, pool, renderer, terms=[Term("slow")])

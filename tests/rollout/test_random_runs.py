@@ -14,6 +14,7 @@ from tests.rollout.scripted import make_renderer, play
 EACH, PARTS = 25, 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_random_runs_balance_their_books(part: int, tiny_tied: Path) -> None:
     """Theorem: for every schedule, the trained answers are the sequences that the engine emitted, token for token, with

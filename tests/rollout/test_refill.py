@@ -63,6 +63,7 @@ def checked(work: Workspace, extra: int) -> list[dict[str, Any]]:
     return lines
 
 
+@pytest.mark.slow
 def test_refill_trains_full_batches_and_resumes_exactly(tmp_path: Path, tiny_tied: Path) -> None:
     """Problems are drawn until two groups have variance or 12 more were drawn; each problem once an epoch, with nothing
     passed over. Killed after its first step and resumed, the run is the same to the last bit: the sampler's state after
@@ -87,6 +88,7 @@ def test_refill_trains_full_batches_and_resumes_exactly(tmp_path: Path, tiny_tie
     assert_same_weights(parts.weights(), whole.weights())
 
 
+@pytest.mark.slow
 def test_the_bound_of_refill_is_respected(tmp_path: Path, tiny_tied: Path) -> None:
     """With half of a batch to spare, one more problem a step at most; what is missing then is counted."""
     work = make(tmp_path / "work", tiny_tied, filter={"type": "refill", "max_extra": 0.5})
@@ -95,6 +97,7 @@ def test_the_bound_of_refill_is_respected(tmp_path: Path, tiny_tied: Path) -> No
     assert sum(line["groups/missing"] for line in lines) > 0
 
 
+@pytest.mark.slow
 def test_a_greedy_answer_is_graded_logged_and_never_trained(tmp_path: Path, tiny_tied: Path) -> None:
     """ReMax in a whole run: one answer more a group, as sample -1; its reward is what the advantages are against; its
     tokens count as generated, not as trained; it is the same for every visit of equal weights."""
@@ -117,6 +120,7 @@ def test_a_greedy_answer_is_graded_logged_and_never_trained(tmp_path: Path, tiny
         assert line["tokens/trained"] == sum(one["tokens"] for one in mine if one["sample"] >= 0)
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_saved_exactly(tmp_path: Path, tiny_tied: Path) -> None:
     """Killed after its first step and resumed, a run with ``ema`` has the advantages of one that was not: the average
     is in the checkpoint."""

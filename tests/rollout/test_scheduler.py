@@ -10,6 +10,7 @@ from tests.runs import Workspace
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
+@pytest.mark.slow
 def test_training_from_a_part_of_the_vocabulary_has_ratios_of_the_learner_alone(workspace: Workspace) -> None:
     """With top_p 0.7 the first ratio to the recomputed policy is exactly 1; what the engine says lies above it by the
     kept mass, between 0.7 and 1, which the mismatch shows: its effective sample size is not that of an error."""

@@ -52,6 +52,7 @@ def checked(work: Workspace, bound: int) -> None:
     assert visits[-1] <= drawn // 12  # twelve problems, each once an epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_run_under_each_schedule(tmp_path: Path, tiny_tied: Path, name: str) -> None:
     """It trains on tokens within the bound, and its accounts balance."""
@@ -70,6 +71,7 @@ def test_a_run_under_each_schedule(tmp_path: Path, tiny_tied: Path, name: str) -
         assert sum(line["buffer/dropped_stale"] for line in lines) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_resumed_with_groups_on_their_way_it_is_the_same_run(tmp_path: Path, tiny_tied: Path, name: str) -> None:
     """Theorem: a run ended after each of its steps and resumed is, to the last bit, the run that was not: unfinished
@@ -87,6 +89,7 @@ def test_resumed_with_groups_on_their_way_it_is_the_same_run(tmp_path: Path, tin
         assert sum(line["buffer/unfinished"] for line in whole.metrics()[:-1]) > 0
 
 
+@pytest.mark.slow
 def test_an_asynchronous_run_loses_and_doubles_nothing_by_restarts(tmp_path: Path, tiny_tied: Path) -> None:
     """Each problem of an epoch is trained once, in whichever part of the run."""
     work = make(tmp_path / "work", tiny_tied, "asynchronous")

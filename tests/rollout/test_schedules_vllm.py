@@ -49,6 +49,7 @@ def apart(rollout: Rollout, logprobs: dict[int, list[float]], version: int) -> f
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -33,6 +33,7 @@ def listen(world: World) -> Warnings:
     return found
 
 
+@pytest.mark.slow
 def test_an_engine_that_gives_nothing_back_ends_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told each tenth of the patience, and at its end raised, with the groups that wait and for how long."""
     warnings, real = listen(world), world.engine.generate
@@ -57,6 +58,7 @@ def test_an_engine_that_gives_nothing_back_ends_the_run(world: World, monkeypatc
     assert {name for name, _ in warnings} == {"rollouts_stalled"}
 
 
+@pytest.mark.slow
 def test_slow_is_not_stalled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that end now and then, each within the patience, are waited for beyond it."""
     real = world.engine.generate

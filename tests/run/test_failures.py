@@ -176,6 +176,7 @@ def test_a_folder_that_another_run_writes_to_is_refused(work: Workspace, capsys:
 # ------------------------------------------------------------------------------------------------------- in the middle
 
 
+@pytest.mark.slow
 def test_a_verifier_that_hangs_or_eats_memory_costs_time_and_a_worker_never_the_run(work: Workspace) -> None:
     """Both are the model's doing: the declared lowest score, an outcome of its own, and the run goes on to its end."""
     trouble(work, "hang", "memory")
@@ -187,6 +188,7 @@ def test_a_verifier_that_hangs_or_eats_memory_costs_time_and_a_worker_never_the_
     assert_whole(work, 1)
 
 
+@pytest.mark.slow
 def test_a_verifier_that_raises_stops_the_run_with_its_error(
     work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +201,7 @@ def test_a_verifier_that_raises_stops_the_run_with_its_error(
     assert_whole(work, 1)
 
 
+@pytest.mark.slow
 def test_an_engine_that_refuses_stops_the_run_with_its_reason(
     work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +230,7 @@ def full_disk(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_room_lets_it_go_on_as_if_nothing_had_been(
     work: Workspace, tmp_path: Path, tiny_tied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +254,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on_as_if_nothing_had_been
     assert_same_weights(work.weights(), other.weights())
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_checkpoint_keeps_the_one_before(
     work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:

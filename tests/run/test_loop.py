@@ -140,6 +140,7 @@ def test_problems_are_drawn_without_replacement_and_versions_are_those_of_the_st
         assert line["versions"] == [[line["step"] - 1, line["tokens"]]]
 
 
+@pytest.mark.slow
 def test_a_run_under_accelerate_with_a_verifier_of_ones_own_is_the_same_run(
     uninterrupted: Workspace, tmp_path: Path, tiny_tied: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_a_run_under_accelerate_with_a_verifier_of_ones_own_is_the_same_run(
     assert_same_run(work, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["rollout", "update"])
 def test_interrupted_in_the_middle_of_a_step_and_resumed_it_is_the_same_run(
     uninterrupted: Workspace, tmp_path: Path, tiny_tied: Path, place: str
@@ -187,6 +189,7 @@ def test_interrupted_in_the_middle_of_a_step_and_resumed_it_is_the_same_run(
     assert_same_run(work, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, tiny_tied: Path) -> None:
     """The workflow does not let itself be cancelled, so that closing would take an hour; the second signal ends the run
     and its graders all the same, and what was written is whole."""
@@ -208,6 +211,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, tiny_tied: Path) -> None:
     checkpoint.verify(work.results() / "checkpoints/step_000002")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["rollout", "slow_update"])
 def test_sigterm_saves_the_steps_done_and_the_same_command_goes_on(
     uninterrupted: Workspace, tmp_path: Path, tiny_tied: Path, place: str
@@ -242,6 +246,7 @@ def test_a_finished_run_does_no_step_again(uninterrupted: Workspace, capsys: pyt
     assert "step 1/4" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_other_settings_where_they_may_change(
     uninterrupted: Workspace, tmp_path: Path, tiny_tied: Path
 ) -> None:
@@ -254,6 +259,7 @@ def test_a_resumed_run_goes_on_with_other_settings_where_they_may_change(
     assert [line["step"] for line in read_metrics(work.results())] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_resumed_several_times_it_is_the_same_run(tmp_path: Path, tiny_tied: Path) -> None:
     """Eleven steps in one go, and in four: longer than what the freshness probe looks back on."""
     whole, parts = Workspace(tmp_path / "whole", tiny_tied), Workspace(tmp_path / "parts", tiny_tied)

@@ -29,6 +29,7 @@ def work(workspace: Workspace) -> Workspace:
     return workspace
 
 
+@pytest.mark.slow
 def test_a_run_of_adapters(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """4 steps, and 2 + 2 with another process's memory between: the same metrics, rollouts, weights and adapters to the
     last bit. The engine follows the merged weights, which are what the checkpoint's folder holds, alone; a run that

@@ -19,6 +19,8 @@ from tests.helpers import make_tiny_tokenizer
 from tests.recorded import piece, write_recording
 from tests.runs import Workspace, assert_trained, family, launcher, wait_for
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 LIMIT = 240
 """Seconds after which a run is taken to hang."""

@@ -277,6 +277,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, accelerator: A
         open_log(tmp_path / "file" / "test", accelerator)
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_write_to_one_run_and_a_dead_one_holds_nothing(
     tmp_path: Path, accelerator: Accelerator
 ) -> None:
@@ -392,6 +393,7 @@ def test_a_terminal_gets_a_bar_and_the_same_lines(tmp_path: Path, accelerator: A
 # ----------------------------------------------------------------------------------------------------------- trackers
 
 
+@pytest.mark.slow
 def test_tensorboard_and_wandb_offline_get_the_numbers(tmp_path: Path) -> None:
     """In a process of its own: wandb starts a service. A resumed run keeps its id; the numbers are read back."""
     program = """

@@ -299,6 +299,7 @@ def saves_until_killed(folder: Path, deadly: int, accelerator: Accelerator) -> b
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_before_any_file_operation_of_a_save_a_whole_checkpoint_remains(
     tmp_path: Path, accelerator: Accelerator
 ) -> None:
@@ -364,6 +365,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_save_fail_and_restore_together(tmp_path: Path) -> None:
     """A disk that is full for rank 0 raises on both; a checkpoint that rank 0 finds damaged is refused by both."""
     program = tmp_path / "program.py"
@@ -372,7 +374,7 @@ def test_two_ranks_save_fail_and_restore_together(tmp_path: Path) -> None:
     config = tests.parent.parent / "launch/cpu2.yaml"
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(program), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(tests.parent), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(tests.parent.parent), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,

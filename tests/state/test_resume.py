@@ -81,6 +81,7 @@ def test_each_pattern_of_what_may_change_fits_a_key_of_the_recipe(work: Workspac
     assert {"run.seed", "model.path", "rollout.group_size", "rollout.temperature"} & free == set()
 
 
+@pytest.mark.slow
 def test_what_may_change_is_applied_and_said_and_what_may_not_stops_the_run(
     work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_what_may_change_is_applied_and_said_and_what_may_not_stops_the_run(
     assert [line["update/lr"] for line in read_metrics(work.results())] == [0.01, 0.5]
 
 
+@pytest.mark.slow
 def test_back_to_an_earlier_checkpoint_of_the_same_run(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """What came behind it is kept under another name; the lines are removed, the steps done again, the same ones."""
     assert work.run("run.steps=3") == 0
@@ -116,6 +118,7 @@ def test_back_to_an_earlier_checkpoint_of_the_same_run(work: Workspace, capsys: 
     assert (work.results() / "checkpoints/step_000002.abandoned").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_another_run_goes_on_by_itself(
     work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +153,7 @@ def test_a_place_that_holds_nothing_is_refused(
         assert part in said
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_or_stops_the_run(
     work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +175,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_stops_the_run(
     assert steps(work) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_kill_between_a_checkpoint_and_its_links_leaves_nothing_wrong(work: Workspace) -> None:
     """The same command, which finds nothing left to do, sets the links and removes what is not kept any more."""
     work.recipe["run"] |= {"keep": 1, "keep_best": {"metric": "reward/mean"}}
@@ -203,6 +208,7 @@ def to_format_2(path: Path) -> None:
     (path / "manifest.json").write_bytes(manifest_bytes(manifest))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_older_format_is_refused_by_name_and_still_a_model(
     work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +226,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_by_name_and_still_a_model(
     assert work.run("name=anew", "run.steps=1", "model.path=runs/run/checkpoints/step_000001") == 0
 
 
+@pytest.mark.slow
 def test_the_problems_themselves_may_not_change(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """The recipe is the same, the file is not."""
     assert work.run("run.steps=1") == 0
@@ -228,6 +235,7 @@ def test_the_problems_themselves_may_not_change(work: Workspace, capsys: pytest.
     assert "the checkpoint was drawing from other problems" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_a_model_and_is_exported_as_one(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """`rlvr eval` reads its folder as it is; `rlvr export` leaves the state out, checks every file, converts if asked;
     a damaged one is refused."""
@@ -268,6 +276,7 @@ def surrogate(tokens):
 '''
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_finite_is_kept_and_replayed(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """The run stops and names the command; replayed, the sample that did it is named, with its micro-batch's gradient;
     what is kept is the policy as it was: that of the start."""

@@ -67,6 +67,7 @@ def work(workspace: Workspace) -> Workspace:
     return workspace
 
 
+@pytest.mark.slow
 def test_a_resumed_run_holds_what_an_uninterrupted_one_holds(work: Workspace) -> None:
     """Theorem: after two steps, the objects of the run that did them and of one that was built from its checkpoint
     and has given the engine its weights hold the same, weights, moments, order of problems, windows and counts."""
@@ -78,6 +79,7 @@ def test_a_resumed_run_holds_what_an_uninterrupted_one_holds(work: Workspace) ->
     assert different(held(work, loop.start_engine), whole) == {}
 
 
+@pytest.mark.slow
 def test_a_step_changes_what_is_held(work: Workspace) -> None:
     """Or the theorem above would say nothing: a run that did not train differs in each of these."""
     trained = held(work, loop.train)
@@ -88,6 +90,7 @@ def test_a_step_changes_what_is_held(work: Workspace) -> None:
         assert any(key.startswith(part) for key in different(trained, fresh)), part
 
 
+@pytest.mark.slow
 def test_an_object_with_state_that_is_not_registered_is_found(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A collector that counts its groups, as a mistake would have it: its place is named."""
     real = Collector.group

@@ -58,6 +58,7 @@ def run(engine: Sync | None, learner: Learner, version: int = 7) -> list:
     )
 
 
+@pytest.mark.slow
 def test_a_right_engine_passes_and_has_the_true_weights_afterwards(
     engine: HfEngine, learner: Learner, background: Background
 ) -> None:

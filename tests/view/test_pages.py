@@ -13,6 +13,8 @@ from rlvr.runlog.glossary import find
 from tests.runs import Workspace
 from tests.view.conftest import HACK, HOSTILE, REASONS, STEPS, Viewer
 
+pytestmark = pytest.mark.slow
+
 Open = Callable[..., Page]
 Size = tuple[int, int]
 Lines = list[dict[str, Any]]

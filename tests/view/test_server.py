@@ -155,6 +155,7 @@ def test_what_is_no_run_is_refused(
     assert word in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_named(run: Run) -> None:
     """The second viewer on one port ends with the fix, not with a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -166,6 +167,7 @@ def test_a_port_that_is_taken_is_named(run: Run) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_viewer_needs_no_torch(run: Run) -> None:
     """A laptop that only looks at runs imports nothing heavy; what it prints is the run's state."""
     program = (
