@@ -30,9 +30,9 @@ class Outside(Exception):
 
 
 def tracked() -> list[Path]:
-    """All files of the repository that git knows or would add; without git, all that are not ignored by name."""
+    """All files that git tracks; in a folder without git, all that are not ignored by name."""
     if (ROOT / ".git").exists():
-        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        command = ["git", "ls-files", "--cached", "-z"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         return sorted(ROOT / name for name in listed.split("\0") if name and (ROOT / name).exists())
     ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()}
