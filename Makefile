@@ -86,7 +86,7 @@ verifiers-check:  ## tasks of verifiers 0.4 behind the adapter, in an environmen
 	$(VENV)-verifiers/bin/python -m pip install --quiet verifiers==0.4.0 pytest
 	PYTHONPATH=. $(VENV)-verifiers/bin/python -m pytest -q --noconftest tests/rewards/tasks_check.py
 
-gpu-check: setup  ## on a machine with GPUs: weight sync, FSDP2, ZeRO-3, five steps each
+gpu-check: setup  ## on a machine with GPUs: weight sync, FSDP2, five steps each
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean:  ## remove the environment, caches, made models and runs

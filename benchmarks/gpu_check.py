@@ -11,7 +11,6 @@
 | learner, one   | launch/gpu.yaml             | five updates: the figures that the others have to give     |
 | learner, ddp   | launch/ddp.yaml             | the same losses, gradient norms and weights                |
 | learner, fsdp2 | launch/fsdp2.yaml           | the same                                                   |
-| learner, zero3 | launch/deepspeed_zero3.yaml | the same; needs the package deepspeed                      |
 | run, fsdp2     | launch/fsdp2.yaml           | as the first, the weights gathered from their shards       |
 
 Models are tiny and random. Sharded checks take two GPUs, or one where there is no second, which the table says. vLLM's
@@ -21,7 +20,6 @@ sleep mode is not checked, because rlvr does not use it. What could not be check
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -158,11 +156,6 @@ def check_run(machine: Machine, config: str, *, tied: bool) -> str:
 
 def check_learner(machine: Machine, config: str, name: str) -> str:
     """Five updates; on anything but one process they have to give what one process gave."""
-    if config == "deepspeed_zero3":
-        if machine.rehearsal:
-            raise NotChecked("DeepSpeed has no CPU to rehearse on")
-        if importlib.util.find_spec("deepspeed") is None:
-            raise NotChecked("the package deepspeed is not installed: pip install deepspeed")
     model = machine.folder / "learner"
     if not model.exists():
         make_model(model, tied=True)
@@ -240,7 +233,6 @@ def check_all(machine: Machine, only: str) -> int:
         ("learner, one", lambda: check_learner(machine, "gpu", "one")),
         ("learner, ddp", lambda: check_learner(machine, "ddp", "ddp")),
         ("learner, fsdp2", lambda: check_learner(machine, "fsdp2", "fsdp2")),
-        ("learner, zero3", lambda: check_learner(machine, "deepspeed_zero3", "zero3")),
         ("run, fsdp2", lambda: check_run(machine, "fsdp2", tied=True)),
     ]
     failed = 0

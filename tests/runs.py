@@ -60,7 +60,7 @@ class Workspace:
         self.recipe: dict[str, Any] = {
             "schema": 1,
             "name": "run",
-            "run": {"steps": 4, "save_every": 2, "output": "runs", "threads": 1, "insist": True},
+            "run": {"steps": 4, "save_every": 2, "output": "runs", "threads": 1, "force": True},
             "model": {"path": "model"},
             "template": {"type": "none"},
             "problems": {"train": {"type": "jsonl", "path": "train.jsonl"}},

@@ -14,7 +14,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 CONFIGS = sorted(LAUNCH.glob("*.yaml"))
-NAMES = {"cpu", "cpu2", "gpu", "ddp", "fsdp2", "deepspeed_zero3", "multi_node"}
+NAMES = {"cpu", "cpu2", "gpu", "ddp", "fsdp2", "multi_node"}
 
 
 def launched(name: str, *extra: str) -> Namespace:
@@ -58,11 +58,6 @@ def test_the_recipe_and_its_overrides_arrive() -> None:
     assert (arguments.module, arguments.training_script) == (True, "rlvr")
     assert arguments.training_script_args == ["train", "RECIPE", "run.steps=2"]
     assert (arguments.num_processes, arguments.multi_gpu) == (4, True)
-
-
-def test_zero3_and_its_settings_arrive() -> None:
-    arguments = launched("deepspeed_zero3")
-    assert (arguments.use_deepspeed, arguments.zero_stage, arguments.zero3_init_flag) == (True, 3, False)
 
 
 def test_several_nodes_take_rank_and_address_from_the_command_line() -> None:

@@ -18,6 +18,14 @@ from rlvr.config.recipe import Recipe
 from rlvr.errors import InputError
 from rlvr.shipped import find_shipped, shipped_names
 
+OLD_KEYS = {
+    "run.insist": "force",
+    "rollout.patience": "stall_timeout",
+    "rollout.schedule.beyond": "on_stale",
+    "rollout.engine.start": "spawn",
+}
+"""Keys that got another name after 0.1.0, where they stood in a recipe, and the new name there."""
+
 
 class RecipeError(InputError, ValueError):
     """A recipe that cannot be run; the message names key, value, rule and the nearest right name, if there is one.
@@ -139,15 +147,17 @@ def _explain(error: ValidationError) -> list[str]:
     lines = []
     for one in error.errors(include_url=False):
         shown, models = _place(one["loc"])
-        lines.append(f"  {shown or 'recipe'}: {_message(dict(one), models)}")
+        lines.append(f"  {shown or 'recipe'}: {_message(dict(one), models, shown)}")
     return lines
 
 
-def _message(one: dict[str, Any], models: list[type[BaseModel]]) -> str:
-    """What is wrong, for one of pydantic's errors; `models` may stand at its place."""
+def _message(one: dict[str, Any], models: list[type[BaseModel]], shown: str) -> str:
+    """What is wrong, for one of pydantic's errors; `models` may stand at its place, the key `shown`."""
     kind, given, context = one["type"], one["input"], one.get("ctx", {})
     choices = [_shown(tag) for model in models for tag in _tags(model)]
     match kind:
+        case "extra_forbidden" if shown in OLD_KEYS:
+            return f"this key is now called {OLD_KEYS[shown]!r}; rename it"
         case "extra_forbidden":
             known = sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
             return f"unknown key{nearest(str(one['loc'][-1]), known)}; known here: {', '.join(known)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
@@ -43,7 +43,7 @@ class Model(Section):
     """A function that makes the folder when it does not exist yet: called with the recipe."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights and so of the optimiser's state."""
-    autocast: Literal["none", "bfloat16", "float16"] = "none"
+    autocast: Literal["none", "bfloat16"] = "none"
     """Type of matrix products over `dtype` weights."""
     head_dtype: Literal["same", "float32"] = "same"
     """Type of the head's matrix products: that of the others, or float32 over the same weights (ScaleRL, MiniMax-M1),
@@ -64,6 +64,13 @@ class Model(Section):
     kept instead of computed again (torch's activation_memory_budget). 0.1 is about attention's output, which costs the
     most for its size; 0.5 keeps the wide products of the MLP as well."""
 
+    @field_validator("autocast", mode="before")
+    @classmethod
+    def _no_float16(cls, value: object) -> object:
+        if value == "float16":
+            raise ValueError("must be none or bfloat16, got 'float16': gradients would need loss scaling; use bfloat16")
+        return value
+
 
 class Schedule(Section):
     """Learning rate over the optimiser steps: linear warm-up, then the named curve down to `final` times the peak."""
@@ -81,7 +88,7 @@ class Learner(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """``adamw_8bit`` keeps the moments of tensors of 4096 numbers and more in blocks of 8 bits (bitsandbytes; Dettmers
     et al. 2022, arXiv 2110.02861): 2 bytes a weight, where ``adamw`` keeps two numbers of the weight's type. For one
-    process or DDP. On a CPU a step of it takes about 20 times as long, 3 s for 100 M weights."""
+    process or DDP. On a CPU a step of it takes about 20 times as long, 3 s for 100 M parameters."""
     schedule: Schedule = Schedule()
     betas: Annotated[tuple[Decay, Decay], Field(description="AdamW's moments")] = (0.9, 0.95)
     epsilon: PositiveFloat = 1e-8
@@ -171,7 +178,7 @@ class Run(Section):
     resume: str = "auto"
     """``auto`` goes on from the run's last checkpoint if it has one; ``must`` asks for one; ``never`` refuses a folder
     that holds a run; the path of a checkpoint or of another run's folder starts from there."""
-    insist: bool = False
+    force: bool = False
     """Train even where the doctor's cheap rules say that this recipe cannot learn (docs/doctor.md)."""
     on_damaged: Literal["previous", "stop"] = "previous"
     """What a damaged checkpoint does: it is set aside and the one before it used, or the run stops."""

@@ -79,7 +79,7 @@ class VllmServers(_Vllm):
     type: Literal["vllm_servers"]
     urls: list[Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]] = []
     """Servers that are started elsewhere, such as ``http://10.0.0.7:8000``: with the same `dtype` and model."""
-    start: NonNegativeInt = 0
+    spawn: NonNegativeInt = 0
     """Servers that the run itself starts on this host, each on a free port; they end with it."""
     max_model_len: PositiveInt | None = None
     """Most tokens of prompt and answer; None takes the longest prompt and answer of the recipe's problems."""
@@ -100,8 +100,8 @@ class VllmServers(_Vllm):
 
     @model_validator(mode="after")
     def _has_servers(self) -> VllmServers:
-        if not self.urls and not self.start:
-            raise ValueError("urls and start are both empty; name servers in urls, or let the run start some")
+        if not self.urls and not self.spawn:
+            raise ValueError("urls and spawn are both empty; name servers in urls, or let the run start some by spawn")
         if len(set(self.urls)) < len(self.urls):
             raise ValueError(f"urls must differ, got {self.urls}")
         for key, other in (("folder", "nccl"), ("address", "file")):
@@ -156,7 +156,7 @@ class Rollout(Section):
     """Sample from the tokens whose probability is at least this share of the likeliest one's."""
     schedule: Schedule = Synchronous()
     """When the engine samples and when the learner trains."""
-    patience: PositiveFloat = 3600.0
+    stall_timeout: PositiveFloat = 3600.0
     """Seconds without the end of any answer or grading after which the run stops, naming what it waits for; each tenth
     of it is told."""
     repetition: RepetitionStop | None = None

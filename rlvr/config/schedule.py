@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rlvr.config.base import NonNegativeInt, Section
 
-Beyond = Literal["wait", "drop", "mask"]
+OnStale = Literal["wait", "drop", "mask"]
 """What happens at the bound on age. ``wait``: the learner waits for the groups that would pass it, so none ever does;
 ``drop``: groups that have passed it are thrown away and counted; ``mask``: their tokens beyond it are not trained."""
 
@@ -35,7 +35,7 @@ class _Schedule(Section):
         return 0
 
     @property
-    def past_bound(self) -> Beyond:
+    def stale_policy(self) -> OnStale:
         """What happens at the bound."""
         return "wait"
 
@@ -66,7 +66,7 @@ class _Bounded(_Schedule):
     answers end, and make tokens older."""
     max_staleness: NonNegativeInt = 4
     """Most versions that a trained token may be older than the policy that trains on it."""
-    beyond: Beyond = "wait"
+    on_stale: OnStale = "wait"
 
     def in_flight(self, prompts: int) -> int:
         """Problems that are on their way while the learner waits for `prompts` groups."""
@@ -78,17 +78,17 @@ class _Bounded(_Schedule):
         return self.max_staleness
 
     @property
-    def past_bound(self) -> Beyond:
+    def stale_policy(self) -> OnStale:
         """What happens at the bound."""
-        return self.beyond
+        return self.on_stale
 
     @model_validator(mode="after")
     def _reachable(self) -> _Bounded:
-        if self.beyond == "wait" and self.oversample > self.max_staleness + 1:
+        if self.on_stale == "wait" and self.oversample > self.max_staleness + 1:
             raise ValueError(
-                f"oversample must be at most max_staleness + 1 = {self.max_staleness + 1} with beyond: wait, got "
+                f"oversample must be at most max_staleness + 1 = {self.max_staleness + 1} with on_stale: wait, got "
                 f"{self.oversample:g}: with more groups on their way some could not be trained in time; raise "
-                "max_staleness, or set beyond: drop or mask"
+                "max_staleness, or set on_stale: drop or mask"
             )
         return self
 

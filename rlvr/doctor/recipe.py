@@ -35,7 +35,7 @@ from rlvr.rules.preflight_settings import check_settings
 from rlvr.rules.preflight_verifiers import disagreement
 from rlvr.rules.rule import Rule
 from rlvr.run.build import check_early, make_accelerator, sampling_only
-from rlvr.run.first_screen import count_weights
+from rlvr.run.first_screen import num_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ def examine(recipe: Recipe, *, groups: int = GROUPS, engine: bool = True, say: S
         report.prompts += [visible(tokenizer, prompt.ids) for prompt in seen.prompts[:SHOWN]]
         found.extend(
             examine_cheaply(
-                recipe, data.train, seen, data.pool, data.terms, weights=count_weights(config), patience=PATIENCE
+                recipe, data.train, seen, data.pool, data.terms, weights=num_parameters(config), patience=PATIENCE
             )
         )
         looked = True
@@ -172,7 +172,7 @@ def _sampled(
     yield list(learner.check_mismatch(recipe, compared))
     config = AutoConfig.from_pretrained(recipe.model.path)
     prompt = data.renderer.render(problems[0]).text
-    price = cost.estimate(recipe, config, count_weights(config), groups, prompt, speed, compared)
+    price = cost.estimate(recipe, config, num_parameters(config), groups, prompt, speed, compared)
     report.facts += cost.rows(recipe, price)
     yield list(cost.check_cost(recipe, price))
 

@@ -15,7 +15,7 @@ SECTIONS: tuple[tuple[str, str, tuple[Rule, ...]], ...] = (
     (
         "Before a run, without an engine",
         "Settings, data, template and verifiers; `rlvr train` looks at these each time and refuses what cannot learn, "
-        "unless `run.insist` is true.",
+        "unless `run.force` is true.",
         BEFORE_RULES,
     ),
     (

@@ -67,7 +67,7 @@ def _servers(
     transfer = TRANSFERS[settings.transfer]
     children = [
         ServedChild(own, transfer, "127.0.0.1", log_file.with_stem(f"{log_file.stem}_{index}"))
-        for index in range(settings.start)
+        for index in range(settings.spawn)
     ]
     for child in children:
         say(f"server of this run: {child.url}, its log {child.log_file}")

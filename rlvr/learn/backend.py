@@ -1,14 +1,13 @@
-"""Backends: what differs between data parallel, sharded and DeepSpeed training, behind six verbs.
+"""The backend: the policy wrapped for one process, DDP or FSDP2, and its optimizer, behind eight methods.
 
-| backend   | gradients are                       | who clips and steps                 | can skip a step |
-|-----------|-------------------------------------|-------------------------------------|-----------------|
-| ddp       | reduced with the last backward pass | `clip`, `step`                      | yes             |
-| fsdp2     | sharded with the last backward pass | `clip`, `step`, on shards           | yes             |
-| deepspeed | ZeRO's                              | DeepSpeed, inside its last backward | no              |
+| accelerate launched | gradients are                       |
+|---------------------|-------------------------------------|
+| one process         | whole                               |
+| DDP                 | reduced with the last backward pass |
+| FSDP2               | sharded with the last backward pass |
 
-All three average gradients over ranks, while a step's loss is a sum over ranks (its weights are global), so that
-`backward` multiplies by the number of ranks. One process without any wrapper is the smallest case of ddp. The
-DeepSpeed backend is written against DeepSpeed's source and has not been run.
+Wrappers average gradients over ranks, while a step's loss is a sum over ranks (its denominators are global):
+`Backend.backward` therefore multiplies the loss by the number of ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,42 +30,6 @@ from rlvr.learn.policy import Policy
 
 _QUANTISED = "__bnb_optimizer_quant_state__"
 """Where bitsandbytes keeps the moments in its state, both those in 8 bits and the small ones in float32."""
-
-
-class Backend(Protocol):
-    """How gradients come about and become a step; every call is made by all ranks."""
-
-    module: nn.Module
-    """The wrapped policy: call this."""
-    can_skip: bool
-    """False where the last backward pass already steps."""
-
-    def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Surrounds forward and backward pass of one micro-batch; ranks talk to each other only in the last."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this rank's part of the loss."""
-
-    def clip(self) -> float:
-        """Norm of the gradient over all parameters and ranks, before it is clipped to the recipe's maximum."""
-
-    def step(self) -> None:
-        """Update the weights."""
-
-    def prepare_step(self, *, lr: float) -> None:
-        """Start an optimiser step: no gradients, and the learning rate that it will use."""
-
-    def full_parameters(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter of ``policy.model``, whole, one at a time."""
-
-    def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
-        """Overwrite parameters of ``policy.model`` with the whole tensors of their names; all ranks pass the same."""
-
-    def optimizer_state(self) -> dict[int, dict[str, Any]]:
-        """The optimizer's state with whole tensors on the CPU, which may be the optimizer's own."""
-
-    def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
-        """Take over what `optimizer_state` returned; every rank passes the same."""
 
 
 def make_optimizer(policy: Policy, config: LearnerConfig) -> torch.optim.Optimizer:
@@ -101,66 +64,66 @@ def check_launch(accelerator: Accelerator, config: LearnerConfig) -> None:
             "the recipe's model.dtype and model.autocast decide"
         )
     if config.optimizer == "adamw_8bit":
-        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if kind == DistributedType.FSDP:
             raise LaunchError(
                 "learner.optimizer must be adamw where weights are sharded, got 'adamw_8bit': bitsandbytes takes whole "
                 f"tensors, and accelerate was launched for {kind.value}; launch one process or DDP for 8 bits"
             )
         if importlib.util.find_spec("bitsandbytes") is None:
             raise LaunchError("learner.optimizer: 'adamw_8bit' needs bitsandbytes; pip install 'rlvr[adamw-8bit]'")
-    if kind == DistributedType.DEEPSPEED and config.non_finite == "skip":
-        raise LaunchError("learner.non_finite must be 'stop' with DeepSpeed: it steps inside its backward pass")
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise LaunchError("accelerate was launched with FSDP version 1; set fsdp_version: 2 in its config")
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
-    if kind not in (*known, DistributedType.DEEPSPEED):
+    if kind not in known:
         raise LaunchError(
-            f"accelerate was launched for {kind.value}; supported are one process, DDP, FSDP2 and DeepSpeed"
+            f"accelerate was launched for {kind.value}; supported are one process, DDP and FSDP2 (launch/fsdp2.yaml)"
         )
 
 
-def make_backend(accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> Backend:
-    """The backend that accelerate was launched for. Raises `LaunchError` for one that cannot train here."""
-    check_launch(accelerator, config)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return DeepSpeedBackend(accelerator, policy, config)
-    return TorchBackend(accelerator, policy, config)
+class Backend:
+    """The wrapped policy and torch's own optimizer on whole or sharded parameters; all ranks make every call."""
 
-
-class TorchBackend:
-    """One process, DDP, or FSDP2: torch's own optimizer on whole or sharded parameters."""
-
-    can_skip = True
+    module: nn.Module
+    """The wrapped policy: call this."""
 
     def __init__(self, accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> None:
+        """Raises `LaunchError` for a launch that cannot train here."""
+        check_launch(accelerator, config)
         self._accelerator, self._max_norm = accelerator, config.max_grad_norm
         self._quantised = config.optimizer == "adamw_8bit"
         self.module, self._optimizer = accelerator.prepare(policy, make_optimizer(policy, config))
 
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Surrounds forward and backward pass of one micro-batch; ranks talk to each other only in the last."""
         return contextlib.nullcontext() if last else self._accelerator.no_sync(self.module)
 
     def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's part of the loss."""
         (loss * self._accelerator.num_processes).backward()
 
     def clip(self) -> float:
+        """Norm of the gradient over all parameters and ranks, before it is clipped to the recipe's maximum."""
         return clip_gradients([p.grad for p in self.module.parameters() if p.grad is not None], self._max_norm)
 
     def prepare_step(self, *, lr: float) -> None:
+        """Start an optimiser step: no gradients, and the learning rate that it will use."""
         self._optimizer.zero_grad()
         for group in self._optimizer.param_groups:
             group["lr"] = lr
 
     def step(self) -> None:
+        """Update the weights."""
         self._optimizer.step()
 
     def full_parameters(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter of ``policy.model``, whole, one at a time."""
         self._reshard()
         for name, parameter in policy.model.named_parameters():
             yield name, _whole(parameter.detach())
 
     @torch.no_grad()
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
+        """Overwrite parameters of ``policy.model`` with the whole tensors of their names; all ranks pass the same."""
         self._reshard()
         parameters = dict(policy.model.named_parameters())
         for name, value in values.items():
@@ -173,10 +136,12 @@ class TorchBackend:
                 module.reshard()
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
+        """The optimizer's state with whole tensors on the CPU, which may be the optimizer's own."""
         state = self._optimizer.state_dict()
         return {index: {key: _saved(value) for key, value in entry.items()} for index, entry in state["state"].items()}
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
+        """Take over what `optimizer_state` returned; every rank passes the same."""
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         found = {key for entry in state.values() for key in entry}
         if found and (_QUANTISED in found) != self._quantised:
@@ -188,62 +153,6 @@ class TorchBackend:
         # Settings (decay, moments) are the recipe's, not the checkpoint's
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": values, "param_groups": groups})
-
-
-class DeepSpeedBackend:
-    """ZeRO stages 1 to 3 through accelerate's wrapper: its last backward pass clips and steps."""
-
-    can_skip = False
-
-    def __init__(self, accelerator: Accelerator, policy: Policy, config: LearnerConfig) -> None:
-        self._accelerator = accelerator
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["gradient_clipping"] = config.max_grad_norm
-        # Micro-batches are packed by token count; DeepSpeed only needs these to be consistent with one another
-        settings["train_micro_batch_size_per_gpu"] = settings["gradient_accumulation_steps"] = 1
-        settings["train_batch_size"] = accelerator.num_processes
-        self.module, self._optimizer = accelerator.prepare(policy, make_optimizer(policy, config))
-        self._last = True
-
-    def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        self._last = last
-        return contextlib.nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        wrapper = self._accelerator.deepspeed_engine_wrapped
-        wrapper.backward(loss * self._accelerator.num_processes, sync_gradients=self._last)
-
-    def clip(self) -> float:
-        return float(self._accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
-
-    def prepare_step(self, *, lr: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-
-    def step(self) -> None:
-        """Nothing is left to do: the last backward pass has stepped."""
-
-    def full_parameters(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
-        import deepspeed  # installed only where it is used
-
-        for name, parameter in policy.model.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter]):
-                yield name, parameter.detach().clone()
-
-    @torch.no_grad()
-    def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
-        import deepspeed
-
-        parameters = dict(policy.model.named_parameters())
-        for name, value in values.items():
-            with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
-                parameters[name].copy_(value)
-
-    def optimizer_state(self) -> dict[int, dict[str, Any]]:
-        raise ValueError("the state of DeepSpeed's optimizer is sharded and cannot be written into one file yet")
-
-    def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
-        raise ValueError("the state of DeepSpeed's optimizer is sharded and cannot be read from one file yet")
 
 
 def clip_gradients(gradients: Iterable[Tensor], max_norm: float) -> float:

@@ -1,7 +1,7 @@
 """The policy: a causal language model whose forward pass gives log-probabilities, never logits.
 
 `Policy.forward` is the only place where parameters are touched, so that whatever wraps it (DDP's hooks, FSDP2's
-resharding, ZeRO-3's partitions) sees every use. What the code takes for granted about a model is checked on the loaded
+resharding) sees every use. What the code takes for granted about a model is checked on the loaded
 weights: that its logits are the plain linear head of its last hidden state, and that packed samples do not see each
 other.
 """

@@ -152,7 +152,7 @@ def _fresh(rollout: Rollout, step: int, schedule: Schedule | None) -> tuple[bool
             f"{name} has tokens of version {max(trained)}, step {step} starts from version {step - 1}: engine and "
             "learner disagree about versions"
         )
-    if schedule.past_bound != "mask" and trained and step - 1 - min(trained) > schedule.bound:
+    if schedule.stale_policy != "mask" and trained and step - 1 - min(trained) > schedule.bound:
         raise StaleTokens(
             f"{name} has tokens of version {min(trained)}, more than {schedule.bound} older than version {step - 1}, "
             f"from which step {step} starts"

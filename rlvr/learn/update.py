@@ -31,7 +31,7 @@ from rlvr.config.algorithm import Algorithm, GivenTextLikelihood, TokenMean
 from rlvr.config.recipe import Learner as LearnerConfig
 from rlvr.config.recipe import Model
 from rlvr.errors import RlvrError
-from rlvr.learn.backend import make_backend
+from rlvr.learn.backend import Backend
 from rlvr.learn.distill import load_teacher
 from rlvr.learn.flops import update_flops
 from rlvr.learn.kept import Kept, gather_kept, kept_of
@@ -101,10 +101,6 @@ class Learner:
         texts: GivenTexts | None = None,
     ) -> None:
         """``texts`` are the rows of ``algorithm.given_text``, on rank 0."""
-        if model.autocast == "float16":
-            raise ValueError(
-                "model.autocast must be 'none' or 'bfloat16', got 'float16': gradients would need loss scaling"
-            )
         self.config, self.total_updates, self.accelerator, self.lora = learner, total_updates, accelerator, model.lora
         self.objective = PolicyGradient(algorithm, temperature)
         given, self._texts = algorithm.given_text, texts
@@ -122,7 +118,7 @@ class Learner:
         if self.objective.teacher is not None:
             self.teacher = load_teacher(model, self.objective.teacher.path, self.policy).requires_grad_(False)
             self.teacher = accelerator.prepare_model(self.teacher, device_placement=True, evaluation_mode=True)
-        self.backend = make_backend(accelerator, self.policy, learner)
+        self.backend = Backend(accelerator, self.policy, learner)
         self._reference_module: Any = self.reference.module if self.reference is not None else None
         if on_base:
             self._reference_module = base_policy(self.policy.model, self.backend.module)

@@ -68,17 +68,17 @@ class Buffer:
 
     def take(self, count: int, step: int) -> list[RolloutGroup] | None:
         """The `count` finished groups that are to be trained at `step`, in the order of drawing, which then leave the
-        buffer; None where the learner has to wait: there are too few, or under ``beyond: wait`` those that are left
+        buffer; None where the learner has to wait: there are too few, or under ``on_stale: wait`` those that are left
         could not all be trained before their deadlines, ``prompts`` of them a step."""
         finished = [one for one in self.pending if one.group is not None]
         if len(finished) < count:
             return None
-        if self._schedule.past_bound == "wait":
+        if self._schedule.stale_policy == "wait":
             finished.sort(key=self._deadline)  # stable: the earliest drawn first among equals
         chosen = finished[:count]
         names = {one.order for one in chosen}
         left = [one for one in self.pending if one.order not in names]
-        if self._schedule.past_bound == "wait":
+        if self._schedule.stale_policy == "wait":
             deadlines = sorted(map(self._deadline, left))
             if any(deadline < step + 1 + i // self._prompts for i, deadline in enumerate(deadlines)):
                 return None
@@ -86,18 +86,18 @@ class Buffer:
         return [one.group for one in sorted(chosen, key=lambda one: one.order) if one.group is not None]
 
     def drop_stale(self, step: int) -> list[Pending]:
-        """Throw away the groups from which `step` may not learn any more; none under ``beyond: wait``.
+        """Throw away the groups from which `step` may not learn any more; none under ``on_stale: wait``.
 
         ``drop``: a token is past the bound. ``mask``: the group is finished and all its tokens are.
         """
         bound, dropped = self._schedule.bound, []
         for one in self.pending:
-            if self._schedule.past_bound == "drop":
+            if self._schedule.stale_policy == "drop":
                 is_stale = step - 1 - one.oldest > bound
             else:
                 newest = [max(rollout.weight_version, default=one.oldest) for rollout in _rollouts(one)]
                 is_stale = bool(newest) and step - 1 - max(newest) > bound
-            if is_stale and self._schedule.past_bound != "wait":
+            if is_stale and self._schedule.stale_policy != "wait":
                 dropped.append(one)
         gone = {one.order for one in dropped}
         self.pending = [one for one in self.pending if one.order not in gone]

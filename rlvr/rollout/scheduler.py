@@ -42,7 +42,7 @@ class TooManyUnscored(RlvrError, RuntimeError):
 
 
 class Stalled(RlvrError, RuntimeError):
-    """Neither engine nor graders have ended anything for ``rollout.patience`` seconds; the message names what waits."""
+    """Engine and graders have ended nothing for ``rollout.stall_timeout`` seconds; the message says what waits."""
 
 
 class Rollouts:
@@ -221,14 +221,14 @@ class Rollouts:
 
     async def _until(self, ready: Callable[[], bool]) -> None:
         """Wait for `ready`, which is asked after each change; says so when nothing changes for long."""
-        patience = self._recipe.rollout.patience
+        timeout = self._recipe.rollout.stall_timeout
         while True:
             for one in self.buffer.pending:
                 if one.task is not None and one.task.done() and one.group is None:
                     one.task.result()  # raises what ended it
             if ready():
                 return
-            if not await self._gate.changed(patience / WARNINGS):
+            if not await self._gate.changed(timeout / WARNINGS):
                 pending = [str(one) for one in self.buffer.unfinished()]
                 silent = time.monotonic() - self._gate.last_change
                 text = (
@@ -236,8 +236,8 @@ class Rollouts:
                     f"{self._gate.grading} answers at the graders, and these groups wait: {', '.join(pending[:8])}"
                     + (f" and {len(pending) - 8} more" if len(pending) > 8 else "")
                 )
-                if silent >= patience:
-                    raise Stalled(f"{text}; rollout.patience = {patience:g} s allows no more")
+                if silent >= timeout:
+                    raise Stalled(f"{text}; rollout.stall_timeout = {timeout:g} s allows no more")
                 self._warn("rollouts_stalled", text)
 
     def settle(self) -> None:
@@ -256,7 +256,7 @@ class Rollouts:
             self._watcher = None
 
     async def _tell_blocked(self) -> None:
-        interval = self._recipe.rollout.patience / WARNINGS
+        interval = self._recipe.rollout.stall_timeout / WARNINGS
         idle = 0.0
         while True:
             idle = 0.0 if await self._gate.changed(interval) or self.buffer.unfinished() else idle + interval

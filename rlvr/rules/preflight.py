@@ -62,10 +62,10 @@ def lines(findings: Sequence[Finding]) -> list[str]:
 
 
 def refuse(recipe: Recipe, findings: Sequence[Finding]) -> None:
-    """Raise `RecipeError` for a recipe that cannot learn, unless ``run.insist`` is true."""
+    """Raise `RecipeError` for a recipe that cannot learn, unless ``run.force`` is true."""
     stops = [one for one in findings if one.grade is Grade.STOPS]
-    if stops and not recipe.run.insist:
+    if stops and not recipe.run.force:
         reasons = "\n".join(f"  {one.rule}: {one.message}\n    -> {one.advice}" for one in stops)
         raise RecipeError(
-            f"this recipe cannot learn:\n{reasons}\nset run.insist=true to train all the same; `rlvr doctor` says more"
+            f"this recipe cannot learn:\n{reasons}\nset run.force=true to train all the same; `rlvr doctor` says more"
         )

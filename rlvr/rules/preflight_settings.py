@@ -137,7 +137,7 @@ def _learner(recipe: Recipe, weights: int | None) -> Iterator[Finding]:
     peak = pretraining_rate(weights or 1)  # of an unknown model: the highest that any size allows
     peak *= 1 if recipe.model.lora is None else LORA
     if learner.lr >= NEAR_PEAK * peak:
-        size = f"a model of {weights / 1e6:.3g} M weights" if weights else "any model"
+        size = f"a model of {weights / 1e6:.3g} M parameters" if weights else "any model"
         kills = learner.lr >= peak
         yield LR_HIGH.found(
             f"learner.lr = {learner.lr:g} is {'above' if kills else 'near'} the rate at which {size} is trained from "

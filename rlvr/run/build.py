@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlvr.config import PlugIn, Recipe, RecipeError
@@ -35,7 +35,7 @@ from rlvr.rollout.collector import Collector, answers_to_one_prompt
 from rlvr.rollout.scheduler import Rollouts
 from rlvr.rules.preflight import examine_cheaply, first_prompts, lines, refuse
 from rlvr.rules.watch import Watch
-from rlvr.run.first_screen import count_weights, first_screen
+from rlvr.run.first_screen import first_screen, num_parameters
 from rlvr.run.signals import Preemption
 from rlvr.runlog.clock import StepClock
 from rlvr.runlog.run_log import RunLog, run_folder
@@ -211,13 +211,6 @@ def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
     """What would otherwise be found out only after the engine has started, or at the first checkpoint: the launcher's
     settings, and plug-ins that cannot be found. Raises `LaunchError`, `RecipeError` or `PlugInError`."""
     check_launch(accelerator, recipe.learner)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise RecipeError(
-            "accelerate was launched for DeepSpeed: its optimizer's state cannot be saved yet, and each run saves its "
-            "last step; use launch/fsdp2.yaml"
-        )
-    if recipe.model.autocast == "float16":
-        raise RecipeError("model.autocast must be none or bfloat16, got 'float16': gradients would need loss scaling")
     if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
         raise RecipeError("model.lora needs peft, which is not installed; pip install 'rlvr[lora]'")
     algorithm = recipe.algorithm
@@ -252,7 +245,7 @@ def build(recipe: Recipe) -> Run:
             for note in data.notes:
                 say(note)
             seen = first_prompts(data.train, data.renderer, tokenizer)
-            findings = examine_cheaply(recipe, data.train, seen, data.pool, data.terms, weights=count_weights(config))
+            findings = examine_cheaply(recipe, data.train, seen, data.pool, data.terms, weights=num_parameters(config))
             for line in lines(findings):
                 say(line)
             refuse(recipe, findings)

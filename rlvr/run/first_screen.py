@@ -24,7 +24,7 @@ def first_screen(
 ) -> list[tuple[str, str]]:
     """Label and text of each line."""
     rollout, model, algorithm = recipe.rollout, recipe.model, recipe.algorithm
-    weights = count_weights(config)
+    weights = num_parameters(config)
     adapters = count_adapters(recipe, config)
     sets = ", ".join(f"{one.name}: {len(problems)} x {one.samples}" for one, problems in data.eval_sets) or "none"
     stops = [*map(repr, data.renderer.stop), f"tokens {list(data.renderer.stop_token_ids)}"]
@@ -32,7 +32,7 @@ def first_screen(
     slots = ("baseline", "scale", "surrogate", "aggregation", "kl")
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
     return [
-        ("model", f"{model.path}: {weights / 1e6:.1f} M weights in {model.dtype}, autocast {model.autocast}"),
+        ("model", f"{model.path}: {weights / 1e6:.1f} M parameters in {model.dtype}, autocast {model.autocast}"),
         *_adapters(model.lora, adapters),
         ("problems", f"{len(data.train)} to train on; measured on {sets}"),
         ("prompt", f"template {recipe.template.type}, up to {data.longest_prompt} tokens, stops at {', '.join(stops)}"),
@@ -53,7 +53,9 @@ def _adapters(lora: Lora | None, size: int | None) -> list[tuple[str, str]]:
     if lora is None or size is None:
         return []
     where = "all linear layers below the head" if lora.targets == "all" else ", ".join(lora.targets)
-    return [("adapters", f"rank {lora.rank}, alpha {lora.alpha:g}, on {where}: {size / 1e6:.3g} M weights are trained")]
+    return [
+        ("adapters", f"rank {lora.rank}, alpha {lora.alpha:g}, on {where}: {size / 1e6:.3g} M parameters are trained")
+    ]
 
 
 def _given_text(given: GivenText, data: Data) -> list[tuple[str, str]]:
@@ -62,7 +64,7 @@ def _given_text(given: GivenText, data: Data) -> list[tuple[str, str]]:
     return [("given text", f"{len(data.texts)} rows, {given.rows} an update, their likelihood x {given.coefficient:g}")]
 
 
-def count_weights(config: PretrainedConfig) -> int:
+def num_parameters(config: PretrainedConfig) -> int:
     """How many weights a model has, from its configuration alone."""
     with torch.device("meta"):
         return int(AutoModelForCausalLM.from_config(config).num_parameters())

@@ -179,7 +179,7 @@ _LEARNER = (
         "0 is on-policy; each version is one step.",
     ),
     Metric("staleness/max", "versions", "", "Never above the schedule's bound."),
-    Metric("staleness/masked", "tokens", "", "Tokens past the bound, which beyond: mask did not train."),
+    Metric("staleness/masked", "tokens", "", "Tokens past the bound, which on_stale: mask did not train."),
     Metric(
         "rollouts/several_versions",
         "share",
@@ -194,7 +194,7 @@ _LEARNER = (
         "buffer/dropped_stale",
         "groups",
         "",
-        "Thrown away because their tokens passed the bound on age; with beyond: wait there are none.",
+        "Thrown away because their tokens passed the bound on age; with on_stale: wait there are none.",
         (None, 0.0),
     ),
     Metric("tokens/dropped", "tokens", "", "Tokens of the groups thrown away."),

@@ -39,7 +39,7 @@ MAY_CHANGE = {
     "run.keep_every": "",
     "run.background_save": "",
     "run.resume": "",
-    "run.insist": "",
+    "run.force": "",
     "run.on_*": "",
     "run.stop_on*": "",
     "run.trackers*": "",

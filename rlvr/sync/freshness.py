@@ -104,7 +104,7 @@ def self_test(
     with `engine` None on all but the one that has it. Raises `EngineError` naming the group that did not arrive.
     """
     if any(_local(parameter).numel() == 0 for parameter in parameters.values()):
-        raise EngineError("the self-test needs the parameters in place, ZeRO-3 partitions them; set self_test: false")
+        raise EngineError("the self-test needs a part of each parameter on every rank; set rollout.self_test: false")
     truth = logprobs(sequences)
     proofs = []
     for i, (group, names) in enumerate(parameter_groups(parameters).items()):

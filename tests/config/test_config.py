@@ -59,6 +59,20 @@ def test_the_smallest_recipe(tmp_path: Path) -> None:
             {"learner__lrr": 1},
             "learner.lrr: unknown key (did you mean 'lr'?); known here: betas, epsilon, head_chunk, ",
         ),
+        ({"run__insist": True}, "run.insist: this key is now called 'force'; rename it"),
+        ({"rollout__patience": 60.0}, "rollout.patience: this key is now called 'stall_timeout'; rename it"),
+        (
+            {"rollout__schedule": {"type": "partial", "beyond": "drop"}},
+            "rollout.schedule.beyond: this key is now called 'on_stale'; rename it",
+        ),
+        (
+            {"rollout__engine": {"type": "vllm_servers", "start": 2}},
+            "rollout.engine.start: this key is now called 'spawn'; rename it",
+        ),
+        (
+            {"model__autocast": "float16"},
+            "model.autocast: must be none or bfloat16, got 'float16': gradients would need loss scaling; use bfloat16",
+        ),
         ({"schema_version": 1}, "schema_version: unknown key (did you mean 'schema'?)"),
         ({"rollout__zzz": 1}, "rollout.zzz: unknown key; known here: engine, group_size, "),
         (

@@ -51,14 +51,14 @@ def test_what_is_neither_recipe_nor_run(
 def test_train_refuses_what_cannot_learn_and_says_how_to_insist(
     clinic: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before the engine starts, with key, value, rule and fix; no metrics are written. With run.insist it trains."""
+    """Before the engine starts, with key, value, rule and fix; no metrics are written. With run.force it trains."""
     assert clinic.run("learner.lr=0.01") == 2
     said = capsys.readouterr()
     assert "learning_rate_high: learner.lr = 0.01 is above" in said.err
     assert "-> lower learner.lr" in said.err
-    assert "run.insist=true" in said.err
+    assert "run.force=true" in said.err
     assert "starting the engine" not in said.out
-    assert clinic.run("learner.lr=0.01", "run.insist=true", "run.steps=1") == 0
+    assert clinic.run("learner.lr=0.01", "run.force=true", "run.steps=1") == 0
     assert "stops learning: learning_rate_high" in capsys.readouterr().out
     assert len(clinic.metrics()) == 1
 

@@ -199,10 +199,10 @@ def random_schedule(rng: random.Random) -> dict[str, Any]:
     kind = rng.choice(["synchronous", "ahead", "partial", "partial", "asynchronous", "asynchronous"])
     if kind in ("synchronous", "ahead"):
         return {"type": kind}
-    beyond = rng.choice(["wait", "drop", "mask"])
+    on_stale = rng.choice(["wait", "drop", "mask"])
     bound = rng.randint(0, 3)
-    most = bound + 1 if beyond == "wait" else 4
-    settings = {"type": kind, "beyond": beyond, "max_staleness": bound, "oversample": 1 + rng.random() * (most - 1)}
+    most = bound + 1 if on_stale == "wait" else 4
+    settings = {"type": kind, "on_stale": on_stale, "max_staleness": bound, "oversample": 1 + rng.random() * (most - 1)}
     if kind == "partial":
         return settings | {"tokens": rng.choice([None, rng.randint(1, 20)])}
     return settings | {"cache": rng.choice(["keep", "recompute"])}

@@ -69,14 +69,14 @@ def test_a_group_may_be_passed_over_while_there_is_time() -> None:
 
 def test_what_falls_out_by_hand() -> None:
     """drop: a token past the bound; mask: the newest token past it, of a finished group; wait: nothing."""
-    for beyond, gone in (("drop", ["p0", "p1"]), ("mask", ["p0"]), ("wait", [])):
-        held = buffer(max_staleness=1, oversample=2.0, beyond=beyond)
+    for policy, gone in (("drop", ["p0", "p1"]), ("mask", ["p0"]), ("wait", [])):
+        held = buffer(max_staleness=1, oversample=2.0, on_stale=policy)
         held.add([(one, 0) for one in PROBLEMS[:2]], 0)
         held.add([(PROBLEMS[2], 0)], 1)
         finish(held.pending[0], 0)
         assert [one.problem.id for one in held.drop_stale(step=2)] == []
         assert [one.problem.id for one in held.drop_stale(step=3)] == gone
-        assert held.counts(3, [])["buffer/oldest"] == (1 if beyond == "drop" else 2)
+        assert held.counts(3, [])["buffer/oldest"] == (1 if policy == "drop" else 2)
 
 
 @pytest.mark.parametrize("seed", range(200))

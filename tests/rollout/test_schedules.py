@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 SCHEDULES: dict[str, dict[str, Any]] = {
     "budget": {"type": "partial", "tokens": 7, "oversample": 2.0, "max_staleness": 2},
     "april": {"type": "partial", "oversample": 2.0, "max_staleness": 2},
-    "kimi": {"type": "partial", "tokens": 12, "oversample": 1.5, "max_staleness": 0, "beyond": "mask"},
-    "drop": {"type": "partial", "tokens": 7, "oversample": 3.0, "max_staleness": 1, "beyond": "drop"},
+    "kimi": {"type": "partial", "tokens": 12, "oversample": 1.5, "max_staleness": 0, "on_stale": "mask"},
+    "drop": {"type": "partial", "tokens": 7, "oversample": 3.0, "max_staleness": 1, "on_stale": "drop"},
     "ahead": {"type": "ahead"},
     "asynchronous": {"type": "asynchronous", "oversample": 3.0, "max_staleness": 2},
     "recompute": {"type": "asynchronous", "oversample": 2.0, "max_staleness": 1, "cache": "recompute"},
@@ -67,7 +67,7 @@ def test_a_run_under_each_schedule(tmp_path: Path, tiny_tied: Path, name: str) -
         assert [line["staleness/mean"] for line in lines] == [0, 1, 1, 1, 1]
     if name == "kimi":
         assert {line.get("staleness/max", 0) for line in lines} == {0}
-    if settings.get("beyond", "wait") == "wait":
+    if settings.get("on_stale", "wait") == "wait":
         assert sum(line["buffer/dropped_stale"] for line in lines) == 0
 
 

@@ -19,9 +19,9 @@ Warnings = list[tuple[str, str]]
 
 @pytest.fixture
 def world(tiny_tied: Path) -> Iterator[World]:
-    """An asynchronous run with a patience of two seconds."""
+    """An asynchronous run with a stall_timeout of two seconds."""
     schedule = {"type": "asynchronous", "oversample": 2.0, "max_staleness": 1}
-    world = World(0, make_renderer(tiny_tied), schedule, refill=False, longest=5, patience=2.0)
+    world = World(0, make_renderer(tiny_tied), schedule, refill=False, longest=5, stall_timeout=2.0)
     yield world
     world.close()
 
@@ -35,7 +35,7 @@ def listen(world: World) -> Warnings:
 
 @pytest.mark.slow
 def test_an_engine_that_gives_nothing_back_ends_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told each tenth of the patience, and at its end raised, with the groups that wait and for how long."""
+    """It is told each tenth of stall_timeout, and at its end raised, with the groups that wait and for how long."""
     warnings, real = listen(world), world.engine.generate
 
     async def silent(request: Request) -> Completion:
@@ -51,7 +51,7 @@ def test_an_engine_that_gives_nothing_back_ends_the_run(world: World, monkeypatc
         "no answer has ended for 2 s",
         "1 requests are in the engine",
         "p0 (visit 0, ",
-        "rollout.patience = 2",
+        "rollout.stall_timeout = 2",
     ):
         assert part in str(raised.value)
     assert len(warnings) >= 3
@@ -60,7 +60,7 @@ def test_an_engine_that_gives_nothing_back_ends_the_run(world: World, monkeypatc
 
 @pytest.mark.slow
 def test_slow_is_not_stalled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers that end now and then, each within the patience, are waited for beyond it."""
+    """Answers that end now and then, each within stall_timeout, are waited for beyond it."""
     real = world.engine.generate
     ends: list[float] = []
 
