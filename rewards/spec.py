@@ -1,4 +1,4 @@
-"""Naming a verifier by `module:Class` and building it, with errors that say what would have been right."""
+"""Naming a verifier by `module:Class` or `module:function` and building it, with errors that say what was meant."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+from rewards.functions import as_verifier
 from rewards.verdict import Verifier
 
 
@@ -27,9 +28,10 @@ class VerifierSpec:
     """
 
     path: str
-    """Where the class lives: ``module:Class``."""
+    """Where the class lives, ``module:Class``, or a function of completion and reference (`FunctionVerifier`)."""
     args: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of its constructor; JSON-able, because they travel to the worker."""
+    """Keyword arguments of its constructor, or of each call of the function; JSON-able, because they travel to the
+    worker."""
     timeout: float | None = None
     """Seconds of wall clock for one item; None: the pool's."""
 
@@ -55,16 +57,18 @@ class VerifierSpec:
         try:
             cls = getattr(module, class_name)
         except AttributeError:
-            classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
+            known = [name for name, value in vars(module).items() if callable(value)]
             raise VerifierSpecError(
                 f"verifier path: {self.path!r}: module {module_name!r} has no {class_name!r}"
-                f"{_nearest(class_name, classes)}"
+                f"{_nearest(class_name, known)}"
             ) from None
-        if not inspect.isclass(cls):
-            raise VerifierSpecError(f"verifier path: {self.path!r} is a {type(cls).__name__}, it must be a class")
+        if not inspect.isclass(cls) and not inspect.isroutine(cls):
+            raise VerifierSpecError(
+                f"verifier path: {self.path!r} is a {type(cls).__name__}, it must be a class or a function"
+            )
         self._check_args(cls)
         try:
-            verifier = cls(**self.args)
+            verifier = as_verifier(cls, dict(self.args))
         except ValueError as error:  # how constructors refuse a value; other errors come through as they are
             raise VerifierSpecError(f"verifier args: {self.path!r}: {error}") from error
         for method in ("check_reference", "grade"):
@@ -73,11 +77,13 @@ class VerifierSpec:
                     f"verifier path: {self.path!r} has no method {method!r}; a verifier has "
                     "check_reference(reference) and grade(completion, reference)"
                 )
-        assert isinstance(verifier, Verifier)
         return verifier
 
-    def _check_args(self, cls: type) -> None:
-        parameters = inspect.signature(cls).parameters
+    def _check_args(self, cls: Callable[..., Any]) -> None:
+        parameters = dict(inspect.signature(cls).parameters)
+        if not inspect.isclass(cls):  # a function gets these two from the pool
+            for name in list(parameters)[:2]:
+                del parameters[name]
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return
         for key, value in self.args.items():

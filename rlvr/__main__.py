@@ -14,13 +14,6 @@ from rlvr.errors import InputError, RlvrError
 from rlvr.run.signals import PEER_GONE, Interrupted, interruptible
 from rlvr.view.arguments import add_view_arguments
 
-# torch reads this at its first allocation: activations come and go by the megabyte, and a kernel that hands them out in
-# pages of 4 KiB takes a sixth of an update's time on a CPU
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# oneDNN keeps the code of 1,024 matrix products by default. Every step brings new sizes, so that their memory would
-# grow for hundreds of steps; one update needs about a hundred
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when it did what was asked, 1 when the run failed, 2 for a recipe or data

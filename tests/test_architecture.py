@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "rewards": (
         "verdict", "extract", "language", "format", "countdown", "gym", "mathematics", "math_answers", "sandbox",
-        "checkers", "program_tests", "sandbox_fusion", "programs", "instructions", "spec", "chat", "judge_guards",
-        "judge", "hybrid", "adapters", "rubrics", "combine", "worker", "process", "job", "pool", "__init__", "check",
-        "__main__",
+        "checkers", "program_tests", "sandbox_fusion", "programs", "instructions", "functions", "spec", "chat",
+        "judge_guards", "judge", "hybrid", "adapters", "rubrics", "combine", "worker", "process", "job", "pool",
+        "__init__", "check", "__main__",
     ),
     "rlvr": (
-        "__init__", "errors", "shipped", "records", "config", "plugins", "state", "problems", "runlog", "engines",
-        "rollout", "learn", "sync", "rules", "run", "view", "doctor", "commands", "__main__",
+        "errors", "shipped", "records", "config", "plugins", "state", "problems", "runlog", "engines", "rollout",
+        "learn", "sync", "rules", "run", "view", "doctor", "commands", "api", "__init__", "__main__",
     ),
 }  # fmt: skip
 """Modules and folders of each package; each imports only from those before it, and from itself."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,39 @@ _Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-6 as a string; YAML 1.2 and 
 )
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe: a file or, where there is none of that path, one that comes with rlvr
-    (``quickstart``). Raises `RecipeError` listing everything that is wrong, not only the first."""
-    path = locate_recipe(path)
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Recipe:
+    """Read, override and check a recipe.
+
+    `source` is a YAML file or, where there is none of that path, the name of a recipe that comes with rlvr
+    (``quickstart``); or a dict of the sections that such a file holds; or a `Recipe`. `overrides` are texts as on the
+    command line, ``["learner.lr=1e-4"]``, or values by key, ``{"learner.lr": 1e-4}``. Raises `RecipeError` listing
+    everything that is wrong, not only the first.
+    """
+    shown, data = _read(source)
+    if isinstance(overrides, str):
+        raise RecipeError(f"overrides must be a list or a dict, got the text {overrides!r}; write [{overrides!r}]")
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            _override(data, f"{key}={value!r}", key, value)
+    else:
+        for override in overrides:
+            _override(data, override, *_parse_override(override))
+    try:
+        # by way of JSON, whose strict rules are those of YAML: "4" and true are no numbers, a list is a tuple
+        return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise RecipeError(f"{shown} cannot be run:\n" + "\n".join(_explain(error))) from None
+
+
+def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[str, dict[str, Any]]:
+    """What to call a recipe in errors, and its sections as plain values that may be changed."""
+    if isinstance(source, Recipe):
+        return f"recipe {source.name!r}", source.model_dump(mode="json", by_alias=True)
+    if isinstance(source, Mapping):
+        return "the recipe", copy.deepcopy(dict(source))
+    path = locate_recipe(source)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -81,13 +111,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {str(path)!r} must be a mapping of sections, got {type(data).__name__}")
     _find_template(data, path.parent)
-    for override in overrides:
-        _override(data, override)
-    try:
-        # by way of JSON, whose strict rules are those of YAML: "4" and true are no numbers, a list is a tuple
-        return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
-    except ValidationError as error:
-        raise RecipeError(f"recipe {str(path)!r} cannot be run:\n" + "\n".join(_explain(error))) from None
+    return f"recipe {str(path)!r}", data
 
 
 def locate_recipe(path: str | Path) -> Path:
@@ -113,16 +137,22 @@ def _find_template(data: dict[str, Any], folder: Path) -> None:
         typing.cast(dict[str, Any], template)["path"] = str(folder / path)
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    """Apply one ``section.key=value``; the value is YAML, list items are named by number."""
+def _parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of ``section.key=value``; the value is YAML."""
     key, equals, text = override.partition("=")
-    *path, last = key.split(".")
-    if not equals or not all([*path, last]):
+    if not equals:
         raise RecipeError(f"override {override!r} must look like section.key=value")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        return key, yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
+
+
+def _override(data: dict[str, Any], override: str, key: str, value: Any) -> None:
+    """Set one key, ``section.key``, to a value; list items are named by number. Errors quote `override`."""
+    *path, last = key.split(".")
+    if not all([*path, last]):
+        raise RecipeError(f"override {override!r} must look like section.key=value")
     place: Any = data
     for name in path:
         place = place[_item(place, name, override)] if isinstance(place, list) else place.setdefault(name, {})

@@ -57,6 +57,7 @@ MAY_CHANGE = {
     "learner.*": "",
     "problems.eval*": "later evaluations are not comparable with earlier ones where an eval set changed",
     "problems.train.*": "the problems themselves are compared with the checkpoint's",
+    "rewards.terms.*.args.pickle_file": "",
     "rewards.workers": "",
     "rewards.timeout": "",
     "rewards.memory_mb": "",

@@ -1,0 +1,19 @@
+"""Teach the quickstart's model additions with a reward function of one's own."""
+
+import random
+import re
+
+import rlvr
+
+
+def right_sum(completion: str, reference: str) -> bool:
+    """True where the text between the answer tags is the sum."""
+    found = re.search(r"<answer>(.*?)</answer>", completion)
+    return found is not None and found[1].strip() == reference
+
+
+pairs = [(random.Random(i).randint(10, 99), random.Random(i + 1).randint(10, 99)) for i in range(200)]
+rows = [{"problem": f"What is {a}+{b}?", "answer": str(a + b)} for a, b in pairs]
+recipe = rlvr.load_recipe("quickstart", {"name": "from-python", "run.steps": 3})
+result = rlvr.train(recipe, problems=rows[:180], rewards=[right_sum], eval_problems=rows[180:])
+print(f"solved {result.evaluation['eval/eval/pass@1']:.0%}; the model lies in {result.model_path}")
