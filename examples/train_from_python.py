@@ -1,6 +1,5 @@
 """Teach the quickstart's model additions with a reward function of one's own."""
 
-import random
 import re
 
 import rlvr
@@ -12,8 +11,7 @@ def right_sum(completion: str, reference: str) -> bool:
     return found is not None and found[1].strip() == reference
 
 
-pairs = [(random.Random(i).randint(10, 99), random.Random(i + 1).randint(10, 99)) for i in range(200)]
-rows = [{"problem": f"What is {a}+{b}?", "answer": str(a + b)} for a, b in pairs]
+rows = [{"problem": f"What is {a}+{b}?", "answer": str(a + b)} for a in range(10, 40) for b in range(50, 60)]
 recipe = rlvr.load_recipe("quickstart", {"name": "from-python", "run.steps": 3})
-result = rlvr.train(recipe, problems=rows[:180], rewards=[right_sum], eval_problems=rows[180:])
+result = rlvr.train(recipe, problems=rows[:280], rewards=[right_sum], eval_problems=rows[280:])
 print(f"solved {result.evaluation['eval/eval/pass@1']:.0%}; the model lies in {result.model_path}")
