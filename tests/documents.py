@@ -6,6 +6,8 @@ import argparse
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,15 +50,27 @@ def commands_of_comments(text: str) -> list[str]:
 
 def faults(command: str) -> list[str]:
     """What in a command does not exist: subcommands, targets, files, modules, keys of a recipe; empty if all does."""
-    words = shlex.split(re.sub(r"^echo '[^']*' \| ", "", command).split(" < ")[0], comments=True)
+    if command.startswith("for "):  # a loop of the shell that writes a file
+        return (
+            []
+            if subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0
+            else ["bash cannot read it"]
+        )
+    command = re.sub(r"^echo '[^']*' \| ", "", command)
+    words = shlex.split(re.split(r" [<>] ", command)[0], comments=True)
     match words:
         case ["make", *targets]:
             known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
             return [f"make has no target {name!r}" for name in targets if name not in known]
-        case ["rlvr", *rest]:
-            return _rlvr_faults(rest)
         case ["accelerate", "launch", *rest]:
             return _launch_faults(rest)
+        case ["source", path]:
+            activate = Path(sys.prefix) / path.removeprefix(".venv/")
+            return [] if activate.is_file() else [f"no such file in an environment: {path}"]
+        case ["rlvr", "--help"] | ["rlvr", "COMMAND", "--help"]:
+            return []
+        case ["rlvr", *rest]:
+            return _rlvr_faults(rest)
         case ["python", "-m", module, *_]:
             found = importlib.util.find_spec(module)
             return [] if found is not None else [f"there is no module {module!r}"]
@@ -67,7 +81,7 @@ def _rlvr_faults(words: list[str]) -> list[str]:
     """Parsed by the real command line; recipes that are named have to load with the overrides that are given."""
     real = [
         word for word in words
-        if word in ("RECIPE", "RUN") or not PLACEHOLDER.search(word) or ("=" in word and word[0] != "[")
+        if word in ("RECIPE", "RUN", "FILE") or not PLACEHOLDER.search(word) or ("=" in word and word[0] != "[")
     ]  # fmt: skip
     if words[0] in ("export", "replay"):  # these take folders, whatever their names
         real = words
