@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -110,15 +109,3 @@ def _launch_faults(words: list[str]) -> list[str]:
     if not parsed.module or parsed.training_script != "rlvr":
         return [*found, f"launches {parsed.training_script!r}, not the module rlvr"]
     return found + _rlvr_faults(parsed.training_script_args)
-
-
-def file_map(block: str) -> Iterator[tuple[str, str]]:
-    """Each path of a file map, indented under its folder, with what is said about it."""
-    folders: list[str] = []
-    for line in block.splitlines():
-        found = re.match(r"( *)(\S+) *(.*)", line)
-        if found is None:
-            continue
-        depth = len(found[1]) // 2
-        folders[depth:] = [found[2].rstrip("/")]
-        yield "/".join(folders), found[3]
