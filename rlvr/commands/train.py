@@ -29,6 +29,10 @@ def show_results(run: Run) -> None:
     keys = [f"eval/{one.name}/pass@{one.k[0]}" for one in run.recipe.problems.eval]
     if len(lines) < 2 or not keys:
         return
+    for one in run.recipe.problems.eval:  # where marks are partial, pass@k shows less than the reward does
+        reward, right = f"eval/{one.name}/reward", f"eval/{one.name}/avg@{one.samples}"
+        if any(abs(line[reward] - line[right]) > 1e-6 for line in lines if reward in line and right in line):
+            keys.append(reward)
     log = run.coordinator.log
     log.show(comparison({f"step {line['step']}": line for line in (lines[0], lines[-1])}))
     log.show(console_curve(lines, keys))

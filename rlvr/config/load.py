@@ -78,6 +78,7 @@ def load_recipe(
     everything that is wrong, not only the first.
     """
     shown, data = _read(source)
+    path, prepare = _model_of(data)
     if isinstance(overrides, str):
         raise RecipeError(f"overrides must be a list or a dict, got the text {overrides!r}; write [{overrides!r}]")
     if isinstance(overrides, Mapping):
@@ -86,6 +87,9 @@ def load_recipe(
     else:
         for override in overrides:
             _override(data, override, *_parse_override(override))
+    now, still = _model_of(data)
+    if now != path and still is not None and still == prepare:
+        data["model"]["prepare"] = None  # it makes the model that the recipe names, no other
     try:
         # by way of JSON, whose strict rules are those of YAML: "4" and true are no numbers, a list is a tuple
         return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
@@ -135,6 +139,12 @@ def _find_template(data: dict[str, Any], folder: Path) -> None:
     path = template.get("path") if isinstance(template, dict) else None
     if isinstance(path, str) and not Path(path).is_file() and (folder / path).is_file():
         typing.cast(dict[str, Any], template)["path"] = str(folder / path)
+
+
+def _model_of(data: Mapping[str, Any]) -> tuple[Any, Any]:
+    """``model.path`` and ``model.prepare`` as they stand, sound or not."""
+    model = data.get("model")
+    return (model.get("path"), model.get("prepare")) if isinstance(model, dict) else (None, None)
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

@@ -228,6 +228,9 @@ class Problems(Section):
     overlap: Literal["refuse", "drop", "report"] = "refuse"
     """What to do with training problems that an eval set also holds (by canonical key): stop, leave them out, or only
     say so."""
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What to do with problems whose prompt and `max_new_tokens` do not fit into the model's context: stop, or leave
+    them out and say how many."""
     difficulty: str | None = None
     """A file that ``rlvr generate --difficulty`` wrote: its columns pass_rate, mean_length and guess_rate join those of
     the training problems, by canonical key."""

@@ -40,7 +40,8 @@ class Model(Section):
     path: str
     """A local Hugging Face folder or a name on the hub."""
     prepare: ImportPath | None = None
-    """A function that makes the folder when it does not exist yet: called with the recipe."""
+    """A function that makes the folder when it does not exist yet: called with the recipe. An override of `path` alone
+    unsets it, since it makes the model that the recipe's file names."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights and so of the optimiser's state."""
     autocast: Literal["none", "bfloat16"] = "none"
@@ -240,6 +241,14 @@ class Recipe(Section):
         names += [term.name for one in self.problems.eval for term in one.terms or ()]
         if len(set(names)) != len(names):
             raise ValueError(f"terms of rewards and of eval sets need different names, got {names}")
+        sets = [one.name for one in self.problems.eval]
+        if (best := self.run.keep_best) is not None and best.metric.startswith("eval/"):
+            measured = best.metric.removeprefix("eval/").rpartition("/")[0]
+            if measured not in sets:
+                raise ValueError(
+                    f"run.keep_best.metric must name an eval set, eval/NAME/..., got {best.metric!r}; problems.eval "
+                    f"has {', '.join(sets) or 'none'}"
+                )
         algorithm, rollout = self.algorithm, self.rollout
         check_sizes(algorithm.filter, algorithm.baseline, algorithm.scale, rollout.prompts_per_step, rollout.group_size)
         updates = self.algorithm.updates_per_batch

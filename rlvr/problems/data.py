@@ -80,10 +80,21 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
         trained, left_out = keep_in_range(trained, recipe.problems.keep)
         notes += left_out
     longest = 0
-    for problems, most in [(trained, recipe.rollout.max_new_tokens)] + [
-        (problems, one.max_new_tokens or recipe.rollout.max_new_tokens) for one, problems in evals
+    for name, problems, most in [("training problems", trained, recipe.rollout.max_new_tokens)] + [
+        (f"problems of eval set {one.name!r}", problems, one.max_new_tokens or recipe.rollout.max_new_tokens)
+        for one, problems in evals
     ]:
         prompts = [renderer.render(problem) for problem in problems]
+        room = model_len - most
+        if recipe.problems.too_long == "drop" and any(len(prompt.ids) <= room for prompt in prompts):
+            fits = [len(prompt.ids) <= room for prompt in prompts]
+            if not all(fits):
+                notes.append(
+                    f"{fits.count(False)} of {len(fits)} {name} left out (problems.too_long: drop): their prompts have "
+                    f"more than {room} tokens"
+                )
+            problems[:] = [problem for problem, is_short in zip(problems, fits, strict=True) if is_short]
+            prompts = [prompt for prompt, is_short in zip(prompts, fits, strict=True) if is_short]
         if prompts:
             check_fits(prompts, most, model_len)
         longest = max([longest, *(len(prompt.ids) for prompt in prompts)])
@@ -93,8 +104,9 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
         workers=settings.workers, timeout=settings.timeout, memory_mb=settings.memory_mb,
     )  # fmt: skip
     try:
-        for problems in [trained, *(problems for _, problems in evals)]:
-            check_references(problems, pool, terms)
+        check_references(trained, pool, terms)
+        for eval_set, problems in evals:
+            check_references(problems, pool, terms, eval_set=eval_set.name)
     except BaseException:
         pool.close()
         raise

@@ -10,11 +10,14 @@ from rlvr.problems.rows import ProblemError, raise_broken
 from rlvr.records import Problem
 
 
-def check_references(problems: Sequence[Problem], pool: GradingPool, terms: Sequence[RewardTerm]) -> None:
+def check_references(
+    problems: Sequence[Problem], pool: GradingPool, terms: Sequence[RewardTerm], *, eval_set: str | None = None
+) -> None:
     """Let every verifier check the reference of every problem that it will grade, in the pool's processes.
 
-    The pool holds the verifiers under the terms' names. Raises `ProblemError` that lists the first broken rows by
-    file and line and counts all, or that names a problem whose `verifiers` no term has.
+    The pool holds the verifiers under the terms' names; `eval_set` names the set that the problems
+    are. Raises `ProblemError` that lists the first broken rows by file and line and counts all, or that
+    names a problem whose `verifiers` no term has.
     """
     names = [term.name for term in terms]
     for problem in problems:
@@ -34,6 +37,10 @@ def check_references(problems: Sequence[Problem], pool: GradingPool, terms: Sequ
         for (problem, name), reason in zip(wanted, reasons, strict=True)
         if reason is not None
     ]
+    whose = "" if eval_set is None else f" of eval set {eval_set!r}"
+    fix = "" if eval_set is None else "; give it terms of its own (problems.eval.N.terms) or leave it out"
+    fix += " (problems.eval=[] leaves all out)" if fix else ""
     raise_broken(
-        broken, f"{len(broken)} of {len(wanted)} references cannot be graded against", rule="reference_unusable"
-    )
+        broken, f"{len(broken)} of {len(wanted)} references{whose} cannot be graded against{fix}",
+        rule="reference_unusable",
+    )  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rlvr.config import RecipeError, Template
@@ -92,7 +93,10 @@ class Renderer:
 
     def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
         self._template, self.tokenizer = template, tokenizer
-        self._jinja = _read_jinja(template.path) if template.path is not None else None
+        self._jinja: jinja2.Template | None = None
+        self._jinja_names: set[str] = set()
+        if template.path is not None:
+            self._jinja, self._jinja_names = _read_jinja(template.path)
         self._text, self._prefill, own = TEXTS.get(template.type, ("", template.prefill, ()))
         self.stop = own if template.stop is None else tuple(template.stop)
         if "" in self.stop:
@@ -173,6 +177,11 @@ class Renderer:
     def _own(self, problem: Problem, source: str) -> str:
         assert self._jinja is not None
         messages = _messages(problem)
+        if messages[0]["role"] == "system" and "messages" not in self._jinja_names:
+            raise ProblemError(
+                f"{source}: the row has a system message, and template {self._template.path!r} renders `question` "
+                "only: let it render `messages`, or take the system message out of the data"
+            )
         names: dict[str, Any] = {"messages": messages, "add_generation_prompt": True}
         names |= {key: value for key, value in self.tokenizer.special_tokens_map.items() if isinstance(value, str)}
         questions = [message["content"] for message in messages if message["role"] != "system"]
@@ -195,8 +204,9 @@ def check_fits(prompts: Sequence[Prompt], max_new_tokens: int, model_len: int) -
         over = sum(len(prompt.ids) > room for prompt in prompts)
         raise ProblemError(
             f"{longest.source}: the prompt has {len(longest.ids)} tokens; max_new_tokens = {max_new_tokens} more do "
-            f"not fit into the model's {model_len} ({over} of {len(prompts)} prompts do not): set max_new_tokens to at "
-            f"most {max(0, model_len - len(longest.ids))}, leave long problems out, or take a longer context",
+            f"not fit into the model's {model_len} ({over} of {len(prompts)} prompts do not): "
+            + (f"set max_new_tokens to at most {left}, " if (left := model_len - len(longest.ids)) > 0 else "")
+            + "set problems.too_long=drop to leave long problems out, or take a model with a longer context",
             rule="prompt_too_long",
         )
 
@@ -260,8 +270,9 @@ def _only_question(problem: Problem, source: str, template: str) -> str:
     return problem.prompt[0]["content"]
 
 
-def _read_jinja(path: str) -> jinja2.Template:
-    """A template file, read as transformers reads chat templates; an undefined name in it is an error."""
+def _read_jinja(path: str) -> tuple[jinja2.Template, set[str]]:
+    """A template file and the names that it asks for, read as transformers reads chat templates; an undefined name in
+    it is an error."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -269,7 +280,7 @@ def _read_jinja(path: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.globals["raise_exception"] = _refuse
     try:
-        return environment.from_string(text)
+        return environment.from_string(text), jinja2.meta.find_undeclared_variables(environment.parse(text))
     except jinja2.TemplateSyntaxError as error:
         raise RecipeError(f"template.path: {path}:{error.lineno}: not a Jinja template: {error.message}") from None
 

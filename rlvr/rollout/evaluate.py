@@ -40,7 +40,9 @@ class ProblemResult:
     answers: tuple[str | None, ...]
     """[n] what each one votes for in maj@k; None where no answer was found."""
     unscored: int
-    """Answers that were not judged; they are in neither tuple."""
+    """Answers that were not judged; they are in no tuple."""
+    rewards: tuple[float, ...] = ()
+    """[n] the reward of each one, before shaping; the same as `correct` only where no verdict is PARTIAL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,14 @@ def interval(values_P: Sequence[float], draws: int) -> Estimate:
     return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half))
 
 
+def mean_interval(values_P: Sequence[float], draws: int) -> Estimate:
+    """Mean of one value a problem, of any size, with its 95 % interval: `interval` on the scale from the lowest to the
+    highest of the values, 0 and 1 included."""
+    low, high = min(0.0, *values_P), max(1.0, *values_P)
+    scaled = interval([(value - low) / (high - low) for value in values_P], draws)
+    return Estimate(*(low + end * (high - low) for end in (scaled.mean, scaled.low, scaled.high)))
+
+
 def problem_result(group: RolloutGroup) -> ProblemResult:
     """The scored answers of one group; `rlvr.runlog.metrics.is_correct` says which are right."""
     judged = [(right, rollout) for rollout in group.rollouts if (right := is_correct(rollout)) is not None]
@@ -137,6 +147,7 @@ def problem_result(group: RolloutGroup) -> ProblemResult:
         correct=tuple(right for right, _ in judged),
         answers=tuple(_vote(rollout) for _, rollout in judged),
         unscored=len(group.rollouts) - len(judged),
+        rewards=tuple(rollout.reward for _, rollout in judged if rollout.reward is not None),
     )
 
 
@@ -149,7 +160,8 @@ def _vote(rollout: Rollout) -> str | None:
 
 
 def summarise(name: str, groups: Sequence[RolloutGroup], k: Sequence[int]) -> dict[str, float]:
-    """``eval/NAME/...`` of one evaluation: pass@k, maj@k for each k, avg@n, their intervals, and what was left out."""
+    """``eval/NAME/...`` of one evaluation: pass@k, maj@k for each k, avg@n, the mean
+    reward, their intervals, and what was left out."""
     results = [problem_result(group) for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored = [result for result in results if result.correct]
@@ -170,6 +182,10 @@ def summarise(name: str, groups: Sequence[RolloutGroup], k: Sequence[int]) -> di
     if scored:
         draws = sum(len(result.correct) for result in scored)
         estimates[f"avg@{most}"] = interval([statistics.fmean(result.correct) for result in scored], draws)
+    rewarded = [result for result in scored if result.rewards]
+    if rewarded:
+        draws = sum(len(result.rewards) for result in rewarded)
+        estimates["reward"] = mean_interval([statistics.fmean(result.rewards) for result in rewarded], draws)
     numbers = {
         "problems": float(len(results)),
         "samples": float(len(rollouts)),

@@ -57,15 +57,25 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
-    """Each finding in two lines: what is so, and what to do."""
-    return [line for one in findings for line in (f"{one.grade}: {one.rule}: {one.message}", f"  -> {one.advice}")]
+    """What is so, what shows it and what to do, for each finding."""
+    return [
+        line
+        for finding in findings
+        for line in (f"{finding.grade}: {finding.rule}: {finding.message}", *_details(finding, "  "))
+    ]
+
+
+def _details(finding: Finding, indent: str) -> list[str]:
+    return [*(f"{indent}{shown}" for shown in finding.evidence[:2]), f"{indent}-> {finding.advice}"]
 
 
 def refuse(recipe: Recipe, findings: Sequence[Finding]) -> None:
     """Raise `RecipeError` for a recipe that cannot learn, unless ``run.force`` is true."""
     stops = [one for one in findings if one.grade is Grade.STOPS]
     if stops and not recipe.run.force:
-        reasons = "\n".join(f"  {one.rule}: {one.message}\n    -> {one.advice}" for one in stops)
+        reasons = "\n".join(
+            line for finding in stops for line in (f"  {finding.rule}: {finding.message}", *_details(finding, "    "))
+        )
         raise RecipeError(
             f"this recipe cannot learn:\n{reasons}\nset run.force=true to train all the same; `rlvr doctor` says more"
         )

@@ -198,14 +198,20 @@ def _repeated(problems: Sequence[Problem]) -> Iterator[Finding]:
         yield CONTRADICTING.found(
             f"{count} of {len(problems)} training problems stand in the data with another reference as well",
             evidence=[
-                " and ".join(f"{one.source or one.id}: {one.reference!r:.40}" for one in group[:2])
-                for group in contradicting[:2]
+                " and ".join(f"{problem.source or problem.id}: {problem.reference!r:.40}" for problem in pair)
+                for pair in map(_differing, contradicting[:2])
             ],
         )
     same_text = [group for group in repeated if len({_as_text(one.prompt) for one in group}) < len(group)]
     if same_text:
         more = sum(len(group) - 1 for group in same_text)
         yield DUPLICATES.found(f"{more} of {len(problems)} training problems are repetitions of others")
+
+
+def _differing(group: Sequence[Problem]) -> tuple[Problem, Problem]:
+    """The first problem of a group and the first whose reference is another."""
+    first = group[0]
+    return first, next(other for other in group if _as_text(other.reference) != _as_text(first.reference))
 
 
 def _as_text(value: object) -> str:

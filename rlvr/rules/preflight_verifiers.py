@@ -69,6 +69,12 @@ RAISING = Rule(
     f"a verifier raises on at least {RAISES:.0%} of the answers given to it; on fewer it slows learning",
     "correct the verifier: an answer that it cannot read is Verdict(0.0, Outcome.UNREADABLE), not an exception",
 )  # fmt: skip
+NO_VERDICT = Rule(
+    "verifier_never_answers", Grade.STOPS,
+    "a verifier runs out of time, or ends its process, on every answer given to it",
+    "correct the verifier: `python -m rewards check module:Class` shows it alone; raise rewards.timeout only if it is "
+    "meant to take that long",
+)  # fmt: skip
 AGAINST_FORMAT = Rule(
     "prefill_against_format", Grade.STOPS,
     "a verifier gives full marks to answers in some form, but to none once the template has written what it writes: a "
@@ -104,7 +110,7 @@ SLOW = Rule(
 )  # fmt: skip
 
 GRADER_RULES = (
-    ALWAYS_RIGHT, DISAGREEING, RAISING, AGAINST_FORMAT, STOP_CUTS, NO_ROOM, UNIT, UNREACHED, SLOW,
+    ALWAYS_RIGHT, DISAGREEING, RAISING, NO_VERDICT, AGAINST_FORMAT, STOP_CUTS, NO_ROOM, UNIT, UNREACHED, SLOW,
 )  # fmt: skip
 
 
@@ -259,22 +265,47 @@ def _always_right(name: str, *, alone: bool) -> Finding:
 
 def _steadiness(name: str, grader: Grader) -> Iterator[Finding]:
     """Whether the verifier answers at all, in time, and the same twice."""
-    raised = {text: one for (text, _), one in grader.verdicts.items() if one.outcome is Outcome.ERROR}
+    raised = [(text, verdict) for (text, _), verdict in grader.verdicts.items() if verdict.outcome is Outcome.ERROR]
     if raised:
         share = len(raised) / len(grader.verdicts)
-        text, verdict = next(iter(raised.items()))
-        last = str(verdict.detail.get("error", "")).strip().splitlines()[-1:]
+        text, verdict = raised[0]
         yield RAISING.found(
-            f"reward term {name!r} raised on {len(raised)} of {len(grader.verdicts)} answers made for it",
-            evidence=[f"on {text!r:.60}: {' '.join(last):.200}"],
+            f"reward term {name!r} raised on {len(raised)} of {len(grader.verdicts)} answers made for it: "
+            f"{_reason(verdict)}",
+            evidence=[f"on {text!r:.60}: {_reason(verdict)}", *_raised_at(verdict)],
             grade=Grade.STOPS if share >= RAISES else Grade.SLOWS,
         )
+    ends = {verdict.outcome for verdict in (*grader.verdicts.values(), *grader.again.values())}
+    if ends and ends <= {Outcome.TIMEOUT, Outcome.CRASHED}:
+        how = {
+            Outcome.TIMEOUT: "it was still running when its time was over (rewards.timeout)",
+            Outcome.CRASHED: "its process ended while it graded (sys.exit, os._exit, or memory or stack ran out)",
+        }
+        text, verdict = next(((text, verdict) for (text, _), verdict in grader.verdicts.items()))
+        yield NO_VERDICT.found(
+            f"reward term {name!r} gave no verdict on any of {len(grader.verdicts)} answers made for it: "
+            + ", or ".join(how[outcome] for outcome in sorted(ends)),
+            evidence=[f"on {text!r:.60}: {_reason(verdict)}"],
+        )
+        return
     yield from disagreement(name, list(zip(grader.verdicts.items(), grader.again.values(), strict=True)))
     if grader.is_slow:
         yield SLOW.found(
             f"reward term {name!r} took {grader.seconds:.1f} s for {2 * len(grader.verdicts)} gradings, one after "
             "another: not all of its checks were made"
         )
+
+
+def _reason(verdict: Verdict) -> str:
+    """Why the pool gave no score, in one line."""
+    return " ".join(str(verdict.detail.get("reason", verdict.outcome)).split())[:300]
+
+
+def _raised_at(verdict: Verdict) -> list[str]:
+    """The innermost place of a verifier's traceback and the line that stands there."""
+    at = [line.strip() for line in str(verdict.detail.get("traceback", "")).splitlines()]
+    frames = [index for index, line in enumerate(at) if line.startswith("File ")]
+    return [": ".join(at[frames[-1] : frames[-1] + 2])] if frames else []
 
 
 def disagreement(name: str, pairs: Sequence[tuple[tuple[tuple[str, str], Verdict], Verdict]]) -> Iterator[Finding]:

@@ -144,7 +144,8 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
     accelerator.wait_for_everyone()
     if not path.is_dir() and (
         path.is_absolute() or recipe.model.path.startswith(".") or recipe.model.path.count("/") != 1
-    ):
+        or holds_models(path.parent)
+    ):  # fmt: skip
         near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
         raise RecipeError(
             f"model.path: there is no folder {str(path)!r}"
@@ -158,6 +159,11 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
         raise RecipeError(
             f"model.path: {recipe.model.path!r} is no model that transformers can read: {error}"
         ) from error
+
+
+def holds_models(folder: Path) -> bool:
+    """True for a folder of model folders: ``models/x`` is then no name on the hub."""
+    return folder.name == "models" or (folder.is_dir() and any(folder.glob("*/config.json")))
 
 
 @contextmanager

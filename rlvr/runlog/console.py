@@ -19,7 +19,7 @@ _SMALL = 0.01
 def step_line(step: int, last: int, metrics: Mapping[str, float]) -> str:
     """One step in one line of plain text; what was not measured is left out.
 
-    Example: ``step  12/60  reward 0.431 +-0.035  correct 43% wrong 50%  groups 5 mixed 8 all 3 none of 16
+    Example: ``step  12/60  reward 0.431 +-0.035  correct 43% wrong 50%  groups 5/16 differ (8 all right, 3 none)
     231 tok (4% cut)  512 tok/s  grad 0.41  mismatch 3.1e-03  21.4 s``
     """
     parts = [f"step {step:>{len(str(last))}}/{last}"]
@@ -29,7 +29,8 @@ def step_line(step: int, last: int, metrics: Mapping[str, float]) -> str:
     parts += _outcomes(metrics)
     if "groups/total" in metrics:
         total, right, wrong = (int(metrics[f"groups/{key}"]) for key in ("total", "all_correct", "none_correct"))
-        parts.append(f"groups {total - right - wrong} mixed {right} all {wrong} none of {total}")
+        equal = int(metrics.get("groups/zero_variance", right + wrong) + metrics.get("groups/too_few_scored", 0))
+        parts.append(f"groups {total - equal}/{total} differ ({right} all right, {wrong} none)")
     if "length/mean" in metrics:
         cut = metrics["length/truncated"]
         parts.append(f"{metrics['length/mean']:.0f} tok" + (f" ({cut:.0%} cut)" if cut >= _SMALL else ""))
@@ -56,10 +57,11 @@ def _outcomes(metrics: Mapping[str, float]) -> list[str]:
 
 
 def eval_lines(metrics: Mapping[str, float]) -> list[str]:
-    """One line for each evaluation among a step's metrics: its pass@k and maj@k with their intervals."""
+    """One line for each evaluation among a step's metrics: its pass@k, maj@k and reward with their intervals."""
     lines: dict[str, list[str]] = {}
     for key in metrics:
-        if key.startswith("eval/") and "@" in key and "/avg@" not in key and not key.endswith(("_low", "_high")):
+        measured = ("@" in key and "/avg@" not in key) or key.endswith("/reward")
+        if key.startswith("eval/") and measured and not key.endswith(("_low", "_high")):
             name, measure = key.removeprefix("eval/").rsplit("/", 1)
             low, high = metrics[f"{key}_low"], metrics[f"{key}_high"]
             lines.setdefault(name, []).append(f"{measure} {metrics[key]:.3f} [{low:.3f}, {high:.3f}]")

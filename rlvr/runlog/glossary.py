@@ -363,6 +363,21 @@ _EVAL = (
         "Exact; ties by lot; answers without content do not vote.",
     ),
     Metric("eval/{name}/avg@{k}", "share", "mean over problems of c/n", "Mean accuracy with n answers a problem."),
+    Metric(
+        "eval/{name}/reward",
+        "reward",
+        "mean over problems of the mean reward of their scored answers",
+        "Before shaping; partial marks count, which pass@k and avg@k leave out.",
+    ),
+    *(
+        Metric(
+            f"eval/{{name}}/reward_{end}",
+            "reward",
+            f"{word} end of Wilson's interval, on the scale of the rewards",
+            "95 % confidence, counting problems, not answers.",
+        )
+        for end, word in (("low", "lower"), ("high", "upper"))
+    ),
     *(
         Metric(
             f"eval/{{name}}/{measure}@{{k}}_{end}",

@@ -231,6 +231,24 @@ def test_settings_that_cannot_work_together_are_refused(tmp_path: Path, changes:
     assert message in refusal(tmp_path, with_values(**changes))
 
 
+def test_the_best_checkpoint_is_chosen_by_an_eval_set_that_exists(tmp_path: Path) -> None:
+    best = with_values(run__keep_best={"metric": "eval/nope/pass@1"})
+    said = "run.keep_best.metric must name an eval set, eval/NAME/..., got 'eval/nope/pass@1'; problems.eval has none"
+    assert said in refusal(tmp_path, best)
+    best["problems"]["eval"] = [{"name": "nope", "source": {"type": "jsonl", "path": "e.jsonl"}}]
+    assert load(tmp_path, best).run.keep_best is not None
+
+
+def test_what_makes_the_files_model_makes_no_other(tmp_path: Path) -> None:
+    """An override of the path alone leaves nothing that would make SmolLM2 in a folder called Qwen."""
+    made = with_values(model={"path": "models/a", "prepare": "module:make_a"})
+    assert load(tmp_path, made).model.prepare == "module:make_a"
+    assert load(tmp_path, made, ["model.path=models/a"]).model.prepare == "module:make_a"
+    assert load(tmp_path, made, ["model.path=Qwen/Qwen2.5-0.5B"]).model.prepare is None
+    both = ["model.path=models/b", "model.prepare=module:make_b"]
+    assert load(tmp_path, made, both).model.prepare == "module:make_b"
+
+
 def test_a_group_of_one_is_enough_where_nothing_is_compared(tmp_path: Path) -> None:
     algorithm = {"baseline": {"type": "none"}, "scale": {"type": "none"}}
     assert load(tmp_path, with_values(rollout__group_size=1, algorithm=algorithm)).rollout.group_size == 1

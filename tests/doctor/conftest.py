@@ -71,6 +71,37 @@ class Broken(Anything):
         raise RuntimeError("no such table: answers")
 
 
+class Returns(Anything):
+    """What people return who have not read what a verifier returns."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def grade(self, completion, reference):
+        async def later():
+            return Verdict(1.0, Outcome.CORRECT)
+
+        if self.what == "coroutine":
+            return later()
+        return {"bool": True, "none": None, "float": 1.0, "text": "1"}[self.what]
+
+
+class NotANumber(Anything):
+    def grade(self, completion, reference):
+        return Verdict(float("nan"), Outcome.CORRECT)
+
+
+class Hangs(Anything):
+    def grade(self, completion, reference):
+        while True:
+            pass
+
+
+class Leaves(Anything):
+    def grade(self, completion, reference):
+        raise SystemExit(3)
+
+
 class Exact(Anything):
     """The answer has to be the reference, to the letter."""
 

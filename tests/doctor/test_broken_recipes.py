@@ -277,6 +277,52 @@ SAMPLED: list[tuple[Callable[[Workspace], None], str, str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("bool", "grade returned bool (True), it must return a Verdict"),
+        ("none", "grade returned NoneType (None), it must return a Verdict"),
+        ("float", "grade returned float (1.0), it must return a Verdict"),
+        ("text", "grade returned str ('1'), it must return a Verdict"),
+        ("coroutine", "grade returned coroutine"),
+    ],
+)
+def test_what_a_verifier_returned_is_said_by_train_and_doctor(
+    what: str, said: str, clinic: Workspace, diagnose: Diagnose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All gradings are counted, whatever number of references a text was judged against."""
+    own(clinic, "Returns", args={"what": what})
+    report = diagnose()
+    (finding,) = [one for one in report["findings"] if one["rule"] == "verifier_raises"]
+    assert finding["grade"] == STOPS
+    raised, made = [int(word) for word in finding["message"].replace(":", " ").split() if word.isdigit()][:2]
+    assert raised == made > 100
+    assert said in finding["message"]
+    assert said in finding["evidence"][0]
+    clinic.recipe["run"]["force"] = False
+    assert clinic.run() == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_verdict_that_is_no_number_is_shown_with_its_place(clinic: Workspace, diagnose: Diagnose) -> None:
+    own(clinic, "NotANumber")
+    (finding,) = [one for one in diagnose()["findings"] if one["rule"] == "verifier_raises"]
+    assert "nan" in finding["message"]
+    assert finding["evidence"][1].startswith("File ")
+
+
+@pytest.mark.parametrize(("name", "said"), [("Hangs", "rewards.timeout"), ("Leaves", "its process ended")])
+def test_a_verifier_that_never_answers_is_named_as_that(
+    name: str, said: str, clinic: Workspace, diagnose: Diagnose
+) -> None:
+    own(clinic, name)
+    report = diagnose()
+    assert report["rules"].get("verifier_never_answers") == STOPS, report["rules"]
+    assert "verifier_slow" not in report["rules"]
+    (finding,) = [one for one in report["findings"] if one["rule"] == "verifier_never_answers"]
+    assert said in finding["message"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("broken", "rule", "grade"), SAMPLED, ids=[one.__name__ for one, _, _ in SAMPLED])
 def test_a_few_groups_show_it(

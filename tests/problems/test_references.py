@@ -57,3 +57,8 @@ def test_many_broken_references_are_counted(pool: GradingPool) -> None:
 def test_a_problem_that_names_no_term_of_the_recipe_is_refused(pool: GradingPool) -> None:
     with pytest.raises(ProblemError, match=r"rows.jsonl:1: no reward term is named 'games'; terms: game, maths"):
         check_references([problem(1, GAME, ("games",))], pool, TERMS)
+
+
+def test_the_refusal_names_the_eval_set_and_how_to_go_without(pool: GradingPool) -> None:
+    with pytest.raises(ProblemError, match=r"1 of 1 references of eval set 'held_out' .*problems\.eval=\[\]"):
+        check_references([problem(1, "x", ("game",))], pool, TERMS, eval_set="held_out")

@@ -190,6 +190,18 @@ def test_a_jinja_file_sees_question_messages_and_special_tokens(make_tokenizer: 
         )
 
 
+def test_a_jinja_file_that_would_drop_a_system_message_is_refused(
+    make_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "question.jinja").write_text("User: {{ question }}")
+    (tmp_path / "messages.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    row = problem(({"role": "system", "content": "Be brief."}, user("hi")))
+    with pytest.raises(ProblemError, match=r"rows.jsonl:7: the row has a system message, .* renders `question` only"):
+        Renderer(template("jinja", path=str(tmp_path / "question.jinja")), make_tokenizer()).render(row)
+    renderer = Renderer(template("jinja", path=str(tmp_path / "messages.jinja")), make_tokenizer())
+    assert renderer.render(row).text == "system: Be brief.\nuser: hi\n"
+
+
 @pytest.mark.parametrize(("text", "said"), [("{{ question", ":1: not a Jinja template"), (None, "cannot be read")])
 def test_a_jinja_file_that_cannot_be_used_is_named(
     make_tokenizer: MakeTokenizer, tmp_path: Path, text: str | None, said: str
@@ -244,3 +256,7 @@ def test_check_fits_names_the_longest_row_and_what_would_fit() -> None:
         check_fits(prompts, max_new_tokens=75, model_len=100)
     for part in ("rows.jsonl:40", "40 tokens", "max_new_tokens = 75", "100", "2 of 3", "at most 60"):
         assert part in str(caught.value)
+    assert "problems.too_long=drop" in str(caught.value)
+    with pytest.raises(ProblemError) as caught:
+        check_fits(prompts, max_new_tokens=75, model_len=20)
+    assert "at most" not in str(caught.value)

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rewards import Outcome
-from rlvr.rollout.evaluate import comparison, interval, maj_at_k, pass_at_k, problem_result, summarise
+from rlvr.rollout.evaluate import (
+    comparison,
+    interval,
+    maj_at_k,
+    mean_interval,
+    pass_at_k,
+    problem_result,
+    summarise,
+)
 from tests.builders import make_group, make_rollout
 
 RIGHT, WRONG, ERROR, NOTHING = Outcome.CORRECT, Outcome.WRONG, Outcome.ERROR, Outcome.NO_ANSWER
@@ -184,6 +192,21 @@ def test_summary_by_hand() -> None:
     assert (found["truncated"], found["no_answer"], found["length"]) == (0.125, 0.125, 3.0)
     assert all(found[f"{key}_low"] <= found[key] <= found[f"{key}_high"] for key in ("pass@1", "pass@2", "maj@4"))
     assert "maj@1" not in found
+
+
+def test_partial_marks_count_in_the_reward_and_in_nothing_else() -> None:
+    half = Outcome.PARTIAL
+    groups = [make_group(make_rollout(half), make_rollout(WRONG), problem="a"), make_group(make_rollout(half))]
+    metrics = summarise("e", groups, [1])
+    assert metrics["eval/e/avg@2"] == 0.0
+    assert metrics["eval/e/reward"] == pytest.approx((0.25 + 0.5) / 2)
+    assert metrics["eval/e/reward_low"] < metrics["eval/e/reward"] < metrics["eval/e/reward_high"]
+
+
+def test_the_interval_of_rewards_outside_0_and_1_is_that_of_their_scale() -> None:
+    plain, wide = interval([0.0, 0.5, 1.0], 12), mean_interval([-2.0, 0.0, 2.0], 12)
+    assert mean_interval([0.0, 0.5, 1.0], 12) == plain
+    assert (wide.low, wide.high) == pytest.approx((-2 + 4 * plain.low, -2 + 4 * plain.high))
 
 
 def test_an_evaluation_without_a_scored_answer_reports_none() -> None:

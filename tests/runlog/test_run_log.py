@@ -344,9 +344,22 @@ def test_one_line_says_what_a_step_did() -> None:
         "time/step": 21.44,
     }  # fmt: skip
     assert step_line(12, 60, metrics) == (
-        "step 12/60  reward 0.431 +-0.035  wrong 50% correct 43% no_answer 6%  groups 5 mixed 8 all 3 none of 16  "
-        "231 tok (4% cut)  512 tok/s  grad 0.412  mismatch 3.1e-03  21.4 s"
+        "step 12/60  reward 0.431 +-0.035  wrong 50% correct 43% no_answer 6%  "
+        "groups 5/16 differ (8 all right, 3 none)  231 tok (4% cut)  512 tok/s  grad 0.412  mismatch 3.1e-03  21.4 s"
     )
+
+
+def test_groups_with_partial_marks_differ_without_a_right_answer() -> None:
+    metrics = {
+        "groups/total": 8.0, "groups/all_correct": 0.0, "groups/none_correct": 8.0, "groups/zero_variance": 1.0,
+        "groups/too_few_scored": 1.0,
+    }  # fmt: skip
+    assert step_line(1, 2, metrics) == "step 1/2  groups 6/8 differ (0 all right, 8 none)"
+
+
+def test_an_evaluations_line_shows_its_reward() -> None:
+    numbers = {f"eval/e/{key}{end}": 0.25 for key in ("pass@1", "avg@4", "reward") for end in ("", "_low", "_high")}
+    assert eval_lines(numbers) == ["eval e: pass@1 0.250 [0.250, 0.250]  reward 0.250 [0.250, 0.250]"]
 
 
 def test_the_line_leaves_out_what_was_not_measured() -> None:
