@@ -13,7 +13,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 # For a test, with what importing its rubrics takes; all that it asks for would bring another version of datasets.
 RUBRICS := verifiers==0.3.1 renderers==0.1.12 prime-pydantic-config==0.4.3 tenacity==9.2.1
 
-.PHONY: setup demo quick test chromium lint format bench bench-learning verifiers-check gpu-check smollm2 schema docs clean help
+.PHONY: setup demo quick test chromium lint format bench bench-learning verifiers-check gpu-check smollm2 schema docs dist clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -92,6 +92,13 @@ verifiers-check:  ## tasks of verifiers 0.4 behind the adapter, in an environmen
 
 gpu-check: setup  ## on a machine with GPUs: weight sync, FSDP2, five steps each
 	$(BIN)/python benchmarks/gpu_check.py
+
+dist: setup  ## build and check what is released: sdist and wheel of rlvr, and of rewards alone
+	rm -rf dist build rewards/build
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist rewards
+	$(BIN)/python -m twine check --strict dist/*
+	rm -rf build rewards/build
 
 clean:  ## remove the environment, caches, made models and runs
 	rm -rf $(VENV) $(VENV)-verifiers models runs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis wandb

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rlvr.__main__ import main
 from tests.documents import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -74,6 +75,24 @@ def test_version_changelog_and_citation_agree() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert heads[1] == (PROJECT["project"]["version"], str(citation["date-released"]))
     assert (citation["version"], citation["license"]) == (PROJECT["project"]["version"], "Apache-2.0")
+
+
+def test_the_graders_alone_are_released_as_rlvr_is() -> None:
+    """The same version and ranges, and every package of theirs; the command says the version as well."""
+    own = tomllib.loads((ROOT / "rewards/pyproject.toml").read_text(encoding="utf-8"))
+    ours, theirs = PROJECT["project"], own["project"]
+    assert (theirs["version"], theirs["requires-python"]) == (ours["version"], ours["requires-python"])
+    assert set(theirs["dependencies"]) <= set(ours["dependencies"])
+    assert theirs["optional-dependencies"].items() <= ours["optional-dependencies"].items()
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "rewards").rglob("*.py")}
+    assert {name.replace(".", "/") for name in own["tool"]["setuptools"]["packages"]} == packages
+
+
+def test_the_command_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"rlvr {PROJECT['project']['version']}\n"
 
 
 def test_the_workflow_runs_what_runs_here() -> None:
