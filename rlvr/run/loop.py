@@ -1,19 +1,23 @@
-"""The training loop: rollout -> grade -> advantage -> update -> sync, and what surrounds them.
+"""The training loop. One step samples, grades, computes advantages, updates the policy and sends it to the engine.
 
-| call               | consumes                | produces                  | on ranks                        |
-|--------------------|-------------------------|---------------------------|---------------------------------|
-| `sampler.next`     | its own state           | P problems                | 0                               |
-| `rollouts.take`    | problems, the engine    | P graded groups of G      | 0, the others wait in `update`  |
-| `make_samples`     | groups                  | samples with advantages   | 0                               |
-| `learner.update`   | samples                 | the next policy           | all: rank 0 packs and scatters  |
-| `weights.send`     | the policy's weights    | an engine that has them   | all gather, rank 0 sends        |
+| call in `train_step` | takes                    | gives                                 | runs on                 |
+|----------------------|--------------------------|---------------------------------------|-------------------------|
+| `collect`            | problems, the engine     | P graded groups of G rollouts         | rank 0; the others wait below   |
+| `make_batch`         | groups                   | samples with advantages               | rank 0                  |
+| `update`             | samples                  | the next policy                       | all: rank 0 packs and scatters  |
+| `send_weights`       | the policy's weights     | an engine that samples from them      | all gather, rank 0 sends|
+| `evaluate_if_due`    | the engine, eval sets    | `eval/...`                            | rank 0                  |
+| `report`             | everything above         | log lines, metrics, findings of rules | rank 0                  |
+| `save_if_due`        | the state of every part  | a checkpoint                          | all gather, rank 0 writes       |
 
-Rank 0 owns every decision; the other ranks execute. What surrounds the five calls is evaluation, checkpoints, logs.
+Rank 0 is the coordinator: it makes every decision, and the other ranks carry them out.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from rlvr.learn.samples import advantages_of, groups_with_tokens, make_samples, places_of
@@ -36,72 +40,78 @@ def train(run: Run) -> None:
         run.saver.wait()
 
 
-def train_step(run: Run, step: int) -> None:
-    """One step of all ranks; rank 0 has the groups and the samples, the others have None."""
-    clock, coordinator = run.clock, run.coordinator
-    before = {} if coordinator is None else coordinator.drawn()
-    groups = collect(run, step)
-    if run.preemption.agreed():
-        stop_early(run, before)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What the coordinator makes of one step's groups; the other ranks have an empty one."""
+
+    groups: list[RolloutGroup] = field(default_factory=list)
     samples: list[TrainingSample] | None = None
-    metrics: dict[str, float] = {}
-    shown: set[int] = set()
-    if coordinator is not None:
-        with clock.phase("pack"):
-            samples, counts = make_samples(
-                groups, run.recipe.algorithm, step, terms=coordinator.data.terms, average=coordinator.average,
-                schedule=run.recipe.rollout.schedule,
-            )  # fmt: skip
-            metrics |= rollout_metrics(groups) | counts | sample_metrics(samples) | coordinator.rollouts.counts
-            metrics |= coordinator.rollouts.engine.measured()
-            metrics |= refill_metrics(counts, run.recipe.rollout.prompts_per_step) | coordinator.sampler.observe(groups)
-            clock.overlap("sampling", coordinator.rollouts.sampling_time)
-            clock.overlap("grade", sum(one.grade_seconds for group in groups for one in group.rollouts))
-            shown = groups_with_tokens(groups, samples, run.recipe.run.log_token_groups)
-    keep = [index for index, sample in enumerate(samples or ()) if sample.group in shown]
-    metrics |= update(run, step, samples, keep)
-    if coordinator is not None:
-        with clock.phase("generate"):
-            coordinator.rollouts.settle()
-    with clock.phase("sync"):
-        metrics |= run.weights.send(version=step)
-    run.done = step
-    if is_due(run.recipe.run.eval_every, step, run):
-        with clock.phase("eval"):
-            metrics |= evaluate(run)
-    if coordinator is not None:
-        with clock.phase("log"):
-            log_rollouts(run, coordinator, step, groups, samples or [], shown)
-        metrics |= clock.lap() | memory_metrics()
-        metrics |= throughput_metrics(metrics, run.peak_flops)
-        watch(run, coordinator, step, metrics)
-        coordinator.log.step(step, metrics)
-    if is_due(run.recipe.run.save_every, step, run):
-        with clock.phase("checkpoint"):
-            save(run, metrics)
+    """None on every rank but the coordinator's: its `Learner.update` scatters them."""
+    shown: set[int] = field(default_factory=set)
+    """Indices of the groups whose tokens are logged."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What is known before the update."""
+
+    def samples_to_log(self) -> list[int]:
+        """Indices of the samples that belong to a group in `shown`."""
+        return [index for index, sample in enumerate(self.samples or ()) if sample.group in self.shown]
+
+
+def train_step(run: Run, step: int) -> None:
+    """One step of all ranks, in the order of the table above; only the coordinator has groups and samples."""
+    groups = collect(run, step)
+    batch = make_batch(run, step, groups)
+    metrics = batch.metrics | update(run, step, batch)
+    metrics |= send_weights(run, step)
+    metrics |= evaluate_if_due(run, step)
+    metrics |= report(run, step, batch, metrics)
+    save_if_due(run, step, metrics)
 
 
 def collect(run: Run, step: int) -> list[RolloutGroup]:
-    """The graded groups of one step, on rank 0; none if SIGTERM came meanwhile."""
-    if run.coordinator is None:
-        return []
+    """The graded groups of one step, in the order of drawing; none on ranks that do not coordinate.
+
+    Raises `Interrupted` on every rank if SIGTERM or a rule of ``run.stop_on`` came before the update.
+    """
     coordinator = run.coordinator
+    groups: list[RolloutGroup] | None = None
+    before: dict[str, Any] = {}
+    if coordinator is not None:
+        before = coordinator.drawn()
+        take = partial(coordinator.rollouts.take, step, coordinator.sampler.next, coordinator.progress("generate"))
+        with run.clock.phase("generate"):
+            groups = run.preemption.attempt(take)
+        if groups is not None:
+            run.clock.move("generate", "grade_wait", coordinator.rollouts.grade_wait)
+    if run.preemption.agreed():
+        stop_early(run, before)
+    return groups or []
 
-    def work() -> list[RolloutGroup]:
-        return coordinator.rollouts.take(step, coordinator.sampler.next, coordinator.progress("generate"))
 
-    with run.clock.phase("generate"):
-        groups = run.preemption.attempt(work)
-    if groups is None:
-        return []
-    run.clock.move("generate", "grade_wait", coordinator.rollouts.grade_wait)
-    return groups
+def make_batch(run: Run, step: int, groups: list[RolloutGroup]) -> Batch:
+    """Samples with advantages, and what the step's rollouts were like."""
+    coordinator, recipe, clock = run.coordinator, run.recipe, run.clock
+    if coordinator is None:
+        return Batch()
+    rollouts = coordinator.rollouts
+    with clock.phase("pack"):
+        samples, counts = make_samples(
+            groups, recipe.algorithm, step, terms=coordinator.data.terms, average=coordinator.average,
+            schedule=recipe.rollout.schedule,
+        )  # fmt: skip
+        metrics = rollout_metrics(groups) | counts | sample_metrics(samples) | rollouts.counts
+        metrics |= rollouts.engine.measured()
+        metrics |= refill_metrics(counts, recipe.rollout.prompts_per_step) | coordinator.sampler.observe(groups)
+        clock.overlap("sampling", rollouts.sampling_time)
+        clock.overlap("grade", sum(rollout.grade_seconds for group in groups for rollout in group.rollouts))
+        shown = groups_with_tokens(groups, samples, recipe.run.log_token_groups)
+    return Batch(groups=groups, samples=samples, shown=shown, metrics=metrics)
 
 
-def update(run: Run, step: int, samples: list[TrainingSample] | None, keep: list[int]) -> dict[str, float]:
+def update(run: Run, step: int, batch: Batch) -> dict[str, float]:
     """The learner's update; a batch that it cannot take is kept for ``rlvr replay``."""
     try:
-        return run.learner.update(samples, clock=run.clock, keep=keep)
+        return run.learner.update(batch.samples, clock=run.clock, keep=batch.samples_to_log())
     except NonFiniteError as error:
         try:
             kept = f"The batch is kept: rlvr replay {keep_batch(run.folder, step, error, run.learner, run.recipe)}"
@@ -111,20 +121,55 @@ def update(run: Run, step: int, samples: list[TrainingSample] | None, keep: list
         raise
 
 
-def log_rollouts(
-    run: Run,
-    coordinator: Coordinator,
-    step: int,
-    groups: list[RolloutGroup],
-    samples: list[TrainingSample],
-    shown: set[int],
-) -> None:
-    """Every rollout with its advantage; tokens with both log-probabilities for the groups in `shown`."""
-    known = run.learner.kept
-    kept = [[None if place is None else known.get(place) for place in row] for row in places_of(groups, samples)]
+def send_weights(run: Run, step: int) -> dict[str, float]:
+    """The new policy to the engine, as version `step`; this completes the step."""
+    if run.coordinator is not None:
+        with run.clock.phase("generate"):
+            run.coordinator.rollouts.settle()
+    with run.clock.phase("sync"):
+        metrics = run.weights.send(version=step)
+    run.done = step
+    return metrics
+
+
+def evaluate_if_due(run: Run, step: int) -> dict[str, float]:
+    """``eval/...`` after a step that ``run.eval_every`` names."""
+    if not is_due(run.recipe.run.eval_every, step, run):
+        return {}
+    with run.clock.phase("eval"):
+        return evaluate(run)
+
+
+def report(run: Run, step: int, batch: Batch, metrics: dict[str, float]) -> dict[str, float]:
+    """Rollouts, metrics and the rules over them, on the coordinator; returns the metrics that it adds (times, memory,
+    throughput)."""
+    coordinator, clock = run.coordinator, run.clock
+    if coordinator is None:
+        return {}
+    with clock.phase("log"):
+        log_rollouts(run, coordinator, step, batch)
+    added = clock.lap() | memory_metrics()
+    added |= throughput_metrics(metrics | added, run.peak_flops)
+    watch(run, coordinator, step, metrics | added)
+    coordinator.log.step(step, metrics | added)
+    return added
+
+
+def log_rollouts(run: Run, coordinator: Coordinator, step: int, batch: Batch) -> None:
+    """Every rollout with its advantage; tokens with both log-probabilities for the groups in ``batch.shown``."""
+    groups, samples, known = batch.groups, batch.samples or [], run.learner.kept
+    kept_P_G = [[None if place is None else known.get(place) for place in row] for row in places_of(groups, samples)]
     coordinator.log.rollouts(
-        step, groups, coordinator.prompts_of(groups), advantages_of(groups, samples), token_groups=shown, kept_P_G=kept
-    )
+        step, groups, coordinator.prompts_of(groups), advantages_of(groups, samples), token_groups=batch.shown,
+        kept_P_G=kept_P_G,
+    )  # fmt: skip
+
+
+def save_if_due(run: Run, step: int, metrics: dict[str, float]) -> None:
+    """A checkpoint after a step that ``run.save_every`` names."""
+    if is_due(run.recipe.run.save_every, step, run):
+        with run.clock.phase("checkpoint"):
+            save(run, metrics)
 
 
 def stop_early(run: Run, before: dict[str, Any]) -> NoReturn:
