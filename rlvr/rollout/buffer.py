@@ -68,22 +68,33 @@ class Buffer:
 
     def take(self, count: int, step: int) -> list[RolloutGroup] | None:
         """The `count` finished groups that are to be trained at `step`, in the order of drawing, which then leave the
-        buffer; None where the learner has to wait: there are too few, or under ``on_stale: wait`` those that are left
-        could not all be trained before their deadlines, ``prompts`` of them a step."""
+        buffer; None where `can_take` says no."""
+        chosen = self._choose(count, step)
+        if chosen is None:
+            return None
+        orders = {pending.order for pending in chosen}
+        self.pending = [pending for pending in self.pending if pending.order not in orders]
+        chosen.sort(key=lambda pending: pending.order)
+        return [pending.group for pending in chosen if pending.group is not None]
+
+    def can_take(self, count: int, step: int) -> bool:
+        """False where the learner has to wait: fewer than `count` groups are finished, or under ``on_stale: wait``
+        those that would be left could not all be trained before their deadlines, ``prompts`` of them a step."""
+        return self._choose(count, step) is not None
+
+    def _choose(self, count: int, step: int) -> list[Pending] | None:
         finished = [one for one in self.pending if one.group is not None]
         if len(finished) < count:
             return None
         if self._schedule.stale_policy == "wait":
             finished.sort(key=self._deadline)  # stable: the earliest drawn first among equals
         chosen = finished[:count]
-        names = {one.order for one in chosen}
-        left = [one for one in self.pending if one.order not in names]
         if self._schedule.stale_policy == "wait":
-            deadlines = sorted(map(self._deadline, left))
+            orders = {pending.order for pending in chosen}
+            deadlines = sorted(self._deadline(pending) for pending in self.pending if pending.order not in orders)
             if any(deadline < step + 1 + i // self._prompts for i, deadline in enumerate(deadlines)):
                 return None
-        self.pending = left
-        return [one.group for one in sorted(chosen, key=lambda one: one.order) if one.group is not None]
+        return chosen
 
     def drop_stale(self, step: int) -> list[Pending]:
         """Throw away the groups from which `step` may not learn any more; none under ``on_stale: wait``.

@@ -24,6 +24,7 @@ from rlvr.engines.protocol import Engine
 from rlvr.engines.stop_strings import Decoder
 from rlvr.problems.templates import Prompt, Renderer
 from rlvr.records import Completion, Problem, Request, Rollout, RolloutGroup, Sampling, request_seed
+from rlvr.rollout.activity import Activity
 from rlvr.rollout.gate import Gate
 from rlvr.rollout.journal import Graded, Journal, joined
 
@@ -59,6 +60,7 @@ class Session:
     run_seed: int
     engine: Engine
     gate: Gate
+    activity: Activity
     journal: Journal
     order: int
     """Place of the group in the order of drawing: older groups are let into the engine first."""
@@ -85,7 +87,7 @@ class Session:
                 return so_far if left else _at_the_limit(so_far)
             allowed = await self.gate.enter(place, left)
             seed = request_seed(self.run_seed, self.problem.id, self.visit, sample_index, segment, len(done))
-            with self.gate.sampling():
+            with self.activity.sampling():
                 part = await self.engine.generate(
                     Request(
                         id=f"{name}+{len(done)}" if done else name,
@@ -137,7 +139,7 @@ class Session:
         for one in said:
             if one.text == text:
                 return one
-        with self.gate.at_graders():
+        with self.activity.at_graders():
             graded = await self.grade(self.problem, text)
         said.append(graded)
         return graded
@@ -188,35 +190,35 @@ class Collector:
         Leaving the stream early cancels what is still being sampled. An error of the engine or of the machinery is
         raised here; an answer that cannot be judged is a rollout whose reward is None.
         """
-        gate = Gate(is_open=True)
+        gate, activity = Gate(is_open=True), Activity()
         tasks: list[asyncio.Task[RolloutGroup]] = []
         try:
             async with self._engine.hold():
                 for order, (problem, visit) in enumerate(visits):
                     group = self.group(
-                        problem, visit, group_size=group_size, sampling=sampling, gate=gate, journal=Journal(),
-                        order=order,
+                        problem, visit, group_size=group_size, sampling=sampling, gate=gate, activity=activity,
+                        journal=Journal(), order=order,
                     )  # fmt: skip
                     tasks.append(asyncio.create_task(group))
                 await admission(gate, dict(enumerate(tasks)))
             for finished in asyncio.as_completed(tasks):
                 yield await finished
-            self.last_sampled = gate.last_sampled
+            self.last_sampled = activity.last_sampled
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def group(
-        self, problem: Problem, visit: int, *, group_size: int, sampling: Sampling, gate: Gate, journal: Journal,
-        order: int, greedy: bool = False,
+        self, problem: Problem, visit: int, *, group_size: int, sampling: Sampling, gate: Gate,
+        activity: Activity, journal: Journal, order: int, greedy: bool = False,
     ) -> RolloutGroup:  # fmt: skip
         """One visit of one problem, from prompt to verdicts; with `greedy` the group has one more answer beside it,
         which the same workflow makes at temperature 0."""
         session = Session(
             problem=problem, visit=visit, prompt=self._renderer.render(problem), group_size=group_size,
-            sampling=sampling, run_seed=self._run_seed, engine=self._engine, gate=gate, journal=journal, order=order,
-            grade=self._grade, tokenizer=cast(Decoder, self._renderer.tokenizer),
+            sampling=sampling, run_seed=self._run_seed, engine=self._engine, gate=gate, activity=activity,
+            journal=journal, order=order, grade=self._grade, tokenizer=cast(Decoder, self._renderer.tokenizer),
         )  # fmt: skip
         beside = None
         if greedy:

@@ -1,4 +1,23 @@
-"""The sampling side of a run as the loop sees it: plain calls on rank 0, an event loop in a thread behind them."""
+"""Moves rollout groups from the problem that was drawn to the step that trains them; rank 0 only.
+
+The training loop calls plain methods of `Rollouts`; behind them an event loop runs in a thread of its own. A group is
+one visit of one problem: G rollouts. These are its states, and this module decides on every change:
+
+| state       | begins when                       | moved here by (call)                  | in a checkpoint           |
+|-------------|-----------------------------------|---------------------------------------|---------------------------|
+| drawn       | the sampler hands out the problem | `_admit` (`Buffer.add`)               | problem, visit, order     |
+| waiting     | its workflow asks for tokens      | `_start` (`Gate.enter`)               | as drawn                  |
+| sampling    | the gate is open                  | `_admit` (`Gate.open`)                | tokens that were returned |
+| interrupted | step or budget ends               | `_stop_sampling` (`Engine.interrupt`) | tokens so far; waits      |
+| grading     | a rollout has its last token      | its workflow (`Session.finish`)       | its tokens; graded again  |
+| finished    | the last verdict is there         | `_finish`                             | tokens and verdicts       |
+| taken       | the schedule gives it to a step   | `_finished` (`Buffer.take`)           | nothing                   |
+| dropped     | it is too old, before a step      | `_take` (`Buffer.drop_stale`)         | nothing                   |
+
+Rollouts of one group are sampled and graded at the same time, so "sampling" and "grading" overlap within a group.
+Tokens and verdicts are its `Journal`. A restored group starts its workflow again, which reads from the journal what it
+was given before (`_wake_restored`), and so is back in the state that it was in.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +37,7 @@ from rlvr.engines.protocol import Engine
 from rlvr.errors import RlvrError
 from rlvr.problems.templates import Renderer
 from rlvr.records import Problem, RepetitionStop, RolloutGroup, Sampling
+from rlvr.rollout.activity import Activity
 from rlvr.rollout.background import Background
 from rlvr.rollout.buffer import Buffer, Pending
 from rlvr.rollout.collector import Collector, admission
@@ -66,7 +86,8 @@ class Rollouts:
         self._background = Background()
         self._schedule = recipe.rollout.schedule
         self._budget = self._schedule.tokens if isinstance(self._schedule, Partial) else None
-        self._gate = Gate()
+        self._activity = Activity()
+        self._gate = Gate(on_wait=self._activity.notify)
         self._watcher: asyncio.Task[None] | None = None
         self._busy_before = 0.0
         self.buffer = Buffer(self._schedule, recipe.rollout.prompts_per_step, problems)
@@ -125,7 +146,8 @@ class Rollouts:
             while missing > 0:
                 await self._admit(draw, self._schedule.in_flight(wanted) + missing - wanted)
                 groups += await self._finished(missing, step, lambda done: progress(done, wanted), len(groups))
-                self.grade_wait += max(0.0, time.perf_counter() - self._gate.last_sampled) * (not self._gate.running)
+                if not self._activity.running:
+                    self.grade_wait += max(0.0, time.perf_counter() - self._activity.last_sampled)
                 self._check_scored(groups)
                 missing = min(wanted - sum(self._can_be_trained(group) for group in groups), most - len(groups))
             if isinstance(self._schedule, OneStepAhead):
@@ -139,7 +161,7 @@ class Rollouts:
             await self.engine.release()
         self._watch()
         self.counts = self.buffer.counts(step, dropped)
-        busy = self._gate.busy_until_now()
+        busy = self._activity.busy_seconds
         self.sampling_time, self._busy_before = busy - self._busy_before, busy
         return groups
 
@@ -153,7 +175,7 @@ class Rollouts:
     def _start(self, one: Pending) -> None:
         work = self._collector.group(
             one.problem, one.visit, group_size=self._recipe.rollout.group_size, sampling=self.sampling,
-            gate=self._gate, journal=one.journal, order=one.order,
+            gate=self._gate, activity=self._activity, journal=one.journal, order=one.order,
             greedy=isinstance(self._recipe.algorithm.baseline, GreedyBaseline),
         )  # fmt: skip
         one.task = asyncio.create_task(work)
@@ -180,43 +202,37 @@ class Rollouts:
     def _finish(self, one: Pending, task: asyncio.Task[RolloutGroup]) -> None:
         if not task.cancelled() and task.exception() is None:
             one.group = task.result()
-        self._gate.notify()
+        self._activity.notify()
 
     async def _finished(
         self, count: int, step: int, progress: Callable[[int], None], before: int
     ) -> list[RolloutGroup]:
         """`count` finished groups, as soon as the schedule allows them to be taken; then, unless it overlaps, nothing
         runs in the engine any more."""
-        while True:
-            groups: list[RolloutGroup] | None = None
 
-            def ready() -> bool:
-                nonlocal groups
-                done = sum(one.group is not None for one in self.buffer.pending)
-                progress(min(before + done, before + count))
-                if self._budget is not None and not self._is_quiet():
-                    return False
-                groups = self.buffer.take(count, step)
-                return groups is not None or self._budget is not None
+        def can_go_on() -> bool:
+            done = sum(pending.group is not None for pending in self.buffer.pending)
+            progress(min(before + done, before + count))
+            return self.buffer.can_take(count, step) if self._budget is None else self._is_quiet()
 
-            await self._until(ready)
-            if groups is not None:
-                break
-            async with self.engine.hold():  # all have used up their budget
+        await self._until(can_go_on)
+        while (groups := self.buffer.take(count, step)) is None:
+            async with self.engine.hold():  # every rollout has used up its budget of tokens
                 self._gate.open(self._budget)
+            await self._until(can_go_on)
         if not self._schedule.overlaps:
             await self._stop_sampling()
         return groups
 
     async def _stop_sampling(self) -> None:
         self._gate.close()
-        if self._gate.running:
+        if self._activity.running:
             await self.engine.interrupt()
-            await self._until(lambda: not self._gate.running)
+            await self._until(lambda: not self._activity.running)
 
     def _is_quiet(self) -> bool:
         """True where each answer is finished or waits at the gate."""
-        idle = not self._gate.running and not self._gate.grading
+        idle = not self._activity.running and not self._activity.grading
         return idle and all(self._gate.has_waiting(one.order) for one in self.buffer.unfinished())
 
     async def _until(self, ready: Callable[[], bool]) -> None:
@@ -228,12 +244,12 @@ class Rollouts:
                     one.task.result()  # raises what ended it
             if ready():
                 return
-            if not await self._gate.changed(timeout / WARNINGS):
+            if not await self._activity.changed(timeout / WARNINGS):
                 pending = [str(one) for one in self.buffer.unfinished()]
-                silent = time.monotonic() - self._gate.last_change
+                silent = time.monotonic() - self._activity.last_change
                 text = (
-                    f"no answer has ended for {silent:.0f} s; {self._gate.running} requests are in the engine, "
-                    f"{self._gate.grading} answers at the graders, and these groups wait: {', '.join(pending[:8])}"
+                    f"no answer has ended for {silent:.0f} s; {self._activity.running} requests are in the engine, "
+                    f"{self._activity.grading} answers at the graders, and these groups wait: {', '.join(pending[:8])}"
                     + (f" and {len(pending) - 8} more" if len(pending) > 8 else "")
                 )
                 if silent >= timeout:
@@ -259,7 +275,7 @@ class Rollouts:
         interval = self._recipe.rollout.stall_timeout / WARNINGS
         idle = 0.0
         while True:
-            idle = 0.0 if await self._gate.changed(interval) or self.buffer.unfinished() else idle + interval
+            idle = 0.0 if await self._activity.changed(interval) or self.buffer.unfinished() else idle + interval
             if idle:
                 names = ", ".join(str(one) for one in self.buffer.pending[:8])
                 self._warn(
@@ -297,7 +313,9 @@ class Rollouts:
         self._background.wait(self._load_weights(tensors, version))
 
     async def _load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        again = isinstance(self._schedule, Asynchronous) and self._schedule.cache == "recompute" and self._gate.running
+        again = (
+            isinstance(self._schedule, Asynchronous) and self._schedule.cache == "recompute" and self._activity.running
+        )
         if again:
             await self._stop_sampling()
         await self.engine.load_weights(tensors, version)

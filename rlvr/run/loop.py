@@ -1,14 +1,14 @@
 """The training loop. One step samples, grades, computes advantages, updates the policy and sends it to the engine.
 
-| call in `train_step` | takes                    | gives                                 | runs on                 |
-|----------------------|--------------------------|---------------------------------------|-------------------------|
-| `collect`            | problems, the engine     | P graded groups of G rollouts         | rank 0; the others wait below   |
-| `make_batch`         | groups                   | samples with advantages               | rank 0                  |
-| `update`             | samples                  | the next policy                       | all: rank 0 packs and scatters  |
-| `send_weights`       | the policy's weights     | an engine that samples from them      | all gather, rank 0 sends|
-| `evaluate_if_due`    | the engine, eval sets    | `eval/...`                            | rank 0                  |
-| `report`             | everything above         | log lines, metrics, findings of rules | rank 0                  |
-| `save_if_due`        | the state of every part  | a checkpoint                          | all gather, rank 0 writes       |
+| call in `train_step` | takes                   | gives                                 | runs on                     |
+|----------------------|-------------------------|---------------------------------------|-----------------------------|
+| `collect`            | problems, the engine    | P graded groups of G rollouts         | rank 0; the others wait     |
+| `make_batch`         | groups                  | samples with advantages               | rank 0                      |
+| `update`             | samples                 | the next policy                       | all; rank 0 packs, scatters |
+| `send_weights`       | the policy's weights    | an engine that samples from them      | all gather, rank 0 sends    |
+| `evaluate_if_due`    | the engine, eval sets   | `eval/...`                            | rank 0                      |
+| `report`             | everything above        | log lines, metrics, findings of rules | rank 0                      |
+| `save_if_due`        | the state of every part | a checkpoint                          | all gather, rank 0 writes   |
 
 Rank 0 is the coordinator: it makes every decision, and the other ranks carry them out.
 """

@@ -38,7 +38,8 @@ EXEMPT = {
     ".weights._rollouts.grade_wait": "a time",
     ".weights._rollouts.sampling_time": "a time",
     ".weights._rollouts._busy_before": "a time",
-    ".weights._rollouts._gate": "what runs at this moment, times, and which groups have asked: nothing between steps",
+    ".weights._rollouts._gate": "which groups have asked: nothing between steps",
+    ".weights._rollouts._activity": "what runs at this moment, and times: nothing between steps",
     ".weights._rollouts.counts": "metrics of the last step",
     ".weights._rollouts._collector.last_sampled": "a time",
 }
