@@ -22,6 +22,7 @@ from transformers import AutoConfig
 
 from rlvr.engines.hf import HfEngine
 from rlvr.engines.vllm.engine import VllmEngine
+from rlvr.engines.vllm.settings import VllmSettings
 from rlvr.records import Request, Sampling
 
 
@@ -44,8 +45,8 @@ def arguments() -> argparse.Namespace:
 def make_engine(settings: argparse.Namespace) -> Any:
     if settings.engine == "hf":
         return HfEngine(settings.model, dtype=settings.dtype)
-    return VllmEngine(
-        settings.model,
+    own = VllmSettings(
+        model=settings.model,
         dtype=settings.dtype,
         max_model_len=512,
         max_num_seqs=settings.requests,
@@ -54,6 +55,7 @@ def make_engine(settings: argparse.Namespace) -> Any:
         threads=settings.threads,
         extra={"distributed_executor_backend": "mp"} if settings.worker_process else {},
     )
+    return VllmEngine(own)
 
 
 async def one_round(engine: Any, settings: argparse.Namespace, vocabulary: int, seed: int) -> float:

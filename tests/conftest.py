@@ -13,6 +13,7 @@ SHAPES_CHECKED = ("rlvr.learn.losses",)
 install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before rlvr is imported for the first time
 
 from rlvr.engines.vllm.engine import VllmEngine  # noqa: E402
+from rlvr.engines.vllm.settings import VllmSettings  # noqa: E402
 from rlvr.rollout.background import Background  # noqa: E402
 from tests.engine_sides import Learner  # noqa: E402
 from tests.helpers import make_tiny_model  # noqa: E402
@@ -67,7 +68,8 @@ def vllm_untied(
 
 def _engine(model: Path, background: Background, tmp: pytest.TempPathFactory) -> Iterator[VllmEngine]:
     log = tmp.mktemp("vllm") / "vllm.log"
-    engine = VllmEngine(model, dtype="float32", max_num_seqs=8, kv_cache_gib=0.05, threads=1, stats=True, log_file=log)
+    settings = VllmSettings(model=str(model), dtype="float32", max_num_seqs=8, kv_cache_gib=0.05, threads=1)
+    engine = VllmEngine(settings, stats=True, log_file=log)
     background.wait(engine.start())
     yield engine
     background.wait(engine.close())

@@ -6,7 +6,7 @@ distribution as it is. A drafter that learns from the policy would be one more t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -30,13 +30,6 @@ class NgramDrafts(Section):
             raise ValueError(f"shortest must be at most longest = {self.longest}, got {self.shortest}")
         return self
 
-    def arguments(self) -> dict[str, Any]:
-        """vLLM's speculative_config."""
-        return {
-            "method": "ngram", "num_speculative_tokens": self.tokens,
-            "prompt_lookup_min": self.shortest, "prompt_lookup_max": self.longest,
-        }  # fmt: skip
-
 
 class SuffixDrafts(Section):
     """What followed in this and earlier answers, by suffix trees (SuffixDecoding, 2411.04975); needs the package
@@ -45,10 +38,6 @@ class SuffixDrafts(Section):
     type: Literal["suffix"]
     tokens: PositiveInt = 24
     """Most tokens that are proposed at a time."""
-
-    def arguments(self) -> dict[str, Any]:
-        """vLLM's speculative_config."""
-        return {"method": "suffix", "num_speculative_tokens": self.tokens}
 
 
 class ModelDrafts(Section):
@@ -60,10 +49,6 @@ class ModelDrafts(Section):
     """A Hugging Face folder or a name on the hub."""
     tokens: PositiveInt = 3
     """Tokens that are proposed at a time."""
-
-    def arguments(self) -> dict[str, Any]:
-        """vLLM's speculative_config."""
-        return {"method": self.type, "num_speculative_tokens": self.tokens, "model": self.path}
 
 
 Speculative = Annotated[NgramDrafts | SuffixDrafts | ModelDrafts, Field(discriminator="type")]

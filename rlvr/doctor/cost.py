@@ -17,7 +17,7 @@ from rlvr.doctor.learner import Compared
 from rlvr.records import RolloutGroup
 from rlvr.rules.finding import Finding, Grade
 from rlvr.rules.rule import Rule
-from rlvr.run.first_screen import BYTES, count_adapters, estimate_memory
+from rlvr.run.memory import BYTES, count_adapters, estimate_memory
 from rlvr.runlog.run_log import rollout_record, token_record
 
 DISK = Rule(

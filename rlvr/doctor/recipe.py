@@ -35,7 +35,7 @@ from rlvr.rules.preflight_settings import check_settings
 from rlvr.rules.preflight_verifiers import disagreement
 from rlvr.rules.rule import Rule
 from rlvr.run.build import check_early, make_accelerator, sampling_only
-from rlvr.run.first_screen import num_parameters
+from rlvr.run.memory import num_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from rlvr.config import Recipe, RecipeError, VllmEngine, VllmServers
 from rlvr.engines.protocol import Engine
 from rlvr.engines.restarting import RestartingEngine
 from rlvr.engines.servers.serve import ServedChild, free_port, serve, url_of
-from rlvr.engines.vllm.settings import FILE_BACKEND, NCCL_BACKEND, VllmSettings
+from rlvr.engines.vllm.settings import FILE_BACKEND, NCCL_BACKEND, VllmSettings, speculative_config
 from rlvr.problems.data import load_data
 
 TRANSFERS = {"file": FILE_BACKEND, "nccl": NCCL_BACKEND}
@@ -44,7 +42,7 @@ def make_engine(
         return _servers(settings, own, model_len, log_file, warn, say)
     from rlvr.engines.vllm import engine as vllm_engine
 
-    engine = vllm_engine.VllmEngine(**dataclasses.asdict(own), stats=settings.stats, log_file=log_file)
+    engine = vllm_engine.VllmEngine(own, stats=settings.stats, log_file=log_file)
     return RestartingEngine(
         engine, restarts=settings.restarts, timeout=settings.timeout, warn=warn,
         repeats_batches=recipe.rollout.schedule.type != "asynchronous",
@@ -101,10 +99,10 @@ def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
         kv_cache_gib=settings.kv_cache_gib,
         gpu_memory_share=settings.gpu_memory_share,
         enforce_eager=settings.enforce_eager,
-        threads=settings.threads or len(os.sched_getaffinity(0)),
+        threads=settings.threads,
         tensor_parallel=settings.tensor_parallel,
         sleep=isinstance(settings, VllmEngine) and settings.sleep,
-        speculative=None if settings.speculative is None else settings.speculative.arguments(),
+        speculative=None if settings.speculative is None else speculative_config(settings.speculative),
         extra=extra,
     )
 

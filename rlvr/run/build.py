@@ -35,7 +35,8 @@ from rlvr.rollout.collector import Collector, answers_to_one_prompt
 from rlvr.rollout.scheduler import Rollouts
 from rlvr.rules.preflight import examine_cheaply, first_prompts, lines, refuse
 from rlvr.rules.watch import Watch
-from rlvr.run.first_screen import first_screen, num_parameters
+from rlvr.run.first_screen import first_screen
+from rlvr.run.memory import num_parameters
 from rlvr.run.signals import Preemption
 from rlvr.runlog.clock import StepClock
 from rlvr.runlog.run_log import RunLog, run_folder

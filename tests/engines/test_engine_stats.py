@@ -19,6 +19,7 @@ from rlvr.engines.engine_stats import EngineStats
 from rlvr.engines.make import make_engine
 from rlvr.engines.restarting import RestartingEngine
 from rlvr.engines.vllm.engine import VllmEngine
+from rlvr.engines.vllm.settings import speculative_config
 from rlvr.engines.vllm.stats import StatLogger
 from tests.builders import recipe_data
 
@@ -77,7 +78,7 @@ def test_acceptance_by_hand_from_vllms_own_records() -> None:
 )  # fmt: skip
 def test_every_type_in_vllms_words(settings: dict[str, Any], expected: dict[str, Any]) -> None:
     """Each key is one of vLLM's SpeculativeConfig, which refuses others."""
-    found = TypeAdapter(Speculative).validate_python(settings).arguments()
+    found = speculative_config(TypeAdapter(Speculative).validate_python(settings))
     assert found == expected
     assert set(found) <= set(SpeculativeConfig.__dataclass_fields__)
 

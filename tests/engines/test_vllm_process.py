@@ -17,6 +17,7 @@ import pytest
 from rlvr.engines.protocol import EngineError
 from rlvr.engines.vllm.engine import VllmEngine
 from rlvr.engines.vllm.process import child_environment, output_to, reason_in
+from rlvr.engines.vllm.settings import VllmSettings
 from rlvr.rollout.background import Background
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,9 @@ def test_the_life_of_an_engine(story: subprocess.Popen[str], tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_start_that_fails_says_why(tiny_tied: Path, tmp_path: Path, background: Background) -> None:
     """The reason is the engine core's own, not that it failed."""
-    engine = VllmEngine(tiny_tied, kv_cache_gib=1e-6, threads=1, log_file=tmp_path / "vllm.log")
+    engine = VllmEngine(
+        VllmSettings(model=str(tiny_tied), kv_cache_gib=1e-6, threads=1), log_file=tmp_path / "vllm.log"
+    )
     with pytest.raises(EngineError, match=r"vLLM did not start: .*(KV cache|cache blocks)"):
         background.wait(engine.start())
     with pytest.raises(EngineError, match="not running"):
@@ -88,14 +91,14 @@ def test_a_start_that_fails_says_why(tiny_tied: Path, tmp_path: Path, background
 
 
 def test_a_setting_that_vllm_refuses_is_named(tiny_tied: Path, tmp_path: Path, background: Background) -> None:
-    engine = VllmEngine(tiny_tied, max_model_len=100_000, log_file=tmp_path / "vllm.log")
+    engine = VllmEngine(VllmSettings(model=str(tiny_tied), max_model_len=100_000), log_file=tmp_path / "vllm.log")
     with pytest.raises(EngineError, match="100000"):
         background.wait(engine.start())
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path, background: Background) -> None:
     with pytest.raises(EngineError, match=r"has no config\.json"):
-        background.wait(VllmEngine(tmp_path).start())
+        background.wait(VllmEngine(VllmSettings(model=str(tmp_path))).start())
 
 
 def test_the_environment_of_children_is_theirs_alone(monkeypatch: pytest.MonkeyPatch) -> None:

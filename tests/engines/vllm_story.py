@@ -11,6 +11,7 @@ from typing import Any
 
 from rlvr.engines.protocol import EngineError
 from rlvr.engines.vllm.engine import VllmEngine
+from rlvr.engines.vllm.settings import VllmSettings
 from rlvr.records import Request, Sampling
 
 
@@ -27,7 +28,7 @@ def request(name: str, length: int) -> Request:
 
 
 async def main(folder: str, log: str) -> None:
-    engine = VllmEngine(folder, dtype="float32", kv_cache_gib=0.05, threads=1, log_file=log)
+    engine = VllmEngine(VllmSettings(model=folder, dtype="float32", kv_cache_gib=0.05, threads=1), log_file=log)
     before = dict(os.environ)
     await engine.start()
     tell(core=core_of(engine), version=engine.version, same_environment=before == dict(os.environ))

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlvr.config import Recipe
 from rlvr.learn.lora import adapter_size
 from rlvr.learn.update import Learner
-from rlvr.run.first_screen import learner_bytes
+from rlvr.run.memory import learner_bytes
 from tests.builders import recipe_data
 from tests.runs import Workspace, assert_same_weights, assert_trained, elsewhere
 

@@ -12,9 +12,9 @@ import contextlib
 import os
 import pickle
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,44 +43,18 @@ class VllmEngine:
 
     def __init__(
         self,
-        model: str | Path,
+        settings: VllmSettings,
         *,
-        dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
-        max_model_len: int | None = None,
-        max_num_seqs: int = 128,
-        kv_cache_gib: float = 2.0,
-        gpu_memory_share: float = 0.4,
-        enforce_eager: bool = True,
-        threads: int | None = None,
-        tensor_parallel: int = 1,
-        sleep: bool = False,
-        speculative: Mapping[str, Any] | None = None,
         stats: bool = False,
-        extra: Mapping[str, Any] | None = None,
         log_file: str | Path | None = None,
     ) -> None:
-        """`model` is a Hugging Face folder; `log_file` gets all that vLLM prints, None makes a temporary one;
-        `threads` are the cores of a CPU engine, None takes all; `speculative` is vLLM's speculative_config; `stats`
-        measures speeds, as `speculative` always does; `extra` goes to vLLM's AsyncEngineArgs and wins.
-        """
-        self.model = Path(model)
+        """`log_file` gets all that vLLM prints, None makes a temporary one; `stats` measures speeds, which
+        ``settings.speculative`` turns on as well."""
+        self.model = Path(settings.model)
         self.log_file = Path(log_file) if log_file else Path(tempfile.gettempdir()) / f"rlvr-vllm-{os.getpid()}.log"
-        self._dtype = DTYPES[dtype]
-        self._settings = VllmSettings(
-            model=str(model),
-            dtype=dtype,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            kv_cache_gib=kv_cache_gib,
-            gpu_memory_share=gpu_memory_share,
-            enforce_eager=enforce_eager,
-            threads=threads or len(os.sched_getaffinity(0)),
-            tensor_parallel=tensor_parallel,
-            sleep=sleep,
-            speculative=speculative,
-            extra=extra or {},
-        )
-        self._stats = EngineStats() if stats or speculative is not None else None
+        self._dtype = DTYPES[settings.dtype]
+        self._settings = settings
+        self._stats = EngineStats() if stats or settings.speculative is not None else None
         self._manifest: Manifest | None = None
         self._core: Any = None
         self._log_start = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from rlvr.config.speculative import ModelDrafts, NgramDrafts, SuffixDrafts
 from rlvr.engines.protocol import EngineError
 from rlvr.engines.stop_strings import Decoder, answer_text
 from rlvr.records import Completion, FinishReason, Request
@@ -36,13 +38,13 @@ class VllmSettings:
     """Keys and values on a CPU."""
     gpu_memory_share: float = 0.4
     enforce_eager: bool = True
-    threads: int = 1
-    """Cores of a CPU engine."""
+    threads: int | None = None
+    """Cores of a CPU engine; None takes all."""
     tensor_parallel: int = 1
     sleep: bool = False
     """Able to give its GPU memory up for a while."""
     speculative: Mapping[str, Any] | None = None
-    """vLLM's speculative_config."""
+    """vLLM's speculative_config, as `speculative_config` makes it."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's AsyncEngineArgs; they win."""
 
@@ -84,7 +86,7 @@ class VllmSettings:
         """Variables of the engine's processes, which end with the process `parent`."""
         eager = {"TORCHDYNAMO_DISABLE": "1"} if self.enforce_eager else {}  # compiles a helper even so
         return eager | {
-            "OMP_NUM_THREADS": str(self.threads),
+            "OMP_NUM_THREADS": str(self.threads or len(os.sched_getaffinity(0))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             PARENT_VARIABLE: str(parent),
             "VLLM_NO_USAGE_STATS": "1",
@@ -92,6 +94,14 @@ class VllmSettings:
             "TQDM_DISABLE": "1",
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         }
+
+
+def speculative_config(drafts: NgramDrafts | SuffixDrafts | ModelDrafts) -> dict[str, Any]:
+    """vLLM's speculative_config for the recipe's ``rollout.engine.speculative``."""
+    common: dict[str, Any] = {"method": drafts.type, "num_speculative_tokens": drafts.tokens}
+    if isinstance(drafts, NgramDrafts):
+        return common | {"prompt_lookup_min": drafts.shortest, "prompt_lookup_max": drafts.longest}
+    return common | ({"model": drafts.path} if isinstance(drafts, ModelDrafts) else {})
 
 
 def sampling_parameters(request: Request) -> dict[str, Any]:
