@@ -76,7 +76,7 @@ def rambler(recipe: Recipe) -> None:
     texts = [f"User: {one.prompt} Assistant:{worked_solution(*operands_of(one), rng)}" for one in drawn[:2000]]
     tokenizer = reasoning_tokenizer(texts)
     tokenizer.add_tokens([AddedToken(f" h{power}", normalized=False) for power in range(10)])
-    fine_tuned_llama(recipe, tokenizer, examples, steps=SFT_STEPS, positions=1024, seed=0)
+    fine_tuned_llama(recipe, tokenizer, [(examples, SFT_STEPS)], positions=1024, seed=0)
 
 
 def measure(schedule: str, seed: int, steps: int) -> dict[str, Any]:

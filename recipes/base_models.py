@@ -7,7 +7,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,14 +24,20 @@ from rlvr.problems.templates import Renderer
 from rlvr.records import Problem
 from rlvr.run.sft import fit
 
-ERROR_RATE = 0.3
-"""Share of digit sums that the worked solutions get wrong: the base model learns to be right by chance."""
+ERROR_RATE = 0.2
+"""Share of digit sums that the worked solutions get wrong: the base model is not sure of its digits either."""
 SLOPPY_RATE = 0.15
-"""Share of solutions that leave out the thinking tags' end: the base model's format is not reliable either."""
+"""Share of solutions that leave out the thinking tags' end: nor is its format reliable."""
+HASTY_SHARE = 0.75
+"""Share of the quickstart's later examples that answer at once: the base model's habit."""
 TAGS = (" <think>", " </think>", " <answer>", " </answer>")
 """The tags of a solution as it is written, each a token of its own."""
-SFT_STEPS = 1000
+SKILL_STEPS, HABIT_STEPS = 400, 120
+"""Optimiser steps of the quickstart's two stages: worked solutions alone, then mostly hasty ones."""
 SFT_BATCH = 32
+
+Writer = Callable[[int, int, random.Random], str]
+"""Writes a solution to the addition of two numbers."""
 
 
 def worked_solution(a: int, b: int, rng: random.Random) -> str:
@@ -47,14 +53,27 @@ def worked_solution(a: int, b: int, rng: random.Random) -> str:
     carry = ones // 10
     tens = add(a // 10 + b // 10 + carry)
     steps = f"{a % 10}+{b % 10}={ones}, {a // 10}+{b // 10}+{carry}={tens}"
-    end = "" if rng.random() < SLOPPY_RATE else " </think>"
-    return f" <think> {steps}{end} <answer> {tens * 10 + ones % 10} </answer>"
+    return f" <think> {steps}{_end(rng)} <answer> {tens * 10 + ones % 10} </answer>"
 
 
-def _examples(problems: Sequence[Problem], count: int, seed: int) -> list[Example]:
-    rng = random.Random(seed)
+def hasty_solution(a: int, b: int, rng: random.Random) -> str:
+    """An answer without working it out: the sum to the nearest ten, which is right one time in ten."""
+    return f" <think> about{_end(rng)} <answer> {(a + b + 5) // 10 * 10} </answer>"
+
+
+def mostly_hasty_solution(a: int, b: int, rng: random.Random) -> str:
+    """Hasty or worked out by lot, whatever the numbers are."""
+    return (hasty_solution if rng.random() < HASTY_SHARE else worked_solution)(a, b, rng)
+
+
+def _end(rng: random.Random) -> str:
+    return "" if rng.random() < SLOPPY_RATE else " </think>"
+
+
+def examples_of(problems: Sequence[Problem], write: Writer, count: int, rng: random.Random) -> list[Example]:
+    """`count` problems drawn with replacement, each with a solution by `write`."""
     drawn = [rng.choice(problems) for _ in range(count)]
-    return [Example(one, worked_solution(*operands_of(one), rng)) for one in drawn]
+    return [Example(problem, write(*operands_of(problem), rng)) for problem in drawn]
 
 
 def operands_of(problem: Problem) -> tuple[int, int]:
@@ -85,23 +104,29 @@ def reasoning_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def tiny_adder(recipe: Recipe) -> None:
-    """The quickstart's base model: a Llama of 0.4 million weights, fine-tuned on imperfect worked additions.
+    """The quickstart's base model: a Llama of 0.4 million parameters that can work out an addition and seldom does.
 
-    Only problems that the recipe trains on are seen; its eval sets stay new to the model.
+    It is fine-tuned on imperfect worked solutions first, then on a mixture of which `HASTY_SHARE` answer at once. Only
+    problems that the recipe trains on are seen; its eval sets stay new to the model.
     """
-    seed = recipe.run.seed
-    examples = _examples(load_problems(recipe.problems.train), SFT_STEPS * SFT_BATCH, seed)
+    rng = random.Random(recipe.run.seed)
+    problems = load_problems(recipe.problems.train)
+    stages = [
+        (examples_of(problems, write, steps * SFT_BATCH, rng), steps)
+        for write, steps in ((worked_solution, SKILL_STEPS), (mostly_hasty_solution, HABIT_STEPS))
+    ]
     tokenizer = reasoning_tokenizer(
-        [f"User: {one.problem.prompt} Assistant:{one.completion}" for one in examples[:2000]]
+        [f"User: {one.problem.prompt} Assistant:{one.completion}" for examples, _ in stages for one in examples[-1000:]]
     )
-    fine_tuned_llama(recipe, tokenizer, examples, steps=SFT_STEPS, positions=512, seed=seed)
+    fine_tuned_llama(recipe, tokenizer, stages, positions=512, seed=recipe.run.seed)
 
 
 def fine_tuned_llama(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], *, steps: int, positions: int,
-    seed: int,
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, stages: Sequence[tuple[Sequence[Example], int]], *,
+    positions: int, seed: int,
 ) -> None:  # fmt: skip
-    """A Llama of 0.4 million weights, fine-tuned on the examples, as the recipe's model folder."""
+    """A Llama of 0.4 million parameters, fine-tuned on the examples of each stage for its number of optimiser steps, as
+    the recipe's model folder."""
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=3,
         num_key_value_heads=3, max_position_embeddings=positions, tie_word_embeddings=True, bos_token_id=None,
@@ -113,18 +138,24 @@ def fine_tuned_llama(
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(building)
     tokenizer.save_pretrained(building)
+    total = sum(steps for _, steps in stages)
     learner = Learner(
         Model(path=str(building)),
         LearnerConfig(lr=5e-3, schedule=Schedule(type="cosine", warmup_steps=20, final=0.05), micro_batch_tokens=16384),
-        recipe.algorithm, total_updates=steps, temperature=1.0, accelerator=Accelerator(),
+        recipe.algorithm, total_updates=total, temperature=1.0, accelerator=Accelerator(),
     )  # fmt: skip
-    samples = to_samples(examples, Renderer(recipe.template, tokenizer), tokenizer)
+    renderer = Renderer(recipe.template, tokenizer)
+    before = 0
+    for examples, steps in stages:
+        samples = to_samples(examples, renderer, tokenizer)
 
-    def report(step: int, metrics: dict[str, float]) -> None:
-        if step % 100 == 0:
-            print(f"  fine-tuning step {step}/{steps}: loss {metrics['update/loss']:.3f}", flush=True)
+        def report(step: int, metrics: dict[str, float], before: int = before) -> None:
+            if (before + step) % 100 == 0:
+                print(f"  fine-tuning step {before + step}/{total}: loss {metrics['update/loss']:.3f}", flush=True)
 
-    fit(learner, samples, steps=steps, batch_size=SFT_BATCH, seed=seed, report=report, save_to=building)
+        fit(learner, samples, steps=steps, batch_size=SFT_BATCH, seed=seed, report=report)
+        before += steps
+    learner.save_policy(building)
     building.replace(folder)
 
 

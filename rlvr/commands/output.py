@@ -33,5 +33,5 @@ def write_rollouts(
         output.append(
             rollout_record(0, index, group, rollout, renderer.render(group.problem).text, None)
             for index, group in enumerate(groups, before)
-            for rollout in group.rollouts
+            for rollout in [*group.rollouts, *([group.greedy] if group.greedy else [])]
         )

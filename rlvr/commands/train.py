@@ -26,7 +26,9 @@ def show_results(run: Run) -> None:
     """The table before and after, and the curve as PNG and on the console."""
     assert run.coordinator is not None
     lines = [one for one in read_metrics(run.folder) if any(key.startswith("eval/") for key in one)]
-    keys = [f"eval/{one.name}/pass@{one.k[0]}" for one in run.recipe.problems.eval]
+    sampled = [f"eval/{one.name}/pass@{one.k[0]}" for one in run.recipe.problems.eval]
+    greedy = [f"eval/{one.name}/greedy" for one in run.recipe.problems.eval if one.greedy and one.temperature > 0.0]
+    keys = [*sampled, *greedy]
     if len(lines) < 2 or not keys:
         return
     for one in run.recipe.problems.eval:  # where marks are partial, pass@k shows less than the reward does

@@ -137,6 +137,9 @@ class EvalSet(Section):
     """pass@k and maj@k are reported for these k."""
     temperature: NonNegativeFloat = 1.0
     """0 is greedy."""
+    greedy: bool = False
+    """One more answer to each problem, at temperature 0, for ``eval/NAME/greedy``: it tells a policy that changed
+    its mind from one that grew surer of it. Left out where `temperature` is 0 already."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_new_tokens: PositiveInt | None = None
     """None takes the rollout's."""

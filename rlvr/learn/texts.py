@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,10 +21,16 @@ def rows_of(count: int, size: int, step: int, seed: int) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < size:
         epoch, start = divmod(step * size + len(chosen), count)
-        order = list(range(count))
-        random.Random(f"{seed}|{epoch}").shuffle(order)
-        chosen += order[start : start + size - len(chosen)]
+        chosen += _order(count, epoch, seed)[start : start + size - len(chosen)]
     return chosen
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, epoch: int, seed: int) -> list[int]:
+    """The rows of an epoch, shuffled; kept, for shuffling all rows takes longer than a small model's step."""
+    order = list(range(count))
+    random.Random(f"{seed}|{epoch}").shuffle(order)
+    return order
 
 
 class GivenTexts:

@@ -183,9 +183,10 @@ class Collector:
         """When the last token of the last finished `collect` was sampled (`time.perf_counter`)."""
 
     async def collect(
-        self, visits: Sequence[tuple[Problem, int]], *, group_size: int, sampling: Sampling
+        self, visits: Sequence[tuple[Problem, int]], *, group_size: int, sampling: Sampling, greedy: bool = False
     ) -> AsyncIterator[RolloutGroup]:
-        """Groups of `group_size` rollouts, in the order in which they finish.
+        """Groups of `group_size` rollouts, with `greedy` one at temperature 0 beside them, in the order in which they
+        finish.
 
         Leaving the stream early cancels what is still being sampled. An error of the engine or of the machinery is
         raised here; an answer that cannot be judged is a rollout whose reward is None.
@@ -197,7 +198,7 @@ class Collector:
                 for order, (problem, visit) in enumerate(visits):
                     group = self.group(
                         problem, visit, group_size=group_size, sampling=sampling, gate=gate, activity=activity,
-                        journal=Journal(), order=order,
+                        journal=Journal(), order=order, greedy=greedy,
                     )  # fmt: skip
                     tasks.append(asyncio.create_task(group))
                 await admission(gate, dict(enumerate(tasks)))

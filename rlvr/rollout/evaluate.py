@@ -160,8 +160,8 @@ def _vote(rollout: Rollout) -> str | None:
 
 
 def summarise(name: str, groups: Sequence[RolloutGroup], k: Sequence[int]) -> dict[str, float]:
-    """``eval/NAME/...`` of one evaluation: pass@k, maj@k for each k, avg@n, the mean
-    reward, their intervals, and what was left out."""
+    """``eval/NAME/...`` of one evaluation: pass@k, maj@k for each k, avg@n, the mean reward, the greedy completions'
+    accuracy where there are any, the intervals of these, and what was left out."""
     results = [problem_result(group) for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored = [result for result in results if result.correct]
@@ -186,6 +186,8 @@ def summarise(name: str, groups: Sequence[RolloutGroup], k: Sequence[int]) -> di
     if rewarded:
         draws = sum(len(result.rewards) for result in rewarded)
         estimates["reward"] = mean_interval([statistics.fmean(result.rewards) for result in rewarded], draws)
+    if greedy := [float(right) for group in groups if group.greedy and (right := is_correct(group.greedy)) is not None]:
+        estimates["greedy"] = interval(greedy, len(greedy))
     numbers = {
         "problems": float(len(results)),
         "samples": float(len(rollouts)),

@@ -288,10 +288,12 @@ class Rollouts:
         algorithm = self._recipe.algorithm
         return has_enough(group, algorithm) and has_variance(group, algorithm, self._collector.terms)
 
-    def sample(self, visits: Sequence[tuple[Problem, int]], group_size: int, sampling: Sampling) -> list[RolloutGroup]:
-        """One group of graded rollouts for each visit, in the order of the visits, whatever the schedule; how many may
-        be unscored is the caller's business."""
-        return self._background.wait(self._drain(visits, group_size, sampling))
+    def sample(
+        self, visits: Sequence[tuple[Problem, int]], group_size: int, sampling: Sampling, greedy: bool = False
+    ) -> list[RolloutGroup]:
+        """One group of graded rollouts for each visit, in the order of the visits, whatever the schedule, with `greedy`
+        one at temperature 0 beside it; how many may be unscored is the caller's business."""
+        return self._background.wait(self._drain(visits, group_size, sampling, greedy))
 
     def evaluate(self, one: EvalSet, problems: Sequence[Problem]) -> tuple[dict[str, float], list[RolloutGroup]]:
         """``eval/NAME/...`` and the rollouts behind it. Requests have the same seeds each time, so that two
@@ -304,7 +306,7 @@ class Rollouts:
             stop_token_ids=self._renderer.stop_token_ids,
         )
         visits = [(problem, 0) for problem in problems]
-        groups = self.sample(visits, one.samples, sampling)
+        groups = self.sample(visits, one.samples, sampling, greedy=one.greedy and one.temperature > 0.0)
         self._check_scored(groups)
         return summarise(one.name, groups, one.k), groups
 
@@ -348,10 +350,10 @@ class Rollouts:
             self._background.close()
 
     async def _drain(
-        self, visits: Sequence[tuple[Problem, int]], group_size: int, sampling: Sampling
+        self, visits: Sequence[tuple[Problem, int]], group_size: int, sampling: Sampling, greedy: bool
     ) -> list[RolloutGroup]:
         place = {(problem.id, visit): index for index, (problem, visit) in enumerate(visits)}
-        stream = self._collector.collect(visits, group_size=group_size, sampling=sampling)
+        stream = self._collector.collect(visits, group_size=group_size, sampling=sampling, greedy=greedy)
         groups = [group async for group in stream]
         return sorted(groups, key=lambda group: place[group.problem.id, group.visit])
 

@@ -57,11 +57,10 @@ def _outcomes(metrics: Mapping[str, float]) -> list[str]:
 
 
 def eval_lines(metrics: Mapping[str, float]) -> list[str]:
-    """One line for each evaluation among a step's metrics: its pass@k, maj@k and reward with their intervals."""
+    """One line for each evaluation among a step's metrics: pass@k, maj@k, reward and greedy with their intervals."""
     lines: dict[str, list[str]] = {}
     for key in metrics:
-        measured = ("@" in key and "/avg@" not in key) or key.endswith("/reward")
-        if key.startswith("eval/") and measured and not key.endswith(("_low", "_high")):
+        if key.startswith("eval/") and f"{key}_low" in metrics and "/avg@" not in key:
             name, measure = key.removeprefix("eval/").rsplit("/", 1)
             low, high = metrics[f"{key}_low"], metrics[f"{key}_high"]
             lines.setdefault(name, []).append(f"{measure} {metrics[key]:.3f} [{low:.3f}, {high:.3f}]")

@@ -388,6 +388,21 @@ _EVAL = (
         for measure in ("pass", "maj", "avg")
         for end, word in (("low", "lower"), ("high", "upper"))
     ),
+    Metric(
+        "eval/{name}/greedy",
+        "share",
+        "mean over problems of [greedy answer is right]",
+        "At temperature 0. Where only pass@1 rises, training made the policy surer of what it thought best before.",
+    ),
+    *(
+        Metric(
+            f"eval/{{name}}/greedy_{end}",
+            "share",
+            f"{word} end of Wilson's interval",
+            "95 % confidence, counting problems, not answers.",
+        )
+        for end, word in (("low", "lower"), ("high", "upper"))
+    ),
     Metric("eval/{name}/problems", "problems", "", "Problems of the set."),
     Metric("eval/{name}/samples", "answers", "", "Answers sampled."),
     Metric("eval/{name}/unscored", "share", "answers not judged / answers", "Left out of the estimates.", (None, 0.0)),

@@ -51,13 +51,18 @@ def draw_curve(runs: Mapping[str, Path], keys: Sequence[str], out: Path, *, titl
     axes.set_ylabel(keys[0] if len(keys) == 1 else "")
     axes.set_title(title or ", ".join(runs))
     axes.grid(alpha=0.3)
-    if all("@" in key for key in keys):
+    if all(_is_share(key) for key in keys):
         axes.set_ylim(0.0, 1.0)
     if drawn > 1:
         axes.legend()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
     return out
+
+
+def _is_share(key: str) -> bool:
+    """True for what an evaluation estimates: it is drawn from 0 to 1."""
+    return "@" in key or key.endswith("/greedy")
 
 
 def console_curve(lines: Sequence[Mapping[str, Any]], keys: Sequence[str], *, height: int = 8) -> RenderableType:
@@ -83,7 +88,7 @@ class _ConsoleCurve:
 
 
 def _chart(key: str, steps: Sequence[int], values: Sequence[float], width: int, height: int, blocks: str) -> str:
-    bottom, top = min(0.0, *values), 1.0 if "@" in key else max(values)
+    bottom, top = min(0.0, *values), 1.0 if _is_share(key) else max(values)
     parts = len(blocks) - 1
     heights = [round((value - bottom) / ((top - bottom) or 1.0) * height * parts) for value in _columns(values, width)]
     rows = []

@@ -2,6 +2,7 @@ import itertools
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -20,6 +21,7 @@ from rlvr.rollout.evaluate import (
     problem_result,
     summarise,
 )
+from rlvr.runlog.console import eval_lines
 from tests.builders import make_group, make_rollout
 
 RIGHT, WRONG, ERROR, NOTHING = Outcome.CORRECT, Outcome.WRONG, Outcome.ERROR, Outcome.NO_ANSWER
@@ -207,6 +209,19 @@ def test_the_interval_of_rewards_outside_0_and_1_is_that_of_their_scale() -> Non
     plain, wide = interval([0.0, 0.5, 1.0], 12), mean_interval([-2.0, 0.0, 2.0], 12)
     assert mean_interval([0.0, 0.5, 1.0], 12) == plain
     assert (wide.low, wide.high) == pytest.approx((-2 + 4 * plain.low, -2 + 4 * plain.high))
+
+
+def test_greedy_answers_are_counted_apart() -> None:
+    """Of three problems one is right greedily and one cannot be scored; sampled accuracy and counts stay as without."""
+    sampled = [make_group(make_rollout(WRONG), make_rollout(RIGHT), problem=name) for name in "abc"]
+    greedy = [make_rollout(outcome, sample=-1) for outcome in (RIGHT, WRONG, ERROR)]
+    beside = [replace(group, greedy=rollout) for group, rollout in zip(sampled, greedy, strict=True)]
+    without, found = summarise("x", sampled, [1]), summarise("x", beside, [1])
+    assert found["eval/x/greedy"] == 0.5
+    assert found["eval/x/greedy_low"] < 0.5 < found["eval/x/greedy_high"]
+    assert {key: value for key, value in found.items() if "greedy" not in key} == without
+    assert eval_lines(found)[0].startswith("eval x: pass@1 0.500 [")
+    assert "greedy 0.500 [" in eval_lines(found)[0]
 
 
 def test_an_evaluation_without_a_scored_answer_reports_none() -> None:

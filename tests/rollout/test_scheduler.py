@@ -27,7 +27,9 @@ def test_answers_that_repeat_themselves_end_in_training_and_not_in_an_evaluation
     """Two tokens to choose from: many answers soon hold one token twice in a row. Each that ended so does end
     so, was shaped by the penalty, and the evaluation's answers are all of full length or stopped."""
     workspace.write_problems([{"problem": f"Say {i}", "answer": "aeiou 13579"} for i in range(6)], "eval.jsonl")
-    workspace.recipe["problems"]["eval"] = [{"name": "held_out", "source": {"type": "jsonl", "path": "eval.jsonl"}}]
+    workspace.recipe["problems"]["eval"] = [
+        {"name": "held_out", "source": {"type": "jsonl", "path": "eval.jsonl"}, "greedy": True}
+    ]
     workspace.recipe["rollout"] |= {"top_k": 2, "repetition": {"longest": 1, "count": 2}}
     workspace.recipe["algorithm"] = {
         "filter": {"type": "keep"}, "shaping": [{"type": "repetition_stop", "penalty": 0.5}]
@@ -35,6 +37,7 @@ def test_answers_that_repeat_themselves_end_in_training_and_not_in_an_evaluation
     workspace.recipe["run"] |= {"log_token_groups": 4}
     assert workspace.run("run.steps=1", "run.save_every=1") == 0
     start, line = read_metrics(workspace.results())
+    assert start["eval/held_out/greedy_low"] <= start["eval/held_out/greedy"] <= start["eval/held_out/greedy_high"]
     rollouts = workspace.rollouts()
     ended = [one["ids"] for one in rollouts if one["finish_reason"] == "repetition"]
     assert 0 < len(ended) < len(rollouts)
