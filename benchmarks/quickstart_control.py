@@ -5,7 +5,7 @@
 | run      | what is rewarded                                                          | greedy must           |
 |----------|---------------------------------------------------------------------------|-----------------------|
 | rewarded | right answers (the recipe as it is)                                       | rise to 0.9           |
-| coin     | a coin tossed for each text: as much reward and variance, and no content  | stay below 0.5        |
+| coin     | half of all texts, chosen by a hash: what they say makes no difference    | stay below 0.5        |
 | format   | the recipe's format term alone: sampling gets surer, answers no better    | stay below 0.5        |
 
 Each seed makes one base model, from which all its runs start. In the controls the answers are still judged, with weight
