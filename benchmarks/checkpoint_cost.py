@@ -20,9 +20,8 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.learner_step import smollm2_135m
-from rlvr.config import Algorithm, Run
-from rlvr.config.recipe import Learner as LearnerConfig
-from rlvr.config.recipe import Model
+from rlvr.config import Algorithm, RunConfig
+from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample
 from rlvr.state.register import StateRegister
@@ -61,7 +60,7 @@ def main() -> None:
             Path(place),
             register,
             accelerator,
-            Run(steps=arguments.updates + 1, keep=1),
+            RunConfig(steps=arguments.updates + 1, keep=1),
             lambda name, text: print(name, text),
         )
         batch = samples()

@@ -203,13 +203,13 @@ def train_learner(model: str, out: str) -> None:
     import torch
     from accelerate import Accelerator
 
-    from rlvr.config import Algorithm, Learner, Model
+    from rlvr.config import Algorithm, LearnerConfig, Model
     from rlvr.learn import update
 
     torch.backends.cuda.matmul.allow_tf32 = False
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     algorithm = Algorithm.model_validate({"updates_per_batch": 2, "kl": {"type": "k3", "coefficient": 0.05}})
-    config = Learner.model_validate({"lr": 1e-4, "epsilon": 1e-3, "micro_batch_tokens": 128})
+    config = LearnerConfig.model_validate({"lr": 1e-4, "epsilon": 1e-3, "micro_batch_tokens": 128})
     learner = update.Learner(
         Model(path=model), config, algorithm, total_updates=2 * STEPS, temperature=1.0, accelerator=accelerator
     )

@@ -25,8 +25,7 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlvr.config.algorithm import Algorithm
-from rlvr.config.recipe import Learner as LearnerConfig
-from rlvr.config.recipe import Model
+from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample
 

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlvr.config import Algorithm, Learner, Model
+from rlvr.config import Algorithm, LearnerConfig, Model
 from rlvr.learn import update
 from rlvr.learn.advantages import mean_baseline, scale
 from rlvr.records import TrainingSample
@@ -76,7 +76,7 @@ def draw(model: torch.nn.Module, generator: torch.Generator) -> tuple[torch.Tens
 def run(algorithm: Algorithm, seed: int, folder: Path) -> Iterator[float]:
     """Mean reward of each batch, one a step, while the policy is trained on it."""
     learner = update.Learner(
-        Model(path=make_model(folder, seed)), Learner(lr=0.005), algorithm,
+        Model(path=make_model(folder, seed)), LearnerConfig(lr=0.005), algorithm,
         total_updates=2 * STEPS, temperature=1.0, accelerator=Accelerator(cpu=True),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)

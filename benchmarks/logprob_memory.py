@@ -27,7 +27,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as rlvr's own command does
 import torch
 from torch import Tensor
 
-from rlvr.config.recipe import Learner
+from rlvr.config.recipe import LearnerConfig
 from rlvr.learn.logprobs import chunked_logprobs
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--hidden", type=int, default=896)
-    parser.add_argument("--chunk", type=int, default=Learner.model_fields["head_chunk"].default)
+    parser.add_argument("--chunk", type=int, default=LearnerConfig.model_fields["head_chunk"].default)
     parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--head-dtype", default="same", choices=["same", "float32"])
     parser.add_argument("--entropy-gradient", action="store_true", help="a loss that uses the entropy")

@@ -15,8 +15,7 @@ from accelerate import Accelerator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlvr.config import Learner as LearnerConfig
-from rlvr.config import Model, Recipe, RecipeError, Schedule
+from rlvr.config import LearnerConfig, Model, Recipe, RecipeError, Schedule
 from rlvr.learn.update import Learner
 from rlvr.problems.examples import Example, to_samples
 from rlvr.problems.sources import load_problems

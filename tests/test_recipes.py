@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from rewards import Outcome
 from rewards.spec import VerifierSpec
 from rlvr.config import Recipe, json_schema, load_recipe
-from rlvr.config.problems import Arithmetic, Countdown, JsonLines
+from rlvr.config.problems import Arithmetic, Countdown, JsonLinesConfig
 from rlvr.engines.make import make_engine
 from rlvr.engines.restarting import RestartingEngine
 from rlvr.engines.vllm.engine import VllmEngine
@@ -207,7 +207,7 @@ def test_gsm8k_from_local_files_keeps_train_and_test_apart() -> None:
         f"problems.train={{type: jsonl, path: {DATA / 'gsm8k_train.jsonl'}, prompt: question, reference_format: gsm8k}}"
     )
     recipe = loaded("gsm8k_qwen2.5_0.5b", source, f"problems.eval.0.source.path={DATA / 'gsm8k_test.jsonl'}")
-    assert isinstance(recipe.problems.train, JsonLines)
+    assert isinstance(recipe.problems.train, JsonLinesConfig)
     train, test = load_problems(recipe.problems.train), load_problems(recipe.problems.eval[0].source)
     assert (len(train), len(test)) == (400, 400)
     assert not {one.key for one in train} & {one.key for one in test}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr.config import Recipe, RecipeError
-from rlvr.config.problems import HubDataset, JsonLines
+from rlvr.config.problems import HubDataset, JsonLinesConfig
 from rlvr.state.checkpoint import steps_in
 
 
@@ -27,7 +27,7 @@ def with_problems(
     source = recipe.problems.train
     columns = (
         {"prompt": source.prompt, "reference": source.reference, "reference_format": source.reference_format}
-        if isinstance(source, JsonLines | HubDataset)
+        if isinstance(source, JsonLinesConfig | HubDataset)
         else {}
     )
     if train is not None:

@@ -8,15 +8,15 @@ from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import PlugIn, Section
 from rlvr.config.load import RecipeError, json_schema, load_recipe, locate_recipe, nearest
 from rlvr.config.problems import EvalSet, Problems, RewardTerm, Template
-from rlvr.config.recipe import Dpo, Learner, Model, Recipe, Run, Schedule, Sft
-from rlvr.config.rollout import HfEngine, Rewards, Rollout, VllmEngine, VllmServers
+from rlvr.config.recipe import Dpo, LearnerConfig, Model, Recipe, RunConfig, Schedule, Sft
+from rlvr.config.rollout import HfEngineConfig, Rewards, Rollout, VllmEngineConfig, VllmServersConfig
 
 __all__ = [
     "Algorithm",
     "Dpo",
     "EvalSet",
-    "HfEngine",
-    "Learner",
+    "HfEngineConfig",
+    "LearnerConfig",
     "Model",
     "PlugIn",
     "Problems",
@@ -25,13 +25,13 @@ __all__ = [
     "RewardTerm",
     "Rewards",
     "Rollout",
-    "Run",
+    "RunConfig",
     "Schedule",
     "Section",
     "Sft",
     "Template",
-    "VllmEngine",
-    "VllmServers",
+    "VllmEngineConfig",
+    "VllmServersConfig",
     "json_schema",
     "load_recipe",
     "locate_recipe",

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegativeInt, Section
 
 
-class JsonLines(Section):
+class JsonLinesConfig(Section):
     """A file with one JSON object a line."""
 
     type: Literal["jsonl"]
@@ -107,7 +107,7 @@ class Benchmark(Section):
 
 
 Source = Annotated[
-    JsonLines | HubDataset | Arithmetic | Countdown | ReasoningGym | Benchmark, Field(discriminator="type")
+    JsonLinesConfig | HubDataset | Arithmetic | Countdown | ReasoningGym | Benchmark, Field(discriminator="type")
 ]
 
 

@@ -82,7 +82,7 @@ class Schedule(Section):
     """Share of the peak at the last step (linear and cosine)."""
 
 
-class Learner(Section):
+class LearnerConfig(Section):
     """How the policy is updated; supervised fine-tuning uses the same section."""
 
     lr: PositiveFloat
@@ -157,7 +157,7 @@ RuleName = Literal[
 """The rules that watch a running loop, `rlvr.rules.rules`."""
 
 
-class Run(Section):
+class RunConfig(Section):
     """The run itself: how long, where to, what is written."""
 
     steps: PositiveInt
@@ -224,14 +224,14 @@ class Recipe(Section):
     schema_version: Literal[1] = Field(alias="schema")
     """Version of the recipe's format."""
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    run: Run
+    run: RunConfig
     model: Model
     template: Template
     problems: Problems
     rewards: Rewards
     rollout: Rollout
     algorithm: Algorithm
-    learner: Learner
+    learner: LearnerConfig
     sft: Sft | None = None
     dpo: Dpo | None = None
 

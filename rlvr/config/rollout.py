@@ -58,7 +58,7 @@ class _Vllm(Section):
     """Further arguments of vLLM's AsyncEngineArgs."""
 
 
-class VllmEngine(_Vllm):
+class VllmEngineConfig(_Vllm):
     """vLLM beside the learner on the same device (GPU) or the same cores (CPU)."""
 
     type: Literal["vllm"]
@@ -73,7 +73,7 @@ class VllmEngine(_Vllm):
     """Measure tokens a second by how many requests run, the metrics ``engine/...``; always on with `speculative`."""
 
 
-class VllmServers(_Vllm):
+class VllmServersConfig(_Vllm):
     """One or more `vllm serve` servers on any hosts, each started by ``rlvr serve RECIPE`` or by the run."""
 
     type: Literal["vllm_servers"]
@@ -99,7 +99,7 @@ class VllmServers(_Vllm):
     """How often one request is made again, and a server of the run's own is started again, before the run stops."""
 
     @model_validator(mode="after")
-    def _has_servers(self) -> VllmServers:
+    def _has_servers(self) -> VllmServersConfig:
         if not self.urls and not self.spawn:
             raise ValueError("urls and spawn are both empty; name servers in urls, or let the run start some by spawn")
         if len(set(self.urls)) < len(self.urls):
@@ -110,7 +110,7 @@ class VllmServers(_Vllm):
         return self
 
 
-class HfEngine(Section):
+class HfEngineConfig(Section):
     """transformers' own forward pass: slow, obvious, the oracle of the tests."""
 
     type: Literal["hf"]
@@ -119,7 +119,7 @@ class HfEngine(Section):
     """Sequences that are generated together."""
 
 
-class RepetitionStop(Section):
+class RepetitionStopConfig(Section):
     """An answer ends, with a finish reason of its own, once its last tokens are the same pattern again and again."""
 
     shortest: PositiveInt = 1
@@ -130,7 +130,7 @@ class RepetitionStop(Section):
     """Copies in a row that end the answer."""
 
     @model_validator(mode="after")
-    def _range(self) -> RepetitionStop:
+    def _range(self) -> RepetitionStopConfig:
         if self.shortest > self.longest:
             raise ValueError(f"shortest must be at most longest = {self.longest}, got {self.shortest}")
         return self
@@ -139,7 +139,7 @@ class RepetitionStop(Section):
 class Rollout(Section):
     """How answers are sampled."""
 
-    engine: Annotated[VllmEngine | VllmServers | HfEngine, Field(discriminator="type")]
+    engine: Annotated[VllmEngineConfig | VllmServersConfig | HfEngineConfig, Field(discriminator="type")]
     prompts_per_step: PositiveInt
     """Problems a step, P."""
     group_size: PositiveInt
@@ -159,7 +159,7 @@ class Rollout(Section):
     stall_timeout: PositiveFloat = 3600.0
     """Seconds without the end of any answer or grading after which the run stops, naming what it waits for; each tenth
     of it is told."""
-    repetition: RepetitionStop | None = None
+    repetition: RepetitionStopConfig | None = None
     """End answers that repeat themselves (Kimi k1.5), in training, not in evaluations; None lets them run on. A penalty
     is `algorithm.shaping: [{type: repetition_stop}]`."""
     workflow: ImportPath | None = None
@@ -187,7 +187,7 @@ class Rollout(Section):
 
     @model_validator(mode="after")
     def _drafts(self) -> Rollout:
-        speculative = None if isinstance(self.engine, HfEngine) else self.engine.speculative
+        speculative = None if isinstance(self.engine, HfEngineConfig) else self.engine.speculative
         if speculative is not None and self.min_p > 0:
             raise ValueError(
                 f"min_p must be 0 with engine.speculative {speculative.type!r}, got {self.min_p:g}: vLLM does not "

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from rlvr.config import Recipe, RecipeError, VllmEngine, VllmServers
+from rlvr.config import Recipe, RecipeError, VllmEngineConfig, VllmServersConfig
 from rlvr.engines.protocol import Engine
 from rlvr.engines.restarting import RestartingEngine
 from rlvr.engines.servers.serve import ServedChild, free_port, serve, url_of
@@ -50,10 +50,10 @@ def make_engine(
 
 
 def _servers(
-    settings: VllmServers, own: VllmSettings, model_len: int, log_file: Path,
+    settings: VllmServersConfig, own: VllmSettings, model_len: int, log_file: Path,
     warn: Callable[[str, str], None], say: Callable[[str], None],
 ) -> Engine:  # fmt: skip
-    from rlvr.engines.servers.servers import VllmServers as Servers
+    from rlvr.engines.servers.servers import VllmServers
 
     if own.max_model_len is not None and own.max_model_len < model_len:
         raise RecipeError(
@@ -69,7 +69,7 @@ def _servers(
     ]
     for child in children:
         say(f"server of this run: {child.url}, its log {child.log_file}")
-    return Servers(
+    return VllmServers(
         own, settings.urls, children=children, transfer=transfer, address=settings.address, timeout=settings.timeout,
         folder=Path(settings.folder) if settings.folder is not None else None, wait=settings.wait,
         restarts=settings.restarts, warn=warn,
@@ -79,7 +79,7 @@ def _servers(
 def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
     """How the recipe's vLLM engines run; `model_len` is the length that its problems need."""
     settings = recipe.rollout.engine
-    if not isinstance(settings, VllmEngine | VllmServers):
+    if not isinstance(settings, VllmEngineConfig | VllmServersConfig):
         raise RecipeError(f"rollout.engine.type must be vllm or vllm_servers, got {settings.type!r}")
     extra = dict(settings.extra)
     if recipe.model.head_dtype != "same" and torch.cuda.is_available():  # the packed head of a CPU cannot
@@ -94,15 +94,20 @@ def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
     return VllmSettings(
         model=recipe.model.path,
         dtype=settings.dtype,
-        max_model_len=(settings.max_model_len if isinstance(settings, VllmServers) else None) or model_len,
+        max_model_len=(settings.max_model_len if isinstance(settings, VllmServersConfig) else None) or model_len,
         max_num_seqs=settings.max_num_seqs,
         kv_cache_gib=settings.kv_cache_gib,
         gpu_memory_share=settings.gpu_memory_share,
         enforce_eager=settings.enforce_eager,
         threads=settings.threads,
         tensor_parallel=settings.tensor_parallel,
+<<<<<<< HEAD
         sleep=isinstance(settings, VllmEngine) and settings.sleep,
         speculative=None if settings.speculative is None else speculative_config(settings.speculative),
+=======
+        sleep=isinstance(settings, VllmEngineConfig) and settings.sleep,
+        speculative=None if settings.speculative is None else settings.speculative.arguments(),
+>>>>>>> 8657044 (Recipe classes that share a name with a runtime class end in Config)
         extra=extra,
     )
 
@@ -110,9 +115,9 @@ def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
 def serve_recipe(recipe: Recipe, host: str, port: int | None) -> None:
     """Become a `vllm serve` for runs of this recipe, with room for its problems; prints the URL. Does not return."""
     settings = recipe.rollout.engine
-    given = settings.max_model_len if isinstance(settings, VllmServers) else None
+    given = settings.max_model_len if isinstance(settings, VllmServersConfig) else None
     own = vllm_settings(recipe, given or _needed_length(recipe))
-    transfer = TRANSFERS[settings.transfer] if isinstance(settings, VllmServers) else FILE_BACKEND
+    transfer = TRANSFERS[settings.transfer] if isinstance(settings, VllmServersConfig) else FILE_BACKEND
     try:
         port = free_port(host) if port is None else port
     except OSError as error:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rlvr.config.recipe import Learner as LearnerConfig
+from rlvr.config.recipe import LearnerConfig
 from rlvr.errors import InputError
 from rlvr.learn.policy import Policy
 

@@ -28,8 +28,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlvr.config.algorithm import Algorithm, GivenTextLikelihood, TokenMean
-from rlvr.config.recipe import Learner as LearnerConfig
-from rlvr.config.recipe import Model
+from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.errors import RlvrError
 from rlvr.learn.backend import Backend
 from rlvr.learn.distill import load_teacher

@@ -12,7 +12,7 @@ from rewards.combine import Term
 from rewards.pool import GradingPool, VerifierSpec
 from rlvr.config import EvalSet, Recipe, RewardTerm
 from rlvr.config.algorithm import GivenTextLikelihood
-from rlvr.config.problems import JsonLines
+from rlvr.config.problems import JsonLinesConfig
 from rlvr.config.recipe import Sft
 from rlvr.problems.difficulty import add_difficulty, keep_in_range
 from rlvr.problems.examples import Example, Pair, to_pairs, to_samples
@@ -139,7 +139,7 @@ def _examples(
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[list[Problem], list[TrainingSample]]:  # fmt: skip
     """The rows of a section that names a file of given answers, as problems and as samples."""
-    source = JsonLines(type="jsonl", path=section.path, prompt=section.prompt, reference=section.completion)
+    source = JsonLinesConfig(type="jsonl", path=section.path, prompt=section.prompt, reference=section.completion)
     rows = load_problems(source)
     wrong = [one for one in rows if not isinstance(one.reference, str) or not one.reference.strip()]
     if wrong:
@@ -154,7 +154,7 @@ def load_pairs(recipe: Recipe) -> list[Pair]:
     assert recipe.dpo is not None
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
     rows = load_problems(
-        JsonLines(type="jsonl", path=recipe.dpo.path, prompt=recipe.dpo.prompt, reference=recipe.dpo.chosen)
+        JsonLinesConfig(type="jsonl", path=recipe.dpo.path, prompt=recipe.dpo.prompt, reference=recipe.dpo.chosen)
     )
     pairs = to_pairs(rows, recipe.dpo.rejected, Renderer(recipe.template, tokenizer), tokenizer)
     for side in zip(*pairs, strict=True):

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rlvr.config import nearest
-from rlvr.config.problems import HubDataset, JsonLines
+from rlvr.config.problems import HubDataset, JsonLinesConfig
 from rlvr.problems.rows import ProblemError, Row, collect, problem_from_row
 from rlvr.records import Problem
 
 
-def load_jsonl(source: JsonLines) -> list[Problem]:
+def load_jsonl(source: JsonLinesConfig) -> list[Problem]:
     """The problems of a JSON-lines file, in its order. Raises `ProblemError` naming broken lines."""
     path = Path(source.path)
     lines = islice(read_lines(path), source.limit)

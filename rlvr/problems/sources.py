@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rlvr.config.problems import Arithmetic, Benchmark, Countdown, HubDataset, JsonLines, ReasoningGym
+from rlvr.config.problems import Arithmetic, Benchmark, Countdown, HubDataset, JsonLinesConfig, ReasoningGym
 from rlvr.problems.arithmetic import generate_arithmetic
 from rlvr.problems.benchmarks import load_benchmark
 from rlvr.problems.countdown import generate_countdown
@@ -14,10 +14,12 @@ from rlvr.problems.rows import ProblemError
 from rlvr.records import Problem
 
 
-def load_problems(source: JsonLines | HubDataset | Arithmetic | Countdown | ReasoningGym | Benchmark) -> list[Problem]:
+def load_problems(
+    source: JsonLinesConfig | HubDataset | Arithmetic | Countdown | ReasoningGym | Benchmark,
+) -> list[Problem]:
     """The problems of a source, in its own order, ids unique. Raises `ProblemError` naming what is wrong and where."""
     match source:
-        case JsonLines():
+        case JsonLinesConfig():
             problems = load_jsonl(source)
         case HubDataset():
             problems = load_hub_dataset(source)

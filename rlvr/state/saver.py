@@ -30,7 +30,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rlvr.config import Run
+from rlvr.config import RunConfig
 from rlvr.state.checkpoint import (
     FORMAT,
     MANIFEST,
@@ -53,7 +53,7 @@ class Saver:
         folder: Path,
         register: StateRegister,
         accelerator: Accelerator,
-        settings: Run,
+        settings: RunConfig,
         warn: Callable[[str, str], None],
         *,
         last: int | None = None,

@@ -400,7 +400,7 @@ def test_the_schema_knows_every_section_and_its_comments() -> None:
     schema = json.loads(json.dumps(json_schema()))
     assert set(schema["required"]) >= {"schema", "run", "model"}
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["Run"]["properties"]["keep"]["description"] == "Newest checkpoints kept."
+    assert schema["$defs"]["RunConfig"]["properties"]["keep"]["description"] == "Newest checkpoints kept."
 
 
 def test_a_recipe_cannot_be_changed_once_it_is_read(tmp_path: Path) -> None:

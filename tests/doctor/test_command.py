@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlvr.config import load_recipe
-from rlvr.config.problems import JsonLines
+from rlvr.config.problems import JsonLinesConfig
 from rlvr.problems.data import load_data
 from rlvr.rules.finding import Grade
 from rlvr.rules.preflight import examine_cheaply, first_prompts
@@ -98,7 +98,7 @@ def test_nothing_is_wrong_with_data_template_and_verifiers_of_a_shipped_recipe(
     """As far as it can be loaded without a hub: with local files, and a tokenizer that has what the template needs."""
     monkeypatch.chdir(ROOT)
     recipe = load_recipe(ROOT / "recipes" / f"{stem}.yaml", FILES[stem])
-    assert not isinstance(recipe.problems.train, JsonLines) or Path(recipe.problems.train.path).exists()
+    assert not isinstance(recipe.problems.train, JsonLinesConfig) or Path(recipe.problems.train.path).exists()
     made = tokenizer()
     data = load_data(recipe, made, 100_000)
     try:

@@ -18,8 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from rlvr.config.algorithm import Algorithm
-from rlvr.config.recipe import Learner as LearnerConfig
-from rlvr.config.recipe import Model
+from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.texts import GivenTexts
 from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample

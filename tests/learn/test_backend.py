@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from rlvr.config.recipe import Learner as LearnerConfig
+from rlvr.config.recipe import LearnerConfig
 from rlvr.learn.backend import LaunchError, check_launch, clip_gradients
 from rlvr.learn.update import Learner
 from rlvr.state.register import StateRegister

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from rlvr.config import Recipe
 from rlvr.config.algorithm import Algorithm
-from rlvr.config.recipe import Learner as LearnerConfig
-from rlvr.config.recipe import Lora, Model
+from rlvr.config.recipe import LearnerConfig, Lora, Model
 from rlvr.engines.hf import HfEngine
 from rlvr.learn.lora import is_adapter
 from rlvr.learn.policy import PolicyError

@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlvr.config.algorithm import Algorithm
-from rlvr.config.recipe import Learner as LearnerConfig
-from rlvr.config.recipe import Model
+from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.meter import Meter
 from rlvr.learn.packing import Mode
 from rlvr.learn.preference import DirectPreference, dpo_loss, pack_pairs_for_ranks

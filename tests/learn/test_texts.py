@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM
 from rlvr.__main__ import main
 from rlvr.config import Recipe
 from rlvr.config.algorithm import Algorithm, TokenMean
-from rlvr.config.recipe import Learner as LearnerConfig
-from rlvr.config.recipe import Model
+from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.meter import Meter
 from rlvr.learn.packing import pack
 from rlvr.learn.texts import GivenTexts, TextLikelihood, rows_of

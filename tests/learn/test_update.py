@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlvr.config.algorithm import Algorithm
-from rlvr.config.recipe import Learner as LearnerConfig
-from rlvr.config.recipe import Model
+from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.update import Learner, NonFiniteError
 from rlvr.records import TrainingSample
 from tests.learn import oracle

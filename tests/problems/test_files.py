@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from rlvr.config.problems import HubDataset, JsonLines
+from rlvr.config.problems import HubDataset, JsonLinesConfig
 from rlvr.problems import ProblemError, load_problems
 
 QUESTION = "What is 3*7?"
@@ -27,15 +27,15 @@ def write(path: Path, lines: list[Any]) -> str:
     return str(path)
 
 
-def jsonl(path: str, **keys: Any) -> JsonLines:
-    return JsonLines.model_validate({"type": "jsonl", "path": path, **keys})
+def jsonl(path: str, **keys: Any) -> JsonLinesConfig:
+    return JsonLinesConfig.model_validate({"type": "jsonl", "path": path, **keys})
 
 
 def hub(path: Path | str, **keys: Any) -> HubDataset:
     return HubDataset.model_validate({"type": "datasets", "path": str(path), **keys})
 
 
-def error_of(source: JsonLines | HubDataset) -> str:
+def error_of(source: JsonLinesConfig | HubDataset) -> str:
     with pytest.raises(ProblemError) as caught:
         load_problems(source)
     return str(caught.value)

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from rlvr.config import Run
+from rlvr.config import RunConfig
 from rlvr.state.checkpoint import CheckpointError, DamagedCheckpoint, load_latest, restore, verify
 from rlvr.state.register import StateRegister
 from rlvr.state.saver import Saver
@@ -62,7 +62,7 @@ def save(
     *, extra: dict[str, Any] | None = None, **settings: Any,
 ) -> Path:  # fmt: skip
     """One checkpoint, written and waited for."""
-    saver = Saver(folder, register, accelerator, Run(steps=1, **settings), lambda name, text: pytest.fail(text))
+    saver = Saver(folder, register, accelerator, RunConfig(steps=1, **settings), lambda name, text: pytest.fail(text))
     try:
         saver.save(step, lambda copied: write_policy, extra or {})
         saver.wait()

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from rlvr.config import Run
+from rlvr.config import RunConfig
 from rlvr.state.checkpoint import CheckpointError, load_latest, verify
 from rlvr.state.register import StateRegister
 from rlvr.state.saver import Saver
@@ -35,7 +35,7 @@ class Bench:
         self.may_write.set()
         self.warned: list[tuple[str, str]] = []
         self.saver = Saver(
-            folder, self.register, self.accelerator, Run(**{"steps": 1000, **settings}),
+            folder, self.register, self.accelerator, RunConfig(**{"steps": 1000, **settings}),
             lambda name, text: self.warned.append((name, text)),
         )  # fmt: skip
 
@@ -140,7 +140,7 @@ def test_a_learner_that_goes_on_cannot_change_what_is_being_written(tmp_path: Pa
 
         return later
 
-    saver = Saver(tmp_path, register, learner.accelerator, Run(steps=2), lambda name, text: pytest.fail(text))
+    saver = Saver(tmp_path, register, learner.accelerator, RunConfig(steps=2), lambda name, text: pytest.fail(text))
     saver.save(1, held_up, {})
     learner.update(random_samples(6, seed=1))
     may_write.set()
