@@ -101,13 +101,8 @@ def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
         enforce_eager=settings.enforce_eager,
         threads=settings.threads,
         tensor_parallel=settings.tensor_parallel,
-<<<<<<< HEAD
-        sleep=isinstance(settings, VllmEngine) and settings.sleep,
-        speculative=None if settings.speculative is None else speculative_config(settings.speculative),
-=======
         sleep=isinstance(settings, VllmEngineConfig) and settings.sleep,
-        speculative=None if settings.speculative is None else settings.speculative.arguments(),
->>>>>>> 8657044 (Recipe classes that share a name with a runtime class end in Config)
+        speculative=None if settings.speculative is None else speculative_config(settings.speculative),
         extra=extra,
     )
 
