@@ -55,7 +55,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return view(arguments)
     given = [load_recipe(arguments.recipe, arguments.overrides)] if "recipe" in arguments else []
-    command = importlib.import_module(f"rlvr.commands.{arguments.command}")
+    try:
+        command = importlib.import_module(f"rlvr.commands.{arguments.command}")
+    except ImportError as error:  # transformers loads torchvision wherever it is installed
+        if "torchvision::" not in str(error.__cause__):
+            raise
+        raise InputError(
+            "the installed torchvision belongs to another build of torch (vLLM's CPU build brings it), and no command "
+            "works with it; rlvr needs none of these: pip uninstall torchvision torchaudio torchcodec"
+        ) from error
     if arguments.command in ("recipes", "schema"):
         command.run(arguments)
         return 0

