@@ -118,7 +118,7 @@ def test_generate_measures_what_training_then_reads(workspace: Workspace, capsys
         (["--guess", "3"], "--guess: what is guessed goes into the file of --difficulty"),
         (["--difficulty", "train.jsonl"], "--difficulty: train.jsonl exists already"),
         (["--difficulty", "d.jsonl", "--guess", "2", "--guess-begin", " "], "--guess-begin: an empty beginning"),
-        (["--difficulty", "d.jsonl", "--guess", "2", "--guess-tokens", "500"], "set max_new_tokens to at most"),
+        (["--difficulty", "d.jsonl", "--guess", "2", "--guess-tokens", "500"], "do not fit into the model's 26"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -192,7 +192,8 @@ def test_a_stop_rule_ends_the_run_with_a_checkpoint_and_its_own_status(
     assert "after step 3, which is saved: the same command goes on" in err
     assert [line["step"] for line in read_metrics(work.results())] == [1, 2, 3]
     assert (work.results() / "checkpoints/step_000003").is_dir()
-    assert serious(examine(work.results())) == ["all_truncated"]
+    # a clock decides about grading: on a busy machine it may be slow besides
+    assert [rule for rule in serious(examine(work.results())) if rule != "slow_grading"] == ["all_truncated"]
     assert (work.results() / END).is_file()
     assert work.run("rollout.max_new_tokens=24", "run.steps=6") == 0
     assert [line["step"] for line in read_metrics(work.results())] == [1, 2, 3, 4, 5, 6]

@@ -90,7 +90,7 @@ def test_tokens_fit_the_weights_of_their_versions(
                 logprobs = {}
                 for version in versions:
                     tied_learner.model.load_state_dict(weights[version], strict=False)
-                    logprobs[version] = tied_learner.score([[*rollout.prompt_ids, *rollout.ids]])[0]
+                    logprobs[version] = tied_learner.logprobs([[*rollout.prompt_ids, *rollout.ids]])[0]
                 exact = versions[:1] if schedule.get("cache") == "keep" else versions
                 assert all(apart(rollout, logprobs, version) <= 1e-3 for version in exact)
                 if len(versions) > 1:

@@ -73,6 +73,7 @@ def test_each_pattern_of_what_may_change_fits_a_key_of_the_recipe(work: Workspac
     full = recipe_of(
         work, "problems.eval=[{name: e, source: {type: jsonl, path: x}}]", "run.trackers=[wandb]",
         "run.keep_best={metric: x}", "sft={path: x, steps: 1}",
+        "rewards.terms.0.args={pickle_file: x}",
     )  # fmt: skip
     keys = set(differences({}, full))
     unused = [pattern for pattern in MAY_CHANGE if not any(fnmatchcase(key, pattern) for key in keys)]

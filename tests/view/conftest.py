@@ -139,9 +139,9 @@ def viewer(work: Workspace) -> Iterator[Viewer]:
     assert out.rstrip().endswith("rlvr view: closed")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium."""
+    """The system's Chromium; closed with its module, since Playwright keeps an event loop running in this thread."""
     expect.set_options(timeout=60_000)  # a limit, not a measure: machines of tests are busy
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     assert path, "the tests of rlvr view need Chromium: apt-get install chromium, or make chromium"
