@@ -210,6 +210,8 @@ class GradingPool:
     def _serve_to_the_end(self, index: int) -> None:
         worker: WorkerProcess | None = None
         while (jobs := self._take(index)) is not None:
+            if not jobs:  # all were cancelled while they waited; to a worker, an empty batch means `take_back`
+                continue
             if worker is None:
                 worker = self._next_worker()
             if worker is None:
