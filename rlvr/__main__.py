@@ -5,15 +5,24 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from rlvr.config import load_recipe
+from rlvr.config import Recipe, is_run_folder, load_recipe, load_recipe_of_run
 from rlvr.errors import InputError, RlvrError
 from rlvr.run.signals import PEER_GONE, Interrupted, interruptible
 from rlvr.view.arguments import add_view_arguments
+
+TAKE_RUNS = ("eval", "generate", "serve")
+"""Commands on a recipe that take a run's folder instead, and then its trained model."""
+
+SETTINGS = "`rlvr schema KEY` explains a setting, `rlvr schema rollout` a section; docs/recipe.md lists all of them."
+
+READER_GONE = 141
+"""128 + SIGPIPE, as shells count."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
     try:
         with interruptible():
-            return _run(arguments)
+            status = _run(arguments)
+        sys.stdout.flush()
+        return status
     except Interrupted as stop:
         print(f"rlvr: stopped by {stop}; what was written is whole", file=sys.stderr)
         return stop.status
@@ -34,18 +45,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RlvrError as error:
         print(f"rlvr: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return READER_GONE
+
+
+def _reader_is_gone() -> bool:
+    """True if nobody reads standard output any more, as behind ``| head``; what is left to write is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+    return True
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with changes of settings before and behind options: argparse takes them in one place only."""
+    """The arguments. Overrides may stand anywhere, also where argparse does not expect them: before the recipe, and
+    before and behind options."""
     parser = _parser()
     arguments, left = parser.parse_known_args(argv)
     changes = [one for one in left if "=" in one and not one.startswith("-")]
-    if len(changes) < len(left) or (left and "overrides" not in arguments):
-        parser.error(f"unrecognized arguments: {' '.join(one for one in left if one not in changes) or ' '.join(left)}")
-    if left:
-        arguments.overrides += changes
+    unknown = [one for one in left if one not in changes]
+    if unknown and "overrides" in arguments and (setting := _setting_with_dashes(left)) is not None:
+        parser.error(f"settings of the recipe are written without dashes: {setting}")
+    if unknown or (left and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or left)}")
+    if "overrides" in arguments:
+        arguments.overrides = [*arguments.overrides, *changes]
+        _put_recipe_first(arguments, parser)
     return arguments
+
+
+def _setting_with_dashes(left: Sequence[str]) -> str | None:
+    """What the first of ``--learner.lr=1e-4`` and ``--learner.lr 1e-4`` should have been."""
+    for index, one in enumerate(left):
+        key, equals, value = one.lstrip("-").partition("=")
+        if one.startswith("--") and key.partition(".")[0] in Recipe.model_fields:
+            behind = left[index + 1] if index + 1 < len(left) and not left[index + 1].startswith("--") else "VALUE"
+            return f"{key}={value if equals else behind}"
+    return None
+
+
+def _put_recipe_first(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Take the recipe from among the overrides where one of these stands before it."""
+    place = "recipe" if "recipe" in arguments else "target"
+    first = getattr(arguments, place)
+    if "=" not in first or Path(first).exists():
+        return
+    others = [one for one in arguments.overrides if "=" not in one]
+    if not others:
+        parser.error(f"the recipe is missing: rlvr {arguments.command} RECIPE {first}")
+    setattr(arguments, place, others[0])
+    arguments.overrides.remove(others[0])
+    arguments.overrides.insert(0, first)
+
+
+def _recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that was named; for commands that use a model, a run's folder stands for what it trained."""
+    folder = Path(arguments.recipe)
+    if arguments.command in TAKE_RUNS and is_run_folder(folder):
+        return load_recipe_of_run(folder, arguments.overrides)
+    return load_recipe(arguments.recipe, arguments.overrides)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -54,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from rlvr.view.command import view
 
         return view(arguments)
-    given = [load_recipe(arguments.recipe, arguments.overrides)] if "recipe" in arguments else []
+    given = [_recipe_of(arguments)] if "recipe" in arguments else []
     try:
         command = importlib.import_module(f"rlvr.commands.{arguments.command}")
     except ImportError as error:  # transformers loads torchvision wherever it is installed
@@ -101,9 +163,11 @@ def _parser() -> argparse.ArgumentParser:
         ("sft", "fine-tune the recipe's model on rows of prompt and answer"),
         ("dpo", "train the recipe's model on rows of prompt, chosen and rejected answer"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("recipe", help="YAML file, or the name of one that `rlvr recipes` lists")
-        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the recipe")
+        command = commands.add_parser(name, help=text, description=text, epilog=SETTINGS)
+        takes = "YAML file, or the name of one that `rlvr recipes` lists"
+        takes += ", or the folder of a run, for the model that it trained" if name in TAKE_RUNS else ""
+        command.add_argument("recipe", metavar="RECIPE|RUN" if name in TAKE_RUNS else "RECIPE", help=takes)
+        _add_overrides(command)
         if name in ("eval", "generate"):
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
         if name == "generate":
@@ -115,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "say what stops or slows learning: in a recipe before its run, or in a run's folder"
     command = commands.add_parser("doctor", help=text, description=text)
     command.add_argument("target", metavar="RECIPE|RUN", help="YAML file, name of a shipped recipe, or a run's folder")
-    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="change a setting of the recipe")
+    _add_overrides(command)
     command.add_argument("--groups", type=_count, default=8, help="problems to sample answers to (default %(default)s)")
     command.add_argument("--no-engine", action="store_true", help="settings, data, template and verifiers only")
     command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -139,8 +203,15 @@ def _parser() -> argparse.ArgumentParser:
     for action in (copy, path):
         action.add_argument("name", help="as listed: quickstart, launch/cpu.yaml")
     copy.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the current directory")
-    commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
+    text = "print the recipe's JSON schema, for editors, or what one of its keys means"
+    command = commands.add_parser("schema", help=text, description=text)
+    command.add_argument("key", nargs="?", help="as in an override: learner.lr, rollout.engine, rewards.terms.0.weight")
     return parser
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    text = "change a setting of the recipe: learner.lr=1e-5 name=second"
+    command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=text)
 
 
 def _add_difficulty_arguments(command: argparse.ArgumentParser) -> None:

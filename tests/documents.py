@@ -90,7 +90,7 @@ def _rlvr_faults(words: list[str]) -> list[str]:
         arguments = parser.parse_args(real)
     except (SystemExit, argparse.ArgumentError) as error:
         return [f"rlvr does not take {words}: {error}"]
-    if "recipe" not in vars(arguments) or arguments.recipe == "RECIPE":
+    if "recipe" not in vars(arguments) or arguments.recipe in ("RECIPE", "RUN"):
         return []
     try:
         load_recipe(ROOT / arguments.recipe, arguments.overrides)

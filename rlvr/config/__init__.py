@@ -6,7 +6,15 @@ which its type does not have cannot be written. Defaults are settings that were 
 
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.base import PlugIn, Section
-from rlvr.config.load import RecipeError, json_schema, load_recipe, locate_recipe, nearest
+from rlvr.config.load import (
+    RecipeError,
+    is_run_folder,
+    json_schema,
+    load_recipe,
+    load_recipe_of_run,
+    locate_recipe,
+    nearest,
+)
 from rlvr.config.problems import EvalSet, Problems, RewardTerm, Template
 from rlvr.config.recipe import Dpo, LearnerConfig, Model, Recipe, RunConfig, Schedule, Sft
 from rlvr.config.rollout import HfEngineConfig, Rewards, Rollout, VllmEngineConfig, VllmServersConfig
@@ -32,8 +40,10 @@ __all__ = [
     "Template",
     "VllmEngineConfig",
     "VllmServersConfig",
+    "is_run_folder",
     "json_schema",
     "load_recipe",
+    "load_recipe_of_run",
     "locate_recipe",
     "nearest",
 ]

@@ -19,6 +19,9 @@ from rlvr.config.recipe import Recipe
 from rlvr.errors import InputError
 from rlvr.shipped import find_shipped, shipped_names
 
+RUN_RECIPE = "recipe.yaml"
+"""The resolved recipe in a run's folder."""
+
 OLD_KEYS = {
     "run.insist": "force",
     "rollout.patience": "stall_timeout",
@@ -126,11 +129,39 @@ def locate_recipe(path: str | Path) -> Path:
     shipped = find_shipped(path.as_posix())
     if shipped is not None:
         return shipped
-    if path.exists():  # a folder, say: reading it says what is wrong
-        return path
+    if is_run_folder(path):
+        raise RecipeError(
+            f"recipe {str(path)!r} is a run's folder; the recipe of that run is {path / RUN_RECIPE}. The commands "
+            "eval, generate, doctor, export and view take the folder itself"
+        )
+    if path.is_dir():
+        files = sorted(file.name for file in path.glob("*.yaml"))
+        holds = f"it holds {', '.join(files)}" if files else "it holds no YAML file"
+        raise RecipeError(f"recipe {str(path)!r} is a folder; name a YAML file: {holds}")
     known = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     near = nearest(path.name, [*known, *shipped_names()])
     raise RecipeError(f"recipe {str(path)!r} does not exist{near}; `rlvr recipes` lists those that come with rlvr")
+
+
+def is_run_folder(path: Path) -> bool:
+    """True for the folder of a run that has begun."""
+    return (path / RUN_RECIPE).is_file() and (path / "metrics.jsonl").is_file()
+
+
+def load_recipe_of_run(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run's folder with the model that it trained: its checkpoint ``best`` where ``run.keep_best`` made
+    one, else the last. `overrides` come behind, so that ``model.path`` can name another checkpoint.
+
+    Raises `RecipeError` if there is no checkpoint.
+    """
+    checkpoints = folder / "checkpoints"
+    trained = next((checkpoints / name for name in ("best", "latest") if (checkpoints / name).is_dir()), None)
+    if trained is None:
+        raise RecipeError(
+            f"{folder} holds no checkpoint, so there is no trained model in it: `rlvr train {folder / RUN_RECIPE}` "
+            f"goes on with the run, `rlvr eval {folder / RUN_RECIPE}` measures the model that it starts from"
+        )
+    return load_recipe(folder / RUN_RECIPE, [f"model.path={trained}", "model.prepare=null", *overrides])
 
 
 def _find_template(data: dict[str, Any], folder: Path) -> None:
@@ -215,10 +246,21 @@ def _message(one: dict[str, Any], models: list[type[BaseModel]], shown: str) -> 
             return f"must be a section of keys and values, got {given!r}"
         case "string_pattern_mismatch" if ":" in context["pattern"]:
             return f"must be an import path, module:name, got {given!r}"
+        case "list_type" | "tuple_type":
+            return f"must be a list, got {given!r}" + (f"; write {_as_list(given)}" if _is_plain(given) else "")
         case "value_error":
             return str(one["msg"]).removeprefix("Value error, ")
         case _:
             return f"{one['msg']}, got {given!r}"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _as_list(value: Any) -> str:
+    """A list of one value as people write it: ``[wandb]``."""
+    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=1000).strip()
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str, list[type[BaseModel]]]:

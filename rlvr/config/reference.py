@@ -1,14 +1,21 @@
-"""The page of all settings, from the recipe's JSON schema: ``python -m rlvr.config.reference > docs/recipe.md``."""
+"""The settings explained, from the recipe's JSON schema: the page of all of them by ``python -m rlvr.config.reference >
+docs/recipe.md``, one of them by ``rlvr schema KEY``."""
 
 from __future__ import annotations
 
 import json
 import re
+import textwrap
 from typing import Any
 
-from rlvr.config.load import json_schema
+from pydantic import TypeAdapter
+
+from rlvr.config.base import ImportPath
+from rlvr.config.load import RecipeError, json_schema, nearest
 
 Schema = dict[str, Any]
+
+IMPORT_PATH = TypeAdapter(ImportPath).json_schema()["pattern"]
 
 
 def markdown() -> str:
@@ -34,6 +41,56 @@ def markdown() -> str:
         for name in names:
             lines += _section(name, key, definitions, shown)
     return "\n".join(lines) + "\n"
+
+
+def explain(key: str) -> str:
+    """What `docs/recipe.md` says about one key, as plain text: ``learner.lr``, ``rewards.terms.0.weight``, or a section
+    such as ``rollout.engine``, of which it lists the keys. Raises `RecipeError` for a key that no recipe has."""
+    schema = json_schema()
+    definitions: dict[str, Schema] = schema["$defs"]
+    places: list[tuple[str, Schema]] = [("", schema)]
+    field: Schema = {}
+    shown: list[str] = []
+    for part in key.split("."):
+        if part.isdigit() and _is_list(field):
+            shown.append(part)
+            continue
+        found = [(tag, section["properties"][part]) for tag, section in places if part in section.get("properties", {})]
+        if not found:
+            known = sorted({name for _, section in places for name in section.get("properties", {})})
+            raise RecipeError(
+                f"{'.'.join([*shown, part])}: unknown key{nearest(part, known)}; "
+                + (f"known here: {', '.join(known)}" if known else f"{'.'.join(shown)} is no section")
+            )
+        shown.append(part)
+        field = found[0][1]
+        entries = [(tag, inner) for tag, inner in found if part != "type" or "const" not in inner] or found
+        places = [(_tag(definitions[name]), definitions[name]) for _, inner in found for name in _sections(inner)]
+    lines = []
+    for tag, entry in entries:
+        lines += [".".join(shown) + (f" (with type {tag})" if len(entries) > 1 else ""), *_explained(entry)]
+    for tag, section in places:
+        lines += ["", f"type: {tag}" if tag else "its keys:", *_indented(section.get("description", ""))]
+        for name, inner in section.get("properties", {}).items():
+            if "const" not in inner:
+                lines += [f"    {name}", *("    " + line for line in _explained(inner))]
+    return "\n".join(lines) + "\n"
+
+
+def _explained(field: Schema) -> list[str]:
+    """Values, default and meaning of a key, a line for each."""
+    default = f"default: {_short(json.dumps(field['default']))}" if "default" in field else "must be given"
+    values = _values(field).replace("`", "")
+    return [f"    {values}; {default}", *_indented(field.get("description", ""))]
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(_line(text), width=112, initial_indent="    ", subsequent_indent="    ")
+
+
+def _tag(section: Schema) -> str:
+    """The ``type`` that chooses a section; an empty text where nothing has to be chosen."""
+    return str(section.get("properties", {}).get("type", {}).get("const", ""))
 
 
 def _section(name: str, path: str, definitions: dict[str, Schema], shown: set[str]) -> list[str]:
@@ -85,7 +142,7 @@ def _values(field: Schema) -> str:
     words = {"string": "text", "object": "mapping", "null": "null", "boolean": "true, false"}.get(
         field.get("type", ""), field.get("type", "any")
     )
-    if field.get("type") == "string" and ":" in field.get("pattern", ""):
+    if field.get("type") == "string" and field.get("pattern") == IMPORT_PATH:
         return "`module:name`"
     bounds = [
         f"{sign} {field[key]:g}"

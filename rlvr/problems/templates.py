@@ -275,6 +275,11 @@ def _read_jinja(path: str) -> tuple[jinja2.Template, set[str]]:
     it is an error."""
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(
+            f"template.path: {path!r}: this file does not exist; relative paths start at {Path.cwd()} or at the "
+            "recipe's folder"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"template.path: {path!r} cannot be read: {error}") from None
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from rlvr.config import PlugIn, Recipe, RecipeError
+from rlvr.config import PlugIn, Recipe, RecipeError, is_run_folder
 from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.engines.make import make_engine, most_new_tokens
@@ -143,6 +143,10 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
         path.parent.mkdir(parents=True, exist_ok=True)
         load_plugin(recipe.model.prepare, {}, positional=1)(recipe)
     accelerator.wait_for_everyone()
+    if is_run_folder(path):
+        raise RecipeError(
+            f"model.path: {str(path)!r} is a run's folder; the model that it trained is {path / 'checkpoints/latest'}"
+        )
     if not path.is_dir() and (
         path.is_absolute() or recipe.model.path.startswith(".") or recipe.model.path.count("/") != 1
         or holds_models(path.parent)

@@ -111,7 +111,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path, changes
         ({"run__steps": 1.5}, "run.steps: Input should be a valid integer, got 1.5"),
         ({"run__steps": 0}, "run.steps: Input should be greater than 0, got 0"),
         ({"run__log_rollouts": 1}, "run.log_rollouts: Input should be a valid boolean, got 1"),
-        ({"run__trackers": "wandb"}, "run.trackers: Input should be a valid array, got 'wandb'"),
+        ({"run__trackers": "wandb"}, "run.trackers: must be a list, got 'wandb'; write [wandb]"),
+        ({"template__stop": "</answer>"}, "template.stop: must be a list, got '</answer>'; write [</answer>]"),
+        ({"rewards__terms": {}}, "rewards.terms: must be a list, got {}"),
         (
             {"run__trackers": ["wandbb"]},
             "run.trackers.0: got 'wandbb', must be one of wandb, tensorboard (did you mean ",
@@ -324,7 +326,10 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         load_recipe(tmp_path / "recipes.yaml")
     with pytest.raises(RecipeError, match=r"does not exist; `rlvr recipes` lists"):
         load_recipe(tmp_path / "nowhere/recipe.yaml")
-    with pytest.raises(RecipeError, match=r"cannot be read: .*Is a directory"):
+    with pytest.raises(RecipeError, match=r"is a folder; name a YAML file: it holds recipe\.yaml"):
+        load_recipe(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(RecipeError, match=r"is a run's folder; the recipe of that run is .*recipe\.yaml\."):
         load_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
     with pytest.raises(RecipeError, match="cannot be read: 'utf-8' codec"):

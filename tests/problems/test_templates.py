@@ -202,7 +202,9 @@ def test_a_jinja_file_that_would_drop_a_system_message_is_refused(
     assert renderer.render(row).text == "system: Be brief.\nuser: hi\n"
 
 
-@pytest.mark.parametrize(("text", "said"), [("{{ question", ":1: not a Jinja template"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("{{ question", ":1: not a Jinja template"), (None, "this file does not exist; relative")]
+)
 def test_a_jinja_file_that_cannot_be_used_is_named(
     make_tokenizer: MakeTokenizer, tmp_path: Path, text: str | None, said: str
 ) -> None:
