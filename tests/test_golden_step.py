@@ -158,6 +158,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     return Golden(folder, weights, ids, mask, ours, ours + offset, derivatives(weights, ids, **SHAPE))
 
 
+@pytest.mark.slow
 def test_the_recording_reaches_every_branch(golden: Golden) -> None:
     """Ratios above and below both bounds for advantages of both signs, none so near to a bound that float32 could
     fall on the other side; and the hand-counted tokens are those of the mask."""

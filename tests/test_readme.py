@@ -128,6 +128,7 @@ PRINTING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(PRINTING))
 def test_commands_that_only_print(command: str, tmp_path: Path) -> None:
     """The generators of pages write the pages as they are; the schema is printed."""

@@ -77,6 +77,7 @@ def test_importing_rlvr_is_light_and_a_wrong_name_is_said() -> None:
 # -- grade -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_grade_by_short_name_import_path_and_function() -> None:
     assert [one.outcome for one in rlvr.grade([r"\boxed{4}", r"\boxed{5}"], ["4", "4"])] == ["CORRECT", "WRONG"]
     (verdict,) = rlvr.grade(["<answer>4</answer>"], ["4"], "math", args={"extract": "answer_tag"})
@@ -144,11 +145,13 @@ def test_a_penalty_is_allowed_once_it_is_declared() -> None:
     assert rlvr.grade(["!", "."], ["", ""], penalty) == [Verdict(-1.0, Outcome.WRONG), Verdict(-0.5, Outcome.PARTIAL)]
 
 
+@pytest.mark.slow
 def test_a_function_of_a_module_serves_a_recipe_too() -> None:
     with GradingPool({"half": VerifierSpec(f"{half.__module__}:half", {"scale": 0.5})}) as pool:
         assert pool.grade_many([("half", "x", "y")]) == [Verdict(0.25, Outcome.PARTIAL)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verifier", "args", "message"),
     [
@@ -226,6 +229,7 @@ def test_rows_that_cannot_be_problems_are_said(rows: Any, message: str, tmp_path
 # -- train and evaluate ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_train_go_on_and_evaluate_with_rows_and_functions(workspace: Workspace) -> None:
     """Three runs in one process: all steps, half of them, and the other half from the checkpoint: the same numbers."""

@@ -76,6 +76,7 @@ class Guesser:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_generate_measures_what_training_then_reads(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """A verifier that accepts only answers without reasoning, to two of five problems: pass rate 0 for all, guess rate

@@ -62,6 +62,7 @@ def test_greedy_is_transformers_own_greedy(sync: Sync, learner: Learner) -> None
         assert one.ids == tuple(plain[0, len(prompt) :].tolist())
 
 
+@pytest.mark.slow
 def test_a_request_does_not_depend_on_its_batch(sync: Sync, learner: Learner) -> None:
     together = batch(sync, FREE)
     assert together == batch(sync, FREE)
@@ -215,6 +216,7 @@ def test_what_is_left_out_scales_up_the_rest_by_the_mass_that_is_kept(
         assert mass.max() < 1.0
 
 
+@pytest.mark.slow
 def test_an_answer_that_repeats_itself_ends_where_the_detector_says(sync: Sync, learner: Learner) -> None:
     """Greedy answers of a tiny model run in circles: each ends at the first token after which its ending is 3 copies of
     at most 8 tokens, has the free answer's tokens up to there, and says why; the length limit goes first."""

@@ -44,6 +44,7 @@ def test_the_policy_keeps_what_the_recipe_says_beside_a_teacher(model_folder: Fo
     assert torch._functorch.config.activation_memory_budget == 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewards", ["ignore", "add"])
 def test_the_gradient_is_that_of_advantages_from_both_models(model_folder: Folder, rewards: str) -> None:
     """At the first update A_t = (A if rewards are added) + 1/2 (log pi_teacher - log pi), and the gradient of the

@@ -52,6 +52,7 @@ def adapters(learner: Learner) -> dict[str, Tensor]:
 SEQUENCES = [[5, 6, 7, 8, 9], [20, 30, 40, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_untrained_adapters_are_the_base_model_to_the_last_bit(model_folder: Folder, tied: bool, dtype: str) -> None:
     """B = 0: log-probabilities and merged weights are exactly the base model's, under its names and in its order."""
@@ -69,6 +70,7 @@ def test_untrained_adapters_are_the_base_model_to_the_last_bit(model_folder: Fol
     assert learner.logprobs(SEQUENCES) == plain.logprobs(SEQUENCES)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_adapters_is_the_full_gradient_projected(model_folder: Folder, tied: bool) -> None:
     """With W' = W + s B A and G = d loss / d W': d B = s G A^T, d A = s B^T G. G is the gradient of a learner of all
     weights that stands where the adapters have led (the second update of adapters, whose B is not 0)."""
@@ -132,6 +134,7 @@ def test_any_micro_batches_packing_and_checkpointing_make_the_same_adapters(mode
             torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_engine_has_the_learners_log_probabilities_after_training(tmp_path: Path) -> None:
     """Merged weights, sent by name through the engine's own checks: 1e-5 apart in float32, where training has moved
     them by more than 0.01."""
@@ -159,6 +162,7 @@ def test_the_engine_has_the_learners_log_probabilities_after_training(tmp_path: 
         assert mine[1:] == pytest.approx(other[1:], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_reference_of_a_kl_term_is_the_policy_without_adapters(model_folder: Folder) -> None:
     """A fixed reference needs no second model and makes the same updates as one (``copy`` every 1,000,000 steps)."""
     folder = model_folder(tied=True)

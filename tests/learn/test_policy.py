@@ -68,6 +68,7 @@ def test_samples_in_company_equal_samples_alone(tied: bool, mode: str, attention
             torch.testing.assert_close(of_sample(ours, batch, place, len(mask) + 1), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_prompts_that_stand_once_have_the_gradient_of_prompts_that_stand_often(tied: bool) -> None:
     """In float64 the gradient of a loss over all tokens is the same to 1e-12 of its size, however the samples lie."""
     samples = samples_of_groups(11)

@@ -111,6 +111,7 @@ def test_a_step_is_the_sampled_answers_step_plus_the_given_ones(model_folder: Fo
         assert other["update/flops"] > one["update/flops"]
 
 
+@pytest.mark.slow
 def test_each_optimiser_step_has_rows_of_its_own_and_micro_batches_do_not_matter(model_folder: Folder) -> None:
     """Two updates a batch, two epochs, in any packing: the same weights; the steps are 0 to 7 in two updates."""
     folder, samples = model_folder(tied=True), [random_samples(8, seed=step) for step in range(2)]
@@ -194,6 +195,7 @@ def test_a_run_with_given_texts_resumes_bit_by_bit(work: Workspace, capsys: pyte
     assert "the rows are not those of the checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_rows_that_cannot_be_trained_are_refused_with_their_place(
     work: Workspace, capsys: pytest.CaptureFixture[str]

@@ -398,6 +398,7 @@ def test_named_weights_are_the_folders_and_a_tied_head_comes_once(model_folder: 
     assert ("lm_head.weight" in names) is not tied
 
 
+@pytest.mark.slow
 def test_scores_are_the_models_own_at_temperature_one(model_folder: Folder, tied: bool) -> None:
     folder, sequences = model_folder(tied=tied), [[5, 6, 7, 2], [8], [9, 2, 2, 2, 10, 11], []]
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -413,6 +414,7 @@ def test_scores_are_the_models_own_at_temperature_one(model_folder: Folder, tied
         assert make(folder).logprobs([]) == []
 
 
+@pytest.mark.slow
 def test_supervised_fine_tuning_is_the_mean_negative_log_likelihood(model_folder: Folder) -> None:
     """At temperature 1 whatever rollouts use, over the trained tokens; its loss before the step by the logprobs."""
     learner = make(model_folder(tied=True), temperature=0.3, micro_batch_tokens=40, lr=1e-2)

@@ -68,6 +68,7 @@ def test_an_all_zero_advantage_leaves_the_weights_bitwise_unchanged(model_folder
     assert all(torch.equal(before[name], value) for name, value in weights(learner).items())
 
 
+@pytest.mark.slow
 def test_the_entropy_bonus_raises_the_entropy(model_folder: Folder) -> None:
     """Alone, without advantages."""
     learner = make(model_folder(tied=True, scale=2.0), {"entropy": {"type": "fixed", "coefficient": 1.0}}, lr=1e-2)
@@ -86,6 +87,7 @@ def policy(learner: Learner) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in learner.policy.model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_a_copied_reference_follows_every_so_many_steps(model_folder: Folder) -> None:
     """R1's refresh: every 3 optimiser steps with 2 a batch: after the batches that reach 3 and 6, not after 2."""
     kl = {"type": "k3", "coefficient": 0.01, "reference": {"type": "copy", "every": 3}}
@@ -98,6 +100,7 @@ def test_a_copied_reference_follows_every_so_many_steps(model_folder: Folder) ->
     assert moved == [0.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_an_averaged_reference_is_the_average(model_folder: Folder) -> None:
     """0.75 of the start and 0.25 of the policy, then 0.75 of that and 0.25 of the next."""
     kl = {"type": "k3", "coefficient": 0.01, "reference": {"type": "average", "every": 1, "alpha": 0.25}}
@@ -116,6 +119,7 @@ STATEFUL: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_reference_and_adaptive_bonus_go_on_bit_by_bit(model_folder: Folder, tmp_path: Path) -> None:
     """4 updates = 2, a checkpoint through files into a new learner, and 2 more."""
     folder = model_folder(tied=True)
@@ -143,6 +147,7 @@ def test_a_checkpoint_without_the_reference_is_refused(model_folder: Folder) -> 
         make(folder, STATEFUL).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_is_reset_starts_each_batch_anew(model_folder: Folder, tmp_path: Path) -> None:
     """Two updates with reset = two learners with one update each; without it, the moments make a difference."""
     folder = model_folder(tied=True)

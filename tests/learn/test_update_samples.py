@@ -54,6 +54,7 @@ def test_accumulating_over_n_micro_batches_is_one_batch(
         assert_same(gradients(learner), expected, atol=2e-6 * max(1.0, largest))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS, ids=lambda a: a["type"])
 def test_an_empty_answer_has_no_gradient_and_counts_as_an_answer(
@@ -79,6 +80,7 @@ def test_an_empty_answer_has_no_gradient_and_counts_as_an_answer(
         assert other[key] == pytest.approx(one[key], rel=1e-6), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_cut_answer_is_trained_to_its_last_token_and_no_further(model_folder: Folder, packing: str) -> None:
     """An answer without end of text beside one with it, by hand: each sampled token has its gradient, and no end of
@@ -120,6 +122,7 @@ def test_cut_answers_that_are_masked_are_not_trained_but_counted(model_folder: F
     assert_same(gradients(learner), expected_gradient(folder, samples, algorithm, 1.0), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_end_of_text_that_is_also_padding_is_a_token_like_any_other(
     model_folder: Folder, tmp_path: Path, tied: bool, packing: str

@@ -110,6 +110,7 @@ def test_countdown_splits_never_meet_whatever_their_sizes() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_countdown_finds_games_of_a_small_share() -> None:
     """A held-out share of a fiftieth takes fifty times the draws, not an error."""
     source = Countdown(type="countdown", size=200, held_out=0.02, split="eval", seed=1)

@@ -25,6 +25,7 @@ def test_weights_parser_metrics_and_chat_messages() -> None:
     assert verifier.grade("no tags", "6").score == pytest.approx(0.04)  # the parser's own share for a format
 
 
+@pytest.mark.slow
 def test_a_factory_with_arguments_and_an_asynchronous_function() -> None:
     """correct 1.0, short 0.5, and `hangs` (here 1) at a penalty of -0.25: 1.25 of at most 1.5."""
     verifier = RubricVerifier("rubrics_of_others:make", {"penalty": -0.25})

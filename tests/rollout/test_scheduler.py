@@ -23,6 +23,7 @@ def test_training_from_a_part_of_the_vocabulary_has_ratios_of_the_learner_alone(
         assert 0.05 < line["mismatch/abs"] < 0.36  # -log 0.7
 
 
+@pytest.mark.slow
 def test_answers_that_repeat_themselves_end_in_training_and_not_in_an_evaluation(workspace: Workspace) -> None:
     """Two tokens to choose from: many answers soon hold one token twice in a row. Each that ended so does end
     so, was shaped by the penalty, and the evaluation's answers are all of full length or stopped."""

@@ -157,6 +157,7 @@ def test_what_cannot_be_run_is_refused_by_name(work: Workspace, name: str, capsy
         assert_whole(work)
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_run_writes_to_is_refused(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """Its lock is another process's, which the message names; that one's files stay as they are."""
     assert work.run("run.steps=1") == 0

