@@ -10,7 +10,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 CONFIGS = sorted(LAUNCH.glob("*.yaml"))
@@ -58,6 +58,15 @@ def test_the_recipe_and_its_overrides_arrive() -> None:
     assert (arguments.module, arguments.training_script) == (True, "rlvr")
     assert arguments.training_script_args == ["train", "RECIPE", "run.steps=2"]
     assert (arguments.num_processes, arguments.multi_gpu) == (4, True)
+
+
+def test_one_process_sees_the_devices_that_its_caller_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler gave this process GPU 5: the launch file does not send it to GPU 0."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    for name in NAMES - {"multi_node"}:
+        arguments = launched(name)
+        _, environment = prepare_simple_launcher_cmd_env(arguments)
+        assert environment["CUDA_VISIBLE_DEVICES"] == "5", name
 
 
 def test_several_nodes_take_rank_and_address_from_the_command_line() -> None:

@@ -4,7 +4,7 @@
 |---------------------|-------------------------------------|
 | one process         | whole                               |
 | DDP                 | reduced with the last backward pass |
-| FSDP2               | sharded with the last backward pass |
+| FSDP2               | sharded with each backward pass     |
 
 Wrappers average gradients over ranks, while a step's loss is a sum over ranks (its denominators are global):
 `Backend.backward` therefore multiplies the loss by the number of ranks.
@@ -94,8 +94,14 @@ class Backend:
         self.module, self._optimizer = accelerator.prepare(policy, make_optimizer(policy, config))
 
     def accumulate(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Surrounds forward and backward pass of one micro-batch; ranks talk to each other only in the last."""
-        return contextlib.nullcontext() if last else self._accelerator.no_sync(self.module)
+        """Surrounds forward and backward pass of one micro-batch.
+
+        Under DDP ranks exchange gradients only in the last. Under FSDP2 they do in each: a rank that waited would hold
+        the gradient of the whole model, 4 bytes a parameter, where its share is 4 divided by the number of ranks.
+        """
+        if last or isinstance(self.module, FSDPModule):
+            return contextlib.nullcontext()
+        return self._accelerator.no_sync(self.module)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this rank's part of the loss."""

@@ -189,11 +189,11 @@ class Policy(nn.Module):
         return hidden
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
-        """The recipe's autocast; its weight cache would hold stale copies across updates within one block, so that each
-        forward pass has a block of its own."""
+        """The recipe's autocast, without its cache of cast weights: a forward pass uses each weight once, and under
+        FSDP2 the cache would keep a 16-bit copy of the whole model on every rank until the pass ends."""
         if self.autocast is None:
             return contextlib.nullcontext()
-        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.autocast)
+        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.autocast, cache_enabled=False)
 
     @torch.no_grad()
     def _check_head(self) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule
 
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.recipe import LearnerConfig, Model
@@ -131,7 +132,28 @@ def training(accelerator: Accelerator, scenario: str, model: str) -> dict[str, A
     if scenario.endswith("sharded"):
         result["local"] = sum(p.to_local().numel() for p in learner.policy.parameters())
         result["whole"] = sum(p.numel() for p in learner.policy.parameters())
+        result["gradients"] = held_gradients(learner)
     return result
+
+
+def held_gradients(learner: Learner) -> dict[str, int]:
+    """Numbers of gradients that this rank holds after a micro-batch which is not the last: in whole, and in shards."""
+    module = learner.backend.module
+    ids = torch.arange(2, 12)[None]
+    with learner.backend.accumulate(last=False):
+        logprobs, _ = module(ids[:, :-1], torch.arange(9)[None], ids[:, 1:], torch.ones(1, 9), 1.0)
+        learner.backend.backward(logprobs.sum())
+    groups = [part._get_fsdp_state()._fsdp_param_group for part in module.modules() if isinstance(part, FSDPModule)]
+    whole = [
+        gradient
+        for group in groups
+        for parameter in (group.fsdp_params if group is not None else ())
+        for gradient in (parameter.unsharded_accumulated_grad, parameter._unsharded_param.grad)
+        if gradient is not None
+    ]
+    shards = [p.grad.to_local() for p in learner.policy.parameters() if p.grad is not None]
+    learner.backend.prepare_step(lr=0.0)
+    return {"whole": sum(map(torch.Tensor.numel, whole)), "shards": sum(map(torch.Tensor.numel, shards))}
 
 
 SCENARIOS = ("data_parallel", "packed", "failure", "non_finite", "adapters", "sharded", "adapters_sharded")

@@ -154,6 +154,18 @@ def test_autocast_computes_in_bfloat16_over_float32_weights(model_folder: Folder
     assert {p.grad.dtype for p in policy.parameters() if p.grad is not None} == {torch.float32}
 
 
+def test_autocast_keeps_no_copies_of_weights(model_folder: Folder) -> None:
+    """Two products with one weight cast it twice: no 16-bit copy of it outlives its product."""
+    policy = Policy.load(Model(path=model_folder(tied=False), autocast="bfloat16"), head_chunk=64)
+    weight = policy.model.get_output_embeddings().weight
+    with policy._precision():
+        products = [torch.mul(weight @ torch.ones(weight.shape[1], 1), 1.0) for _ in range(2)]
+    assert [product.dtype for product in products] == [torch.bfloat16] * 2
+    first, second = (product.grad_fn.next_functions[0][0].next_functions[0][0] for product in products)
+    assert [first.name(), second.name()] == ["ToCopyBackward0"] * 2
+    assert first is not second
+
+
 def test_bfloat16_weights(model_folder: Folder) -> None:
     policy = Policy.load(Model(path=model_folder(tied=False), dtype="bfloat16"), head_chunk=64)
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}

