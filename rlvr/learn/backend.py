@@ -101,7 +101,8 @@ class Backend:
         """
         if last or isinstance(self.module, FSDPModule):
             return contextlib.nullcontext()
-        return self._accelerator.no_sync(self.module)
+        without: contextlib.AbstractContextManager[Any] = self._accelerator.no_sync(self.module)
+        return without
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this rank's part of the loss."""

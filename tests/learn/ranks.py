@@ -139,6 +139,7 @@ def training(accelerator: Accelerator, scenario: str, model: str) -> dict[str, A
 def held_gradients(learner: Learner) -> dict[str, int]:
     """Numbers of gradients that this rank holds after a micro-batch which is not the last: in whole, and in shards."""
     module = learner.backend.module
+    shard(learner.accelerator)
     ids = torch.arange(2, 12)[None]
     with learner.backend.accumulate(last=False):
         logprobs, _ = module(ids[:, :-1], torch.arange(9)[None], ids[:, 1:], torch.ones(1, 9), 1.0)
