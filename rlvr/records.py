@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rewards import Verdict
+from rewards import Outcome, Verdict
 
 SCHEMA_VERSION = 1
 
@@ -170,6 +170,17 @@ class Rollout:
     def is_truncated(self) -> bool:
         """True where the token limit, not the model, ended the answer."""
         return self.finish_reason == "length"
+
+    @property
+    def is_correct(self) -> bool | None:
+        """Whether the first reward term that applied gave full marks; None if it did not judge.
+
+        The order of the recipe's terms decides: the term that says whether an answer is right stands first.
+        """
+        verdict = next(iter(self.verdicts.values()), None)
+        if verdict is None or not verdict.outcome.is_scored:
+            return None
+        return verdict.outcome is Outcome.CORRECT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

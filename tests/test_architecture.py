@@ -19,8 +19,8 @@ ROOMS = {
         "__init__", "check", "__main__",
     ),
     "rlvr": (
-        "errors", "shipped", "records", "config", "plugins", "state", "problems", "runlog", "engines", "rollout",
-        "learn", "sync", "rules", "run", "view", "doctor", "commands", "api", "__init__", "__main__",
+        "errors", "shipped", "hub", "dtypes", "records", "config", "plugins", "state", "problems", "runlog", "engines",
+        "rollout", "learn", "sync", "rules", "run", "view", "doctor", "commands", "api", "__init__", "__main__",
     ),
 }  # fmt: skip
 """Modules and folders of each package; each imports only from those before it, and from itself."""

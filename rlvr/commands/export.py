@@ -8,7 +8,7 @@ import shutil
 from transformers import AutoModelForCausalLM
 
 from rlvr.config import RecipeError
-from rlvr.engines.weights import DTYPES
+from rlvr.dtypes import DTYPES
 from rlvr.state.checkpoint import MANIFEST, STATE, newest_whole, verify
 
 

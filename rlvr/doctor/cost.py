@@ -14,10 +14,11 @@ from transformers import PretrainedConfig
 
 from rlvr.config import Recipe
 from rlvr.doctor.learner import Compared
+from rlvr.dtypes import itemsize
 from rlvr.records import RolloutGroup
 from rlvr.rules.finding import Finding, Grade
 from rlvr.rules.rule import Rule
-from rlvr.run.memory import BYTES, count_adapters, estimate_memory
+from rlvr.run.memory import count_adapters, estimate_memory
 from rlvr.runlog.run_log import rollout_record, token_record
 
 DISK = Rule(
@@ -78,7 +79,7 @@ def estimate(
         engine_bytes=engine,
         memory_there=_memory_there(),
         rollout_bytes=recipe.run.steps * _bytes_of_a_step(recipe, groups, prompt),
-        checkpoint_bytes=_checkpoints(recipe) * weights * BYTES[recipe.model.dtype] * 3,
+        checkpoint_bytes=_checkpoints(recipe) * weights * itemsize(recipe.model.dtype) * 3,
         disk_free=shutil.disk_usage(_existing(Path(recipe.run.output))).free,
     )
 

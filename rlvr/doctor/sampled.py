@@ -17,7 +17,6 @@ from rlvr.records import Rollout, RolloutGroup
 from rlvr.rules.finding import Finding, Grade
 from rlvr.rules.preflight_settings import rewards_teach
 from rlvr.rules.rule import Rule
-from rlvr.runlog.metrics import is_correct
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -146,7 +145,7 @@ def expected_mixed(groups: Sequence[RolloutGroup], size: int) -> float:
 
 def pass_rate(groups: Sequence[RolloutGroup]) -> float | None:
     """Share of the judged answers with full marks of the first term; None if none was judged."""
-    judged = [right for group in groups for one in group.rollouts if (right := is_correct(one)) is not None]
+    judged = [right for group in groups for one in group.rollouts if (right := one.is_correct) is not None]
     return statistics.fmean(judged) if judged else None
 
 
@@ -196,7 +195,7 @@ def _ends(
 ) -> Iterator[Finding]:
     limit = recipe.rollout.max_new_tokens
     cut = [one for one in rollouts if one.is_truncated]
-    lost = [one for one in cut if is_correct(one) is not True]
+    lost = [one for one in cut if one.is_correct is not True]
     if len(cut) >= CUT_ALL * len(rollouts):
         some_right = len(lost) < len(cut) and recipe.algorithm.truncated == "train"
         yield ALL_CUT.found(

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +29,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from rlvr.engines.protocol import EngineError
+from rlvr.dtypes import DTYPES, DtypeName
+from rlvr.engines.protocol import NO_VERSION, EngineError
 from rlvr.engines.repetition import repeats
 from rlvr.engines.stop_strings import answer_text, check_fits, check_lengths
 from rlvr.engines.token_sampler import draw, next_number
-from rlvr.engines.weights import DTYPES, Manifest, checked, read_manifest
+from rlvr.engines.weights import Manifest, checked, read_manifest
 from rlvr.records import Completion, FinishReason, Request, Sampling
-
-NO_VERSION = -1
 
 
 @dataclass(slots=True)
@@ -58,7 +57,7 @@ class HfEngine:
         self,
         model: str | Path,
         *,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: DtypeName = "float32",
         max_batch: int = 128,
         max_model_len: int | None = None,
         device: str | None = None,

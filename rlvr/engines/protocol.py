@@ -24,6 +24,9 @@ from torch import Tensor
 from rlvr.errors import RlvrError
 from rlvr.records import Completion, Request
 
+NO_VERSION = -1
+"""The weight version of an engine that `load_weights` was never called on: its weights are the model folder's."""
+
 
 class EngineError(RlvrError, RuntimeError):
     """The engine died, refused weights, or serves others than it was given; the message says what to do."""
@@ -38,7 +41,7 @@ class Engine(Protocol):
 
     @property
     def version(self) -> int:
-        """The weight version that the engine itself reports; -1 before the first `load_weights`."""
+        """The weight version that the engine itself reports; `NO_VERSION` before the first `load_weights`."""
 
     @property
     def model_len(self) -> int:

@@ -25,10 +25,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from rlvr.dtypes import SAFETENSORS_NAMES
 from rlvr.engines.protocol import EngineError
+from rlvr.hub import may_be_hub_name
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _HEAD = "lm_head.weight"
 _DERIVED = "rotary_emb.inv_freq"
 
@@ -82,6 +82,8 @@ def _files(model: str | Path) -> tuple[Path, list[str]]:
 
     folder = Path(model)
     if not folder.is_dir():
+        if not may_be_hub_name(str(model)):
+            raise EngineError(f"there is no model folder {str(model)!r}; give a Hugging Face folder or owner/name")
         folder = Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
     if not (folder / "config.json").is_file():
         raise EngineError(f"model folder {str(folder)!r} has no config.json; give a Hugging Face model folder")
@@ -179,7 +181,7 @@ def _write(fd: int, manifest: Manifest, tensors: Iterable[tuple[str, Tensor]], d
     end = 0
     for name, shape in manifest.shapes.items():
         offsets[name], end = end, end + prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _SAFETENSORS_NAMES[dtype], "shape": shape, "data_offsets": (offsets[name], end)}
+        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": shape, "data_offsets": (offsets[name], end)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)

@@ -22,11 +22,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from rlvr.config.recipe import LearnerConfig
 from rlvr.errors import InputError
 from rlvr.learn.policy import Policy
+from rlvr.learn.sharding import reshard, sharded_like, whole
 
 _QUANTISED = "__bnb_optimizer_quant_state__"
 """Where bitsandbytes keeps the moments in its state, both those in 8 bits and the small ones in float32."""
@@ -124,23 +125,17 @@ class Backend:
 
     def full_parameters(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
         """Each parameter of ``policy.model``, whole, one at a time."""
-        self._reshard()
+        reshard(self.module)
         for name, parameter in policy.model.named_parameters():
-            yield name, _whole(parameter.detach())
+            yield name, whole(parameter.detach())
 
     @torch.no_grad()
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
         """Overwrite parameters of ``policy.model`` with the whole tensors of their names; all ranks pass the same."""
-        self._reshard()
+        reshard(self.module)
         parameters = dict(policy.model.named_parameters())
         for name, value in values.items():
-            parameters[name].copy_(_like(value, parameters[name]))
-
-    def _reshard(self) -> None:
-        """After a forward pass without backward, FSDP2's root keeps whole copies, which are not the parameters."""
-        for module in self.module.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+            parameters[name].copy_(sharded_like(value, parameters[name]))
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         """The optimizer's state with whole tensors on the CPU, which may be the optimizer's own."""
@@ -154,7 +149,7 @@ class Backend:
         if found and (_QUANTISED in found) != self._quantised:
             raise ValueError("the optimizer's state is that of another learner.optimizer")
         values = {
-            index: {key: _like(value, parameters[index]) for key, value in entry.items()}
+            index: {key: _laid_out(value, parameters[index]) for key, value in entry.items()}
             for index, entry in state.items()
         }
         # Settings (decay, moments) are the recipe's, not the checkpoint's
@@ -165,7 +160,7 @@ class Backend:
 def clip_gradients(gradients: Iterable[Tensor], max_norm: float) -> float:
     """Scale ``gradients`` in place to a norm of at most ``max_norm`` together; the norm before, summed in float32."""
     gradients = list(gradients)
-    norm = float(_whole(torch.linalg.vector_norm(torch.stack([_norm(g) for g in gradients]))))
+    norm = float(whole(torch.linalg.vector_norm(torch.stack([_norm(g) for g in gradients]))))
     if norm > max_norm:
         torch._foreach_mul_(gradients, max_norm / norm)
     return norm
@@ -185,20 +180,13 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered from its ranks; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def _saved(value: Any) -> Any:
     """A value of the optimizer's state, its tensors whole and on the CPU; bitsandbytes has tensors in a dict."""
     if isinstance(value, dict):
         return {key: _saved(inner) for key, inner in value.items()}
-    return _whole(value).to("cpu") if isinstance(value, Tensor) else value
+    return whole(value).to("cpu") if isinstance(value, Tensor) else value
 
 
-def _like(value: Any, parameter: Tensor) -> Any:
-    """A whole tensor of the optimizer's state, sharded as its parameter is."""
-    if isinstance(value, Tensor) and isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """A value of the optimizer's state as `_saved` made it, its tensor sharded as its parameter is."""
+    return sharded_like(value, parameter) if isinstance(value, Tensor) else value

@@ -20,7 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rlvr.config.algorithm import TokenMean
 from rlvr.config.recipe import Model
+from rlvr.dtypes import DTYPES
 from rlvr.errors import InputError
+from rlvr.hub import may_be_hub_name
 from rlvr.learn import attention
 from rlvr.learn.logprobs import chunked_logprobs
 from rlvr.learn.lora import LoraError, add_adapters
@@ -29,7 +31,6 @@ from rlvr.records import SharedPrompts, TrainingSample
 
 log = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest difference, relative to the largest value, that rounding explains."""
 
@@ -77,9 +78,7 @@ class Policy(nn.Module):
     def load(cls, config: Model, *, head_chunk: int) -> Policy:
         """The model of a recipe, from a folder or the hub. Raises `PolicyError` with the reason."""
         path = config.path
-        if not Path(path).exists() and (
-            Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") != 1
-        ):
+        if not Path(path).exists() and not may_be_hub_name(path):
             raise PolicyError(
                 f"model.path: there is no folder {path!r}; give a Hugging Face folder or a name on the hub"
             )
@@ -87,7 +86,7 @@ class Policy(nn.Module):
             settings = AutoConfig.from_pretrained(path)
             _switch_off_dropout(settings)
             model = AutoModelForCausalLM.from_pretrained(
-                path, config=settings, dtype=_DTYPES[config.dtype], attn_implementation=config.attention
+                path, config=settings, dtype=DTYPES[config.dtype], attn_implementation=config.attention
             )
             if config.attention == "sdpa":
                 model.set_attn_implementation(attention.NAME)
@@ -110,8 +109,8 @@ class Policy(nn.Module):
         return cls(
             model,
             head_chunk=head_chunk,
-            head_dtype=None if config.head_dtype == "same" else _DTYPES[config.head_dtype],
-            autocast=None if config.autocast == "none" else _DTYPES[config.autocast],
+            head_dtype=None if config.head_dtype == "same" else DTYPES[config.head_dtype],
+            autocast=None if config.autocast == "none" else DTYPES[config.autocast],
             gradient_checkpointing=config.gradient_checkpointing and not config.compile,
             compiled=config.compile,
             tokenizer=tokenizer,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from rlvr.config.losses import AveragedReference, FixedReference, KLPenalty
 from rlvr.config.recipe import Model
 from rlvr.learn.policy import Policy
+from rlvr.learn.sharding import reshard, sharded_like, whole
 
 
 class ReferencePolicy:
@@ -33,8 +33,8 @@ class ReferencePolicy:
         if isinstance(config, FixedReference) or before // config.every == after // config.every:
             return False
         alpha = config.alpha if isinstance(config, AveragedReference) else 1.0
-        _reshard(policy)
-        _reshard(self._policy)
+        reshard(policy)
+        reshard(self._policy)
         theirs = dict(policy.model.named_parameters())
         for name, parameter in self._policy.model.named_parameters():
             theirs_now = _laid_out_like(theirs[name].detach(), parameter)
@@ -48,11 +48,8 @@ class ReferencePolicy:
         """Whole weights on the CPU, by name, which may be the reference's own; nothing for a fixed reference."""
         if isinstance(self.config, FixedReference):
             return {}
-        _reshard(self._policy)
-        return {
-            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().to("cpu")
-            for name, p in self._policy.model.named_parameters()
-        }
+        reshard(self._policy)
+        return {name: whole(p).detach().to("cpu") for name, p in self._policy.model.named_parameters()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -64,22 +61,11 @@ class ReferencePolicy:
                 f"algorithm.kl.reference is {self.config.type!r}, but the checkpoint holds no reference: it was "
                 "written with another recipe; resume with the recipe that wrote it"
             )
-        _reshard(self._policy)
+        reshard(self._policy)
         for name, parameter in self._policy.model.named_parameters():
-            value = state[name].to(parameter.device)
-            if isinstance(parameter, DTensor):
-                parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements))
-            else:
-                parameter.copy_(value)
+            parameter.copy_(sharded_like(state[name], parameter))
 
 
 def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
     """A sharded value whole where the reference is whole on every rank, as accelerate leaves it in evaluation mode."""
-    return value.full_tensor() if isinstance(value, DTensor) and not isinstance(parameter, DTensor) else value
-
-
-def _reshard(module: nn.Module) -> None:
-    """After a forward pass without backward, FSDP2's root keeps whole copies, which are not the parameters."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+    return value if isinstance(parameter, DTensor) else whole(value)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import assert_never
 
-from rewards import Outcome
 from rlvr.config.base import PlugIn
 from rlvr.config.groups import CosineLength, KimiLength, Repetition, RepetitionStopped, Shaping, SoftOverlong
 from rlvr.plugins import load_plugin
@@ -55,13 +54,6 @@ def repetition(ids: Sequence[int], loss_mask: Sequence[int], ngram: int) -> floa
     return len(set(written)) / len(written) - 1.0 if written else 0.0
 
 
-def is_correct(rollout: Rollout) -> bool:
-    """True where the first of a rollout's reward terms says CORRECT: the recipe puts the one that judges the answer
-    first, and terms for format or language behind it."""
-    first = next(iter(rollout.verdicts.values()), None)
-    return first is not None and first.outcome is Outcome.CORRECT
-
-
 def shape(rollouts_G: Sequence[Rollout], shapings: Sequence[Shaping], step: int) -> list[float]:
     """Shaped rewards of a group's scored rollouts at a training step (1 is the first).
 
@@ -89,7 +81,7 @@ def _terms(shaping: Shaping, rewards_G: list[float], rollouts_G: Sequence[Rollou
         case KimiLength():
             if step <= shaping.warmup_steps:
                 return [0.0] * len(rollouts_G)
-            terms_G = kimi_length(lengths_G, [is_correct(rollout) for rollout in rollouts_G])
+            terms_G = kimi_length(lengths_G, [rollout.is_correct is True for rollout in rollouts_G])
             return [shaping.weight * term for term in terms_G]
         case SoftOverlong():
             return [shaping.weight * soft_overlong(n, shaping.max_tokens, shaping.buffer) for n in lengths_G]
@@ -110,4 +102,4 @@ def _cosine_term(rollout: Rollout, config: CosineLength) -> float:
     length = len(rollout.ids)
     if config.exceeded is not None and length >= config.max_tokens:
         return config.exceeded
-    return cosine_length(length, config.max_tokens, config.correct if is_correct(rollout) else config.wrong)
+    return cosine_length(length, config.max_tokens, config.correct if rollout.is_correct is True else config.wrong)

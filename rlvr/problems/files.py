@@ -11,6 +11,7 @@ from typing import Any
 
 from rlvr.config import nearest
 from rlvr.config.problems import HubDataset, JsonLinesConfig
+from rlvr.hub import may_be_hub_name
 from rlvr.problems.rows import ProblemError, Row, collect, problem_from_row
 from rlvr.records import Problem
 
@@ -75,7 +76,7 @@ def read_dataset(path: str, subset: str | None, split: str) -> Any:
         raise ProblemError(
             f"path {path!r} is a file; type 'datasets' takes a folder or a hub name (type 'jsonl' reads JSON lines)"
         )
-    if not folder.exists() and (folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
+    if not folder.exists() and not may_be_hub_name(path, with_owner=False):
         raise ProblemError(f"path {path!r}: this folder does not exist; relative paths start at {Path.cwd()}")
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
     try:

@@ -18,7 +18,6 @@ from rich.table import Table
 
 from rewards import Outcome
 from rlvr.records import Rollout, RolloutGroup
-from rlvr.runlog.metrics import is_correct
 
 _Z = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
@@ -140,8 +139,8 @@ def mean_interval(values_P: Sequence[float], draws: int) -> Estimate:
 
 
 def problem_result(group: RolloutGroup) -> ProblemResult:
-    """The scored answers of one group; `rlvr.runlog.metrics.is_correct` says which are right."""
-    judged = [(right, rollout) for rollout in group.rollouts if (right := is_correct(rollout)) is not None]
+    """The scored answers of one group; `Rollout.is_correct` says which are right."""
+    judged = [(right, rollout) for rollout in group.rollouts if (right := rollout.is_correct) is not None]
     return ProblemResult(
         problem_id=group.problem.id,
         correct=tuple(right for right, _ in judged),
@@ -186,7 +185,7 @@ def summarise(name: str, groups: Sequence[RolloutGroup], k: Sequence[int]) -> di
     if rewarded:
         draws = sum(len(result.rewards) for result in rewarded)
         estimates["reward"] = mean_interval([statistics.fmean(result.rewards) for result in rewarded], draws)
-    if greedy := [float(right) for group in groups if group.greedy and (right := is_correct(group.greedy)) is not None]:
+    if greedy := [float(right) for group in groups if group.greedy and (right := group.greedy.is_correct) is not None]:
         estimates["greedy"] = interval(greedy, len(greedy))
     numbers = {
         "problems": float(len(results)),

@@ -21,7 +21,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from rlvr.config import PlugIn, Recipe, RecipeError, is_run_folder
 from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
+from rlvr.dtypes import DTYPES
 from rlvr.engines.make import make_engine, most_new_tokens
+from rlvr.hub import may_be_hub_name
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
@@ -147,10 +149,7 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
         raise RecipeError(
             f"model.path: {str(path)!r} is a run's folder; the model that it trained is {path / 'checkpoints/latest'}"
         )
-    if not path.is_dir() and (
-        path.is_absolute() or recipe.model.path.startswith(".") or recipe.model.path.count("/") != 1
-        or holds_models(path.parent)
-    ):  # fmt: skip
+    if not path.is_dir() and (not may_be_hub_name(recipe.model.path) or holds_models(path.parent)):
         near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
         raise RecipeError(
             f"model.path: there is no folder {str(path)!r}"
@@ -346,7 +345,7 @@ def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
     if recipe.run.peak_tflops is not None:
         return recipe.run.peak_tflops * 1e12 * processes
     name = recipe.model.dtype if recipe.model.autocast == "none" else recipe.model.autocast
-    return peak_flops(accelerator.device, getattr(torch, name)) * processes
+    return peak_flops(accelerator.device, DTYPES[name]) * processes
 
 
 def _any_rank(asked: bool, accelerator: Accelerator) -> bool:

@@ -8,10 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rlvr.config import Recipe
+from rlvr.dtypes import itemsize
 from rlvr.learn.lora import adapter_size
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one value, by the recipe's name of the dtype."""
 
 
 def num_parameters(config: PretrainedConfig) -> int:
@@ -42,7 +40,7 @@ class Memory(NamedTuple):
 def estimate_memory(recipe: Recipe, config: PretrainedConfig, weights: int, adapters: int | None) -> Memory:
     """What `learner_bytes` says, and 17 values a token, layer and hidden unit for activations
     (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2, without the attention matrix)."""
-    width = BYTES.get(recipe.model.autocast, BYTES[recipe.model.dtype])
+    width = itemsize(recipe.model.dtype if recipe.model.autocast == "none" else recipe.model.autocast)
     kept = 1.0
     if recipe.model.gradient_checkpointing:
         kept = recipe.model.kept_activations if recipe.model.compile else 0.0
@@ -50,18 +48,18 @@ def estimate_memory(recipe: Recipe, config: PretrainedConfig, weights: int, adap
     return Memory(
         learner=learner_bytes(recipe, weights, adapters),
         activations=17 * recipe.learner.micro_batch_tokens * layers * int(config.hidden_size) * width,
-        engine=weights * BYTES[recipe.rollout.engine.dtype],
+        engine=weights * itemsize(recipe.rollout.engine.dtype),
     )
 
 
 def learner_bytes(recipe: Recipe, weights: int, adapters: int | None) -> int:
     """Weights, gradients, AdamW's two moments, and the reference's weights. Adapters are trained in float32 over
     weights that are only read; a fixed reference is then the policy without them."""
-    width, kl = BYTES[recipe.model.dtype], recipe.algorithm.kl
+    width, kl = itemsize(recipe.model.dtype), recipe.algorithm.kl
     reference = 0 if kl.type == "none" else weights * width
     trained, trained_width, frozen = weights, width, 0
     if adapters is not None:
-        trained, trained_width, frozen = adapters, BYTES["float32"], weights * width
+        trained, trained_width, frozen = adapters, itemsize("float32"), weights * width
         if kl.type != "none":
             reference = 0 if kl.reference.type == "fixed" else reference + adapters * trained_width
     moments = 2 * (1 if recipe.learner.optimizer == "adamw_8bit" else trained_width)

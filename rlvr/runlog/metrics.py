@@ -23,17 +23,6 @@ from rewards.hybrid import agreement
 from rlvr.records import Rollout, RolloutGroup, TrainingSample
 
 
-def is_correct(rollout: Rollout) -> bool | None:
-    """Whether the first reward term that applied to a rollout gave it full marks; None if that term did not judge it.
-
-    The order of the recipe's terms decides: the term that says whether an answer is right stands first.
-    """
-    verdict = next(iter(rollout.verdicts.values()), None)
-    if verdict is None or not verdict.outcome.is_scored:
-        return None
-    return verdict.outcome is Outcome.CORRECT
-
-
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Rewards, outcomes, groups and lengths of the rollouts of one step, before any group is left out."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -112,7 +101,7 @@ def _hybrid_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def _group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    right_P_G = [[right for r in group.rollouts if (right := is_correct(r)) is not None] for group in groups]
+    right_P_G = [[right for r in group.rollouts if (right := r.is_correct) is not None] for group in groups]
     judged = [right_G for right_G in right_P_G if right_G]
     return {
         "groups/all_correct": float(sum(all(right_G) for right_G in judged)),
@@ -151,7 +140,7 @@ def _length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "finish/repetition": ends["repetition"] / len(rollouts),
     }
     for name, wanted in (("correct", True), ("wrong", False)):
-        if some := [len(rollout.ids) for rollout in rollouts if is_correct(rollout) is wanted]:
+        if some := [len(rollout.ids) for rollout in rollouts if rollout.is_correct is wanted]:
             result[f"length/mean_{name}"] = statistics.fmean(some)
     return result
 

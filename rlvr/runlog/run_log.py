@@ -31,6 +31,7 @@ from accelerate import Accelerator
 from rich.console import Console, RenderableType
 
 from rlvr.config import Recipe
+from rlvr.config.dotted import flatten
 from rlvr.errors import RlvrError
 from rlvr.records import Rollout, RolloutGroup
 from rlvr.runlog.console import Display, make_console
@@ -228,7 +229,8 @@ class RunLog:
             "wandb": {"name": self._recipe.name, "id": identity, "resume": "allow", "dir": str(self.folder)},
             "tensorboard": {"purge_step": after + 1},
         }
-        flat = dict(_flatten(self._recipe.model_dump(mode="json", by_alias=True)))
+        settings = flatten(self._recipe.model_dump(mode="json", by_alias=True))
+        flat = {key: value if isinstance(value, str | int | float) else str(value) for key, value in settings}
         try:
             self._accelerator.init_trackers(
                 self._recipe.run.project, config=flat, init_kwargs={name: options[name] for name in names}
@@ -326,15 +328,6 @@ def _run_id(path: Path) -> str:
     if not path.exists():
         _write_whole(path, uuid.uuid4().hex + "\n")
     return path.read_text(encoding="utf-8").strip()
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str | int | float | bool]]:
-    """Dotted keys and plain values, which is what trackers take."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str | int | float) else str(value)
 
 
 def _free(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 
 from rlvr.config import Recipe, RecipeError
+from rlvr.config.dotted import flatten
 from rlvr.config.load import nearest
 from rlvr.state.checkpoint import (
     FORMAT,
@@ -173,7 +174,8 @@ def differences(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, tuple[Any
     """
     with suppress(ValidationError):  # a recipe that today's rlvr does not read is compared as it was written
         saved = Recipe.model_validate_json(json.dumps(saved)).model_dump(mode="json", by_alias=True)
-    old, new = dict(_flatten(saved)), dict(_flatten(recipe.model_dump(mode="json", by_alias=True)))
+    old = dict(flatten(saved, lists=True))
+    new = dict(flatten(recipe.model_dump(mode="json", by_alias=True), lists=True))
     found = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in sorted({*old, *new})}
     return {key: values for key, values in found.items() if values[0] != values[1]}
 
@@ -188,16 +190,6 @@ ABSENT = _Absent()
 
 def _shown(value: Any) -> str:
     return repr(value) if not isinstance(value, bool) else str(value).lower()
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys; items of lists are numbered."""
-    for key, value in values.items():
-        inner = dict(enumerate(value)) if isinstance(value, list) else value
-        if isinstance(inner, Mapping) and inner:
-            yield from _flatten({str(k): v for k, v in inner.items()}, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def restored(found: Checkpoint, state: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from tokenizers import Tokenizer
 
+from rlvr.config.dotted import flatten
 from rlvr.errors import InputError
 from rlvr.runlog.glossary import SECTIONS, find, section_of
 from rlvr.view.index import Index, Progress
@@ -69,7 +70,8 @@ class Run:
             values = yaml.safe_load(text) or {}
         except yaml.YAMLError:
             values = {}
-        return {"text": text, "values": dict(_flatten(values)) if isinstance(values, Mapping) else {}}
+        settings = flatten(values) if isinstance(values, Mapping) else ()
+        return {"text": text, "values": {key: _shown(value) for key, value in settings}}
 
     def rollout(self, step: int, group: int, sample: int) -> dict[str, Any]:
         """One rollout with its tokens in pieces of text, where they were written and a tokenizer is at hand."""
@@ -197,13 +199,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys; a list stays one value, as JSON."""
-    result: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            result += _flatten(value, f"{prefix}{key}.")
-        else:
-            shown = value if isinstance(value, str | int | float | bool | None) else json.dumps(value, default=str)
-            result.append((f"{prefix}{key}", shown))
-    return result
+def _shown(value: Any) -> Any:
+    """A setting as the page shows it: lists as JSON."""
+    return value if isinstance(value, str | int | float | bool | None) else json.dumps(value, default=str)

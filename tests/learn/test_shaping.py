@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 from pydantic import TypeAdapter
 
-from rewards import Outcome, Verdict
 from rlvr.config.groups import Shaping
-from rlvr.learn.shaping import cosine_length, is_correct, kimi_length, repetition, shape, soft_overlong
+from rlvr.learn.shaping import cosine_length, kimi_length, repetition, shape, soft_overlong
 from rlvr.records import Rollout
 from tests.learn.groups import rollout
 
@@ -38,13 +37,6 @@ def test_kimi_length_reward_of_equal_lengths_is_zero() -> None:
 def test_soft_overlong_falls_linearly_over_the_buffer(length: int, punishment: float) -> None:
     """2503.14476, eq. 13, with L_max 20 and L_cache 4."""
     assert soft_overlong(length, max_tokens=20, buffer=4) == punishment
-
-
-def test_correct_means_that_the_first_reward_term_says_so() -> None:
-    right, wrong = Verdict(1.0, Outcome.CORRECT), Verdict(0.0, Outcome.WRONG)
-    assert is_correct(rollout(1.0, verdicts={"answer": right, "format": wrong}))
-    assert not is_correct(rollout(1.0, verdicts={"answer": wrong, "format": right}))
-    assert not is_correct(rollout(1.0, verdicts={}))
 
 
 def group() -> list[Rollout]:

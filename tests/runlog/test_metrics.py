@@ -7,7 +7,6 @@ from rlvr.records import Rollout, TrainingSample
 from rlvr.runlog.clock import PHASES, StepClock
 from rlvr.runlog.metrics import (
     clustered_standard_error,
-    is_correct,
     memory_metrics,
     rollout_metrics,
     sample_metrics,
@@ -92,11 +91,11 @@ def test_the_first_term_decides_whether_an_answer_is_right() -> None:
     both = {name: getattr(base, name) for name in base.__dataclass_fields__} | {
         "verdicts": {"answer": first, "format": second}
     }
-    assert is_correct(Rollout(**both)) is False
-    assert is_correct(Rollout(**both | {"verdicts": {"format": second, "answer": first}})) is True
-    assert is_correct(Rollout(**both | {"verdicts": {}})) is None
-    assert is_correct(make_rollout(ERROR)) is None
-    assert is_correct(make_rollout(Outcome.PARTIAL)) is False
+    assert Rollout(**both).is_correct is False
+    assert Rollout(**both | {"verdicts": {"format": second, "answer": first}}).is_correct is True
+    assert Rollout(**both | {"verdicts": {}}).is_correct is None
+    assert make_rollout(ERROR).is_correct is None
+    assert make_rollout(Outcome.PARTIAL).is_correct is False
 
 
 def test_lengths_and_ends() -> None:

@@ -20,18 +20,17 @@ from typing import Any
 
 from torch import Tensor
 
+from rlvr.dtypes import DTYPES
 from rlvr.engines.agreement import FOLLOWS, distance
-from rlvr.engines.protocol import EngineError
+from rlvr.engines.protocol import NO_VERSION, EngineError
 from rlvr.engines.servers.pool import ServerPool, outcome
 from rlvr.engines.servers.serve import ServedChild
 from rlvr.engines.servers.server import Needs, Server, ServerFault, ServerLost
 from rlvr.engines.servers.transports import FileWire, NcclWire
 from rlvr.engines.stop_strings import check_fits, check_lengths
 from rlvr.engines.vllm.settings import FILE_BACKEND, VllmSettings, build_completion
-from rlvr.engines.weights import DTYPES, read_manifest, stored
+from rlvr.engines.weights import read_manifest, stored
 from rlvr.records import Completion, Request
-
-NO_VERSION = -1
 
 
 @dataclass(slots=True, eq=False)

@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rlvr.dtypes import DTYPES
 from rlvr.engines.engine_stats import EngineStats
-from rlvr.engines.protocol import EngineDied, EngineError
+from rlvr.engines.protocol import NO_VERSION, EngineDied, EngineError
 from rlvr.engines.stop_strings import check_fits, check_lengths
 from rlvr.engines.vllm.process import (
     child_environment,
@@ -38,10 +39,9 @@ from rlvr.engines.vllm.settings import (
     prompt_logprobs_parameters,
     sampling_parameters,
 )
-from rlvr.engines.weights import DTYPES, Manifest, checked, read_manifest, staged
+from rlvr.engines.weights import Manifest, checked, read_manifest, staged
 from rlvr.records import Completion, Request
 
-NO_VERSION = -1
 T = TypeVar("T")
 
 

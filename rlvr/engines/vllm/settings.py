@@ -6,14 +6,14 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from rlvr.config.speculative import ModelDrafts, NgramDrafts, SuffixDrafts
+from rlvr.dtypes import DtypeName
 from rlvr.engines.protocol import EngineError
 from rlvr.engines.stop_strings import Decoder, answer_text
 from rlvr.records import Completion, FinishReason, Request
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 FILE_BACKEND = "rlvr_file"
 CUDA_BACKEND = "rlvr_ipc"
 NCCL_BACKEND = "nccl"
@@ -30,7 +30,7 @@ class VllmSettings:
 
     model: str
     """A Hugging Face folder."""
-    dtype: Dtype = "bfloat16"
+    dtype: DtypeName = "bfloat16"
     max_model_len: int | None = None
     """Most tokens, prompt and answer together; None is the model's own."""
     max_num_seqs: int = 128
