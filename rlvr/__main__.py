@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except Interrupted as stop:
         print(f"rlvr: stopped by {stop}; what was written is whole", file=sys.stderr)
+        for note in getattr(stop, "__notes__", ()):
+            print(f"rlvr: {note}", file=sys.stderr)
         return stop.status
     except InputError as error:
         print(f"rlvr: {error}", file=sys.stderr)

@@ -10,10 +10,9 @@ from typing import Any
 from rlvr.api.result import RunResult
 from rlvr.api.rows import with_problems
 from rlvr.api.terms import make_terms
-from rlvr.commands.train import show_results
+from rlvr.commands.train import train as train_and_show
 from rlvr.config import Recipe, RecipeError, load_recipe
-from rlvr.run import loop
-from rlvr.run.build import build, sampling_only
+from rlvr.run.build import sampling_only
 from rlvr.run.versions import check_versions
 from rlvr.runlog.run_log import run_folder
 
@@ -51,11 +50,7 @@ def train(
     """
     recipe = load_recipe(recipe, overrides)
     recipe = _filled(recipe, run_folder(recipe), problems, rewards, eval_problems)
-    check_versions(recipe.rollout.engine.type)
-    with build(recipe) as run:
-        loop.train(run)
-        if run.coordinator is not None:
-            show_results(run)
+    train_and_show(recipe)
     return RunResult(run_folder(recipe))
 
 

@@ -41,10 +41,11 @@ from rlvr.run.first_screen import first_screen
 from rlvr.run.memory import num_parameters
 from rlvr.run.signals import Preemption
 from rlvr.runlog.clock import StepClock
+from rlvr.runlog.console import Display, make_console
 from rlvr.runlog.run_log import RunLog, run_folder
 from rlvr.state import checkpoint
 from rlvr.state.register import StateRegister
-from rlvr.state.resume import check_recipe, find_checkpoint, restored
+from rlvr.state.resume import check_recipe, check_unfinished, find_checkpoint, restored
 from rlvr.state.saver import Saver
 from rlvr.sync.weight_sync import WeightSync
 
@@ -142,8 +143,9 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
     path = Path(recipe.model.path)
     if recipe.model.prepare is not None and not path.exists() and accelerator.is_main_process:
         say(f"making {path} by {recipe.model.prepare}")
+        make = load_plugin(recipe.model.prepare, {}, positional=1)
         path.parent.mkdir(parents=True, exist_ok=True)
-        load_plugin(recipe.model.prepare, {}, positional=1)(recipe)
+        make(recipe)
     accelerator.wait_for_everyone()
     if is_run_folder(path):
         raise RecipeError(
@@ -238,20 +240,23 @@ def build(recipe: Recipe) -> Run:
     accelerator = make_accelerator(recipe)
     check_early(recipe, accelerator)
     folder = run_folder(recipe)
-    log = RunLog(folder, recipe, accelerator) if accelerator.is_main_process else None
-    say = log.say if log is not None else lambda text: None
+    display = Display(make_console()) if accelerator.is_main_process else None
+    say: Callable[[str], None] = display.line if display is not None else lambda text: None
+    log: RunLog | None = None
     data: Data | None = None
     try:
+        if display is not None and folder.exists():  # what is there is another's until the lock is ours
+            log = RunLog(folder, recipe, accelerator, display=display)
         config = prepare_model(recipe, accelerator, say)
         model_len = int(config.max_position_embeddings)
         found = find_checkpoint(recipe, folder, say, accelerator)
         if found is not None:
             check_recipe(recipe, found, accelerator, say)
-        if accelerator.is_main_process:
+            check_unfinished(recipe, found)
+        if display is not None:
             tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
             data = load_data(recipe, tokenizer, model_len)
-            assert log is not None
-            log.start_screen(first_screen(recipe, accelerator, config, data, folder))
+            display.start_screen(f"rlvr: {recipe.name}", first_screen(recipe, accelerator, config, data, folder))
             for note in data.notes:
                 say(note)
             seen = first_prompts(data.train, data.renderer, tokenizer)
@@ -259,6 +264,8 @@ def build(recipe: Recipe) -> Run:
             for line in lines(findings):
                 say(line)
             refuse(recipe, findings)
+            log = log or RunLog(folder, recipe, accelerator, display=display)  # a run that is refused leaves nothing
+            log.start_trackers(None if found is None else found.step)
         return _load(recipe, folder, accelerator, found, log, data, model_len)
     except BaseException:
         if data is not None:

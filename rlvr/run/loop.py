@@ -25,19 +25,34 @@ from rlvr.learn.update import NonFiniteError
 from rlvr.records import RolloutGroup, TrainingSample
 from rlvr.run.build import Coordinator, Run
 from rlvr.run.replay import keep_batch
-from rlvr.run.signals import STOPPED, TERMINATED, Interrupted
+from rlvr.run.signals import INTERRUPTED, STOPPED, TERMINATED, Interrupted
 from rlvr.runlog.metrics import memory_metrics, refill_metrics, rollout_metrics, sample_metrics, throughput_metrics
 
 
 def train(run: Run) -> None:
-    """Do the steps of the recipe that the run has not done yet. Raises `Interrupted` where SIGTERM ends it before."""
-    with run.preemption:
-        start_engine(run)
-        if run.done == 0:
-            measure_start(run)
-        for step in range(run.done + 1, run.recipe.run.steps + 1):
-            train_step(run, step)
-        run.saver.wait()
+    """Do the steps of the recipe that the run has not done yet. Raises `Interrupted` where a signal ends it before."""
+    try:
+        with run.preemption:
+            start_engine(run)
+            if run.done == 0:
+                measure_start(run)
+            for step in range(run.done + 1, run.recipe.run.steps + 1):
+                train_step(run, step)
+            run.saver.wait()
+    except Interrupted as stop:
+        if stop.status == INTERRUPTED:
+            stop.add_note(how_to_go_on(run))
+        raise
+
+
+def how_to_go_on(run: Run) -> str:
+    """What the same command will do behind a run that was interrupted."""
+    saved = run.saver.last or 0
+    if saved == 0:
+        return "no step was saved: the same command begins again"
+    again = f", and does step {saved + 1} again" if run.done == saved + 1 else ""
+    again = f", and does steps {saved + 1} to {run.done} again" if run.done > saved + 1 else again
+    return f"the same command goes on after step {saved}, the last that was saved{again}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from rlvr.config import Recipe
 from rlvr.config.dotted import flatten
@@ -64,11 +64,11 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, recipe: Recipe, accelerator: Accelerator, *, console: Console | None = None
+        self, folder: Path, recipe: Recipe, accelerator: Accelerator, *, display: Display | None = None
     ) -> None:
-        """Open the run's folder and take its lock. Raises `RunLogError` if it cannot be had."""
+        """Make or open the run's folder and take its lock. Raises `RunLogError` if it cannot be had."""
         self.folder, self._recipe, self._accelerator = folder, recipe, accelerator
-        self._display = Display(console or make_console())
+        self._display = display or Display(make_console())
         self._warnings: dict[str, int] = {}
         self._lock, self._tracking = -1, False
         try:
@@ -106,7 +106,7 @@ class RunLog:
         text = yaml.safe_dump(self._recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
         self._guarded(lambda: _write_whole(self.folder / "recipe.yaml", text))
         (self.folder / END).unlink(missing_ok=True)
-        self._start_trackers(after)
+        self.start_trackers(done)
         self._display.begin(done or 0, self._recipe.run.steps)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -166,10 +166,6 @@ class RunLog:
         """Print a table or the like on the console."""
         self._display.show(what)
 
-    def start_screen(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Print what will happen, before anything does."""
-        self._display.start_screen(f"rlvr: {self._recipe.name}", rows)
-
     def phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
         """Show what the step is doing, on a terminal."""
         self._display.phase(name, done, total)
@@ -221,13 +217,16 @@ class RunLog:
                 ) from error
             self.warn("lost_log_lines", f"{why}; going on without (run.on_disk_full: warn)")
 
-    def _start_trackers(self, after: int) -> None:
-        if not (names := self._recipe.run.trackers):
+    def start_trackers(self, done: int | None) -> None:
+        """Start the trackers, once, to log behind step `done`. Raises `RunLogError` if one refuses: call it before
+        anything that takes time."""
+        names = self._recipe.run.trackers
+        if self._tracking or not names:
             return
         identity = _run_id(self.folder / "run_id")
         options: dict[str, dict[str, Any]] = {
             "wandb": {"name": self._recipe.name, "id": identity, "resume": "allow", "dir": str(self.folder)},
-            "tensorboard": {"purge_step": after + 1},
+            "tensorboard": {"purge_step": 0 if done is None else done + 1},
         }
         settings = flatten(self._recipe.model_dump(mode="json", by_alias=True))
         flat = {key: value if isinstance(value, str | int | float) else str(value) for key, value in settings}
@@ -237,8 +236,8 @@ class RunLog:
             )
         except _tracker_errors(names) as error:
             raise RunLogError(
-                f"run.trackers: {', '.join(names)} could not start: {error}. For wandb without a connection set "
-                "WANDB_MODE=offline, or run `wandb login` once"
+                f"run.trackers: {', '.join(names)} could not start: {str(error).rstrip('.')}. For wandb without a "
+                "connection set WANDB_MODE=offline, or run `wandb login` once"
             ) from error
         self._tracking = True
 

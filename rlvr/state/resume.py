@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rlvr.config import Recipe, RecipeError
 from rlvr.config.dotted import flatten
 from rlvr.config.load import nearest
+from rlvr.errors import RlvrError
 from rlvr.state.checkpoint import (
     FORMAT,
     MANIFEST,
@@ -73,6 +74,21 @@ decide what is trained: the run would be another one."""
 
 FIXED = ("learner.optimizer",)
 """Exceptions from the patterns: the checkpoint's state is of no use to another."""
+
+
+class NothingToDo(RlvrError):
+    """All steps of the recipe are done; the message says how to go on all the same."""
+
+    exit_status = 0
+
+
+def check_unfinished(recipe: Recipe, found: Checkpoint) -> None:
+    """Raise `NothingToDo` if the checkpoint is that of the recipe's last step, or of a later one."""
+    if found.step >= recipe.run.steps:
+        raise NothingToDo(
+            f"nothing to do: step {found.step} of {recipe.run.steps} is done already, in {found.path}; "
+            f"run.steps={found.step + recipe.run.steps} goes on, another name=... starts anew"
+        )
 
 
 def find_checkpoint(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 from rlvr.runlog.run_log import read_metrics
 from rlvr.state import checkpoint
@@ -153,8 +154,54 @@ def test_what_cannot_be_run_is_refused_by_name(work: Workspace, name: str, capsy
     for part in ["rlvr: ", *parts]:
         assert part in said
     assert "Traceback" not in said
-    if work.results().exists():
-        assert_whole(work)
+    assert not work.results().exists(), "a refused start leaves no folder"
+
+
+def test_a_tracker_that_refuses_stops_the_run_before_the_engine_starts(
+    work: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("No API key configured.")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    assert work.run("run.trackers=[tensorboard]") == 1
+    said = capsys.readouterr()
+    assert "run.trackers: tensorboard could not start: No API key configured. For wandb" in said.err
+    assert "starting the engine" not in said.out
+
+
+PREPARE = """
+from pathlib import Path
+from rlvr.recipes.base_models import building
+
+
+def fail(recipe):
+    with building(Path(recipe.model.path)) as folder:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        raise ValueError("no weights today")
+
+
+def make(recipe):
+    with building(Path(recipe.model.path)) as folder:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+"""
+
+
+def test_a_model_that_could_not_be_made_leaves_nothing(
+    work: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a draft beside it nor half a model in its place; one that is made is there as a whole."""
+    work.write("makers.py", PREPARE)
+    work.recipe["model"] = {"path": "made/new", "prepare": "makers:fail"}
+    with pytest.raises(ValueError, match="no weights today"):
+        work.run()
+    assert not list((work.folder / "made").iterdir())
+    work.recipe["model"]["prepare"] = "makers:make"
+    assert work.run() == 2
+    assert [file.name for file in (work.folder / "made").iterdir()] == ["new"]
+    assert "model.path: 'made/new' is no model that transformers can read" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from tests.documents import ROOT
     [
         (["train", "nosuch.yaml"], "'nosuch.yaml' does not exist"),
         (["train", "recipes/quickstart.yml"], "did you mean 'quickstart.yaml'"),
-        (["train", "recipes"], "cannot be read"),
+        (["train", "recipes"], "is a folder; name a YAML file: it holds countdown"),
         (["train", "recipes/quickstart.yaml", "learner.lrr=1"], "did you mean 'lr'"),
         (["train", "recipes/quickstart.yaml", "learner.lr"], "must look like section.key=value"),
         (["eval", "recipes/quickstart.yaml", "model.path=/nowhere", "model.prepare=null"], "no folder '/nowhere'"),

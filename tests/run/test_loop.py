@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -176,7 +177,10 @@ def test_interrupted_in_the_middle_of_a_step_and_resumed_it_is_the_same_run(
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert err.strip().splitlines()[-1].startswith("rlvr: stopped by Ctrl-C; what was written is whole"), err
+    assert err.strip().splitlines()[-2:] == [
+        "rlvr: stopped by Ctrl-C; what was written is whole",
+        "rlvr: the same command goes on after step 2, the last that was saved",
+    ]
     assert "Traceback" not in err
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert not alive
@@ -243,7 +247,24 @@ def test_a_finished_run_does_no_step_again(uninterrupted: Workspace, capsys: pyt
     before = (uninterrupted.metrics(), (uninterrupted.results() / "metrics.jsonl").read_bytes())
     assert uninterrupted.run() == 0
     assert before == (uninterrupted.metrics(), (uninterrupted.results() / "metrics.jsonl").read_bytes())
-    assert "step 1/4" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "step 1/4" not in said
+    assert "nothing to do: step 4 of 4 is done already" in said
+    assert "run.steps=8 goes on, another name=... starts anew" in said
+    assert "starting the engine" not in said
+    assert f"next:  rlvr view {Path('runs') / 'run'} shows the run" in said
+    assert "saved: runs/run/checkpoints/step_000004" in said
+
+
+def test_what_the_same_command_does_after_an_interruption() -> None:
+    def said(done: int, saved: int | None) -> str:
+        run: Any = SimpleNamespace(done=done, saver=SimpleNamespace(last=saved))
+        return loop.how_to_go_on(run)
+
+    assert said(0, None) == said(3, None) == "no step was saved: the same command begins again"
+    assert said(5, 5) == "the same command goes on after step 5, the last that was saved"
+    assert said(6, 5) == "the same command goes on after step 5, the last that was saved, and does step 6 again"
+    assert said(8, 5).endswith("and does steps 6 to 8 again")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from rewards import Outcome
 from rlvr.config import load_recipe
-from rlvr.runlog.console import eval_lines, step_line
+from rlvr.runlog.console import Display, eval_lines, make_console, step_line
 from rlvr.runlog.jsonl import JsonLines, LineWriteError, encode
 from rlvr.runlog.run_log import RunLog, RunLogError, read_metrics, run_folder
 from tests.builders import make_group, make_recipe, make_rollout
@@ -47,7 +47,7 @@ def file_limit(size: int) -> Iterator[None]:
 def open_log(folder: Path, accelerator: Accelerator, **run: Any) -> tuple[RunLog, Callable[[], str]]:
     """A log on a console without a terminal, and what it has printed so far."""
     out = io.StringIO()
-    log = RunLog(folder, make_recipe(folder.parent, **run), accelerator, console=Console(file=out, width=200))
+    log = RunLog(folder, make_recipe(folder.parent, **run), accelerator, display=Display(Console(file=out, width=200)))
     return log, out.getvalue
 
 
@@ -370,9 +370,10 @@ def test_the_line_leaves_out_what_was_not_measured() -> None:
 def test_without_a_terminal_there_are_lines_and_no_control_codes(
     tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = RunLog(tmp_path / "test", make_recipe(tmp_path), accelerator)
+    display = Display(make_console())
+    display.start_screen("rlvr: test", [("model", "a[b]c " * 40), ("problems", "10")])
+    log = RunLog(tmp_path / "test", make_recipe(tmp_path), accelerator, display=display)
     with log:
-        log.start_screen([("model", "a[b]c " * 40), ("problems", "10")])
         log.start(None)
         log.phase("generate", 3, 8)
         log.warn("odd", "[bold]not markup[/bold]" + "x" * 300)
@@ -388,7 +389,7 @@ def test_without_a_terminal_there_are_lines_and_no_control_codes(
 def test_a_terminal_gets_a_bar_and_the_same_lines(tmp_path: Path, accelerator: Accelerator) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, color_system="standard")
-    with RunLog(tmp_path / "test", make_recipe(tmp_path), accelerator, console=console) as log:
+    with RunLog(tmp_path / "test", make_recipe(tmp_path), accelerator, display=Display(console)) as log:
         log.start(None)
         log.phase("generate", 3, 8)
         log.step(1, {"reward/mean": 0.5})
