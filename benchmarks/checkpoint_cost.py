@@ -28,11 +28,11 @@ from rlvr.state.register import StateRegister
 from rlvr.state.saver import Saver
 
 
-def samples(count: int = 64, prompt: int = 40, answer: int = 48) -> list[TrainingSample]:
+def samples(count: int = 64, prompt: int = 40, completion: int = 48) -> list[TrainingSample]:
     """A batch of the recipe r1_zero_smollm2's size: 8 groups of 8."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 49152, (count, prompt + answer), generator=generator).tolist()
-    mask, logprobs = (0,) * prompt + (1,) * answer, (0.0,) * prompt + (-10.0,) * answer
+    ids = torch.randint(0, 49152, (count, prompt + completion), generator=generator).tolist()
+    mask, logprobs = (0,) * prompt + (1,) * completion, (0.0,) * prompt + (-10.0,) * completion
     return [
         TrainingSample(
             ids=tuple(row), loss_mask=mask, behaviour_logprobs=logprobs, advantage=1.0 - 2.0 * (index % 2),

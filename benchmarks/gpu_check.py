@@ -45,7 +45,7 @@ PROBLEMS = [{"problem": f"What is {a}+{a}?", "answer": str(2 * a)} for a in rang
 
 
 class Even:
-    """Right if the answer has an even number of vowels: about half of what a random model writes."""
+    """Right if the completion has an even number of vowels: about half of what a random model writes."""
 
     def check_reference(self, reference: Any) -> None:
         """Any will do."""
@@ -179,18 +179,18 @@ def check_learner(machine: Machine, config: str, name: str) -> str:
 
 
 def samples(step: int) -> list[Any]:
-    """Random answers with random advantages, the same on every machine."""
+    """Random completions with random advantages, the same on every machine."""
     from rlvr.records import TrainingSample
 
     draw = random.Random(step)
     made = []
     for index in range(16):
-        prompt, answer = draw.randint(3, 8), draw.randint(4, 40)
+        prompt, completion = draw.randint(3, 8), draw.randint(4, 40)
         made.append(
             TrainingSample(
-                ids=tuple(draw.randrange(2, 97) for _ in range(prompt + answer)),
-                loss_mask=(0,) * prompt + (1,) * answer,
-                behaviour_logprobs=(0.0,) * prompt + tuple(-draw.uniform(1, 6) for _ in range(answer)),
+                ids=tuple(draw.randrange(2, 97) for _ in range(prompt + completion)),
+                loss_mask=(0,) * prompt + (1,) * completion,
+                behaviour_logprobs=(0.0,) * prompt + tuple(-draw.uniform(1, 6) for _ in range(completion)),
                 advantage=draw.uniform(-1, 1),
                 group=index // 4,
             )

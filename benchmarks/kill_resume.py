@@ -4,7 +4,7 @@
 
 float32, CPU, the transformers engine, a tiny random model, graders in processes of their own, evaluations, a reference
 model, a learning rate that changes, prioritised sampling with rest, refill, and partial rollouts, so that a checkpoint
-holds unfinished answers and finished groups that were not trained yet. Each kill is one of three kinds, drawn at
+holds unfinished completions and finished groups that were not trained yet. Each kill is one of three kinds, drawn at
 random: after a random time; at the beginning of a random phase of a random step and a few milliseconds later; before a
 random file operation inside the run's folder (between two files, within a checkpoint, behind a log line). When a run
 has been finished before all kills were made, another one begins. Final weights, optimizer state, every line of
@@ -207,12 +207,12 @@ def unbalanced(work: Workspace, name: str) -> list[str]:
     lines, rollouts = work.metrics(name), work.rollouts(name)
     if [line["step"] for line in lines] != list(range(STEPS + 1)):
         found.append(f"metrics: steps {[line['step'] for line in lines]}")
-    answers = [(one["problem_id"], one["visit"], one["sample"]) for one in rollouts]
-    if len(set(answers)) != len(answers):
-        found.append(f"{len(answers) - len(set(answers))} answers were logged twice")
-    groups = {one[:2] for one in answers}
-    if len(answers) != 4 * len(groups):
-        found.append(f"{len(answers)} answers of {len(groups)} groups")
+    completions = [(one["problem_id"], one["visit"], one["sample"]) for one in rollouts]
+    if len(set(completions)) != len(completions):
+        found.append(f"{len(completions) - len(set(completions))} completions were logged twice")
+    groups = {one[:2] for one in completions}
+    if len(completions) != 4 * len(groups):
+        found.append(f"{len(completions)} completions of {len(groups)} groups")
     state = torch.load(work.results(name) / "checkpoints/latest/state.pt")["rollouts"]["state"]
     left = {(one["problem"], one["visit"]) for one in state["groups"]}
     dropped = sum(line.get("buffer/dropped_stale", 0) for line in lines)

@@ -41,19 +41,19 @@ def smollm2_135m(folder: str) -> str:
 
 
 def make_samples(count: int, seed: int, vocabulary: int) -> list[TrainingSample]:
-    """Groups of 8 answers of 30 to 64 tokens to a prompt of 35 to 45: as the multiplication recipe has them."""
+    """Groups of 8 completions of 30 to 64 tokens to a prompt of 35 to 45: as the multiplication recipe has them."""
     rng = random.Random(seed)
     samples = []
     for index in range(count):
         if index % 8 == 0:
             prompt = rng.randint(35, 45)
             question = tuple(rng.randrange(vocabulary) for _ in range(prompt))
-        answer = rng.randint(30, 64)
+        completion = rng.randint(30, 64)
         samples.append(
             TrainingSample(
-                ids=question + tuple(rng.randrange(vocabulary) for _ in range(answer)),
-                loss_mask=(0,) * prompt + (1,) * answer,
-                behaviour_logprobs=(0.0,) * prompt + (-10.0,) * answer,
+                ids=question + tuple(rng.randrange(vocabulary) for _ in range(completion)),
+                loss_mask=(0,) * prompt + (1,) * completion,
+                behaviour_logprobs=(0.0,) * prompt + (-10.0,) * completion,
                 advantage=rng.choice((-1.0, 1.0)),
                 group=index // 8,
             )

@@ -3,8 +3,9 @@
     python benchmarks/learning.py [--seeds 3] [--out docs/learning.md]
 
 The task: after one of eight symbols, say it three times; the reward is the share of the three that are right, 1.0 can
-be reached, a random policy has 0.11. The model is a Llama of one layer and 32 hidden units with random weights; answers
-are drawn from the learner's own policy, so that what is measured is `rlvr.learn` alone, as a recipe uses it.
+be reached, a random policy has 0.11. The model is a Llama of one layer and 32 hidden units with random weights;
+completions are drawn from the learner's own policy, so that what is measured is `rlvr.learn` alone, as a recipe uses
+it.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def make_model(folder: Path, seed: int) -> str:
 
 @torch.no_grad()
 def draw(model: torch.nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [P G, 2 + LENGTH] and the log-probabilities of the answers [P G, LENGTH]."""
+    """Token ids [P G, 2 + LENGTH] and the log-probabilities of the completions [P G, LENGTH]."""
     symbols = torch.arange(1, SYMBOLS + 1).repeat_interleave(GROUP)
     ids, logprobs = torch.stack([torch.zeros_like(symbols), symbols], 1), []
     for _ in range(LENGTH):
@@ -118,7 +119,8 @@ def table(seeds: int) -> str:
     lines = [
         "# Does every objective learn?\n",
         "Made by `make bench-learning` (`benchmarks/learning.py`): a Llama of one layer learns to say a symbol three",
-        f"times. Steps of {PROMPTS} groups of {GROUP} answers, two optimiser steps each, AdamW with lr 0.005, until a",
+        f"times. Steps of {PROMPTS} groups of {GROUP} completions, two optimiser steps each, AdamW with lr 0.005, "
+        "until a",
         f"batch drawn from the policy has a mean reward of {ENOUGH} (1.0 can be reached, a random one has",
         f"0.11); at most {STEPS} steps. The table says that each objective learns, not which one is better.\n",
         "| surrogate | steps by seed | mean |",

@@ -1,4 +1,4 @@
-"""Tokens trained a second under each schedule, on answers whose lengths have a long tail.
+"""Tokens trained a second under each schedule, on completions whose lengths have a long tail.
 
     PYTHONPATH=. python benchmarks/long_tail.py [--seeds 0,1,2] [--schedules synchronous,partial,...] [--steps 30]
 
@@ -40,7 +40,7 @@ from rlvr.records import Problem
 from rlvr.runlog.run_log import read_metrics
 
 MEDIAN, RATIO = 40, 8
-"""Of the tokens of an answer: the median, and the 95th percentile over it."""
+"""Of the tokens of a completion: the median, and the 95th percentile over it."""
 REASONING = 22
 """Tokens of a worked addition without any filler."""
 SFT_STEPS = 1200
@@ -58,7 +58,7 @@ SCHEDULES = {
 
 def filler(rng: random.Random) -> str:
     """Nothing, or n tokens of a kind that tells the power of two below n, so that a model can learn the distribution
-    from the token before; n is such that the answer's length is log-normal."""
+    from the token before; n is such that the completion's length is log-normal."""
     sigma = math.log(RATIO) / 1.6449
     count = round(rng.lognormvariate(math.log(MEDIAN), sigma)) - REASONING
     return f" h{int(math.log2(count))}" * min(count, 900) if count > 0 else ""
@@ -125,7 +125,7 @@ def main() -> None:
             print(
                 f"{schedule:13} seed {seed}: {one['trained_per_second']:6.0f} trained tokens/s"
                 + (f" ({one['trained_per_second'] / base:.2f} x synchronous)" if base else "")
-                + f"  waiting for answers {one['waiting']:.0%}  length median {one['median']:.0f} p95 {one['p95']:.0f}"
+                + f"  waiting {one['waiting']:.0%}  length median {one['median']:.0f} p95 {one['p95']:.0f}"
                 f"  age {one['staleness']:.2f}  pass@1 {one['pass@1']}",
                 flush=True,
             )

@@ -4,12 +4,13 @@
 
 | run      | what is rewarded                                                          | greedy must           |
 |----------|---------------------------------------------------------------------------|-----------------------|
-| rewarded | right answers (the recipe as it is)                                       | rise to 0.9           |
+| rewarded | right completions (the recipe as it is)                                       | rise to 0.9           |
 | coin     | half of all texts, chosen by a hash: what they say makes no difference    | stay below 0.5        |
-| format   | the recipe's format term alone: sampling gets surer, answers no better    | stay below 0.5        |
+| format   | the recipe's format term alone: sampling gets surer, completions no better    | stay below 0.5        |
 
-Each seed makes one base model, from which all its runs start. In the controls the answers are still judged, with weight
-0, so that the evaluation is the same. Prints one row a run; ends with status 1 where a run does not do what it must.
+Each seed makes one base model, from which all its runs start. In the controls the completions are still judged, with
+weight 0, so that the evaluation is the same. Prints one row a run; ends with status 1 where a run does not do what it
+must.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart_control"))
     arguments = parser.parse_args()
-    print(f"{'run':9} seed   {'sampled':16} {'greedy':16} tokens an answer")
+    print(f"{'run':9} seed   {'sampled':16} {'greedy':16} tokens a completion")
     kept = [
         measure(control, int(seed), arguments.steps, arguments.output)
         for seed in arguments.seeds.split(",")

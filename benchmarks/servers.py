@@ -5,7 +5,7 @@
 Starts `rlvr serve` twice, each on a port of its own, and trains over both by `accelerate launch` with two processes;
 prints the reward of each step of both runs. With --faults a third run follows, in whose middle one server is killed
 (SIGKILL) and started again by this script, as a supervisor would, and then the other is stopped (SIGSTOP) for longer
-than the run's timeout and goes on (SIGCONT): no answer may be lost, and each returns with the current weights.
+than the run's timeout and goes on (SIGCONT): no completion may be lost, and each returns with the current weights.
 """
 
 from __future__ import annotations
@@ -101,15 +101,15 @@ def make_faults(run: subprocess.Popen[bytes], name: str, folder: Path, servers: 
 
 
 def report(name: str, folder: Path, started: float, run: subprocess.Popen[bytes]) -> list[float]:
-    """Wait for a run's end, print its rewards, warnings and answers; its rewards."""
+    """Wait for a run's end, print its rewards, warnings and completions; its rewards."""
     status = run.wait()
     seconds = time.monotonic() - started
     lines = [one for one in lines_of(name, folder) if "reward/mean" in one]
     rewards = [one["reward/mean"] for one in lines]
     warnings = {key: value for key, value in lines[-1].items() if key.startswith("warnings/")} if lines else {}
     rollouts = folder / name / "rollouts.jsonl"
-    answers = sum(1 for _ in rollouts.open()) if rollouts.is_file() else 0
-    print(f"{name}: status {status}, {seconds:.0f} s, {answers} answers, {warnings}")
+    completions = sum(1 for _ in rollouts.open()) if rollouts.is_file() else 0
+    print(f"{name}: status {status}, {seconds:.0f} s, {completions} completions, {warnings}")
     print("  reward/mean " + " ".join(f"{one:.3f}" for one in rewards), flush=True)
     return rewards
 

@@ -47,8 +47,8 @@ def make_run(folder: Path, rollouts: int, words: int) -> None:
                     correct = draw.random() < chance
                     right += correct
                     size = draw.randint(words // 24, words // 8)
-                    answer = problem if correct else draw.randrange(1000)
-                    text = f"<think>{'. '.join(draw.choices(sentences, k=size))}</think> <answer>{answer}</answer>"
+                    final = problem if correct else draw.randrange(1000)
+                    text = f"<think>{'. '.join(draw.choices(sentences, k=size))}</think> <answer>{final}</answer>"
                     file.write(json.dumps(_record(step, group, sample, problem, text, correct)) + "\n")
             metrics.write(json.dumps(_metrics(step, right / (GROUP * PROMPTS), draw)) + "\n")
 
@@ -74,10 +74,10 @@ def _metrics(step: int, reward: float, draw: random.Random) -> dict[str, float]:
 
 
 def get(base: str, path: str, **parameters: Any) -> tuple[Any, float, int]:
-    """An answer of the server, the seconds it took and its bytes."""
+    """A response of the server, the seconds it took and its bytes."""
     began = time.perf_counter()
-    with urllib.request.urlopen(f"{base}{path}?{urllib.parse.urlencode(parameters)}", timeout=600) as answer:
-        data = answer.read()
+    with urllib.request.urlopen(f"{base}{path}?{urllib.parse.urlencode(parameters)}", timeout=600) as response:
+        data = response.read()
     return json.loads(data), time.perf_counter() - began, len(data)
 
 
@@ -141,7 +141,7 @@ def measure(folder: Path) -> None:
         first = step["groups"][0]
         spot = {"step": step["step"], "group": first["group"], "sample": first["samples"][0]["sample"]}
         text = get(base, "rollout", **spot)[0]["data"]["text"]
-        print(f"open, from the command to the last step's first answer: {time.perf_counter() - began:.2f} s")
+        print(f"open, from the command to the last step's first completion: {time.perf_counter() - began:.2f} s")
         rare = max(text.replace(".", " ").split("<")[1].split()[1:], key=len)
         for name, query in QUESTIONS:
             asked = {key: str(value).replace("RARE", rare) for key, value in query.items()}

@@ -160,10 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("train", "train the recipe's model by reinforcement learning"),
         ("eval", "measure the recipe's model on its eval sets"),
-        ("generate", "sample and grade answers to the recipe's training problems"),
+        ("generate", "sample and grade completions to the recipe's training problems"),
         ("serve", "serve the recipe's model to runs with rollout.engine {type: vllm_servers, urls: [...]}"),
-        ("sft", "fine-tune the recipe's model on rows of prompt and answer"),
-        ("dpo", "train the recipe's model on rows of prompt, chosen and rejected answer"),
+        ("sft", "fine-tune the recipe's model on rows of prompt and completion"),
+        ("dpo", "train the recipe's model on rows of prompt, chosen and rejected completion"),
     ):
         command = commands.add_parser(name, help=text, description=text, epilog=SETTINGS)
         takes = "YAML file, or the name of one that `rlvr recipes` lists"
@@ -182,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help=text, description=text)
     command.add_argument("target", metavar="RECIPE|RUN", help="YAML file, name of a shipped recipe, or a run's folder")
     _add_overrides(command)
-    command.add_argument("--groups", type=_count, default=8, help="problems to sample answers to (default %(default)s)")
+    command.add_argument(
+        "--groups", type=_count, default=8, help="problems to sample completions to (default %(default)s)"
+    )
     command.add_argument("--no-engine", action="store_true", help="settings, data, template and verifiers only")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     text = "copy the model of a checkpoint into a plain Hugging Face folder"
@@ -219,9 +221,9 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 def _add_difficulty_arguments(command: argparse.ArgumentParser) -> None:
     text = "JSON-lines file of pass rates and mean lengths that problems.difficulty reads; it must not exist"
     command.add_argument("--difficulty", type=Path, metavar="FILE", help=text)
-    text = "also try so many answers without reasoning to each problem: the file's guess_rate"
+    text = "also try so many completions without reasoning to each problem: the file's guess_rate"
     command.add_argument("--guess", type=_count, metavar="TRIES", help=text)
-    text = "what such an answer begins with; default: an empty thought and <answer>, or 'The answer is \\boxed{'"
+    text = "what such a completion begins with; default: an empty thought and <answer>, or 'The answer is \\boxed{'"
     command.add_argument("--guess-begin", metavar="TEXT", help=text)
     command.add_argument("--guess-tokens", type=_count, default=32, metavar="N", help="most tokens of one; default 32")
 

@@ -2,7 +2,7 @@
 
     Problem -> (prompt tokens) -> Completion -> Rollout -> RolloutGroup -> TrainingSample -> MicroBatch
 
-Legend of the shapes: ``_P`` problems of a step, ``_G`` answers of one group, ``T`` tokens of one sequence,
+Legend of the shapes: ``_P`` problems of a step, ``_G`` completions of one group, ``T`` tokens of one sequence,
 ``B L`` rows and columns of a micro-batch. Everything up to `TrainingSample` is plain Python; only `MicroBatch` holds
 tensors. Tokens in, tokens out: ids, their log-probabilities under the policy that sampled them and the version of its
 weights are parallel tuples that never part; text is for graders and people.
@@ -55,9 +55,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepetitionStop:
-    """When sampling ends because the answer repeats itself: its last tokens are `count` copies of one pattern.
+    """When sampling ends because the completion repeats itself: its last tokens are `count` copies of one pattern.
 
-    A continued answer is looked at from where it was continued.
+    A continued completion is looked at from where it was continued.
     """
 
     shortest: int
@@ -82,11 +82,11 @@ class Sampling:
     """0 keeps all tokens."""
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
-    """Strings that end an answer; the tokens that complete one are kept."""
+    """Strings that end a completion; the tokens that complete one are kept."""
     stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end an answer; the token itself is kept and trained."""
+    """Tokens that end a completion; the token itself is kept and trained."""
     repetition: RepetitionStop | None = None
-    """None lets an answer repeat itself up to the token limit."""
+    """None lets a completion repeat itself up to the token limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class Request:
 
     id: str
     prompt_ids: tuple[int, ...]
-    """Everything the model reads before its first new token; a continued answer has its earlier tokens here."""
+    """Everything the model reads before its first new token; a continued completion has its earlier tokens here."""
     sampling: Sampling
     seed: int
     """Decides the draw; see `request_seed`."""
@@ -127,7 +127,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One graded answer to one problem.
+    """One graded completion to one problem.
 
     After the prompt come ``T`` tokens, sampled by the policy or put there by a workflow; what the policy did not
     sample has loss mask 0.
@@ -137,7 +137,7 @@ class Rollout:
     visit: int
     """How many times this problem had been drawn before."""
     sample_index: int
-    """Place in the group, 0 .. G-1; -1 for the greedy answer beside it."""
+    """Place in the group, 0 .. G-1; -1 for the greedy completion beside it."""
     request_seed: int
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
@@ -149,7 +149,7 @@ class Rollout:
     weight_version: tuple[int, ...]
     """[T]"""
     text: str
-    """What graders read: the template's prefill and the decoded answer."""
+    """What graders read: the template's prefill and the decoded completion."""
     finish_reason: FinishReason
     verdicts: Mapping[str, Verdict]
     """By reward term."""
@@ -168,7 +168,7 @@ class Rollout:
 
     @property
     def is_truncated(self) -> bool:
-        """True where the token limit, not the model, ended the answer."""
+        """True where the token limit, not the model, ended the completion."""
         return self.finish_reason == "length"
 
     @property
@@ -185,13 +185,14 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """The G answers to one visit of one problem, told apart by id, never by the prompt's text."""
+    """The G completions to one visit of one problem, told apart by id, never by the prompt's text."""
 
     problem: Problem
     visit: int
     rollouts: tuple[Rollout, ...]
     greedy: Rollout | None = None
-    """The answer at temperature 0, where the baseline asks for it; graded, never trained, no member of the group."""
+    """The completion at temperature 0, where the baseline asks for it; graded, never trained, no member of the
+    group."""
 
     @property
     def rewards_G(self) -> list[float | None]:
@@ -201,10 +202,11 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSample:
-    """One sequence for the learner: prompt and answer in one row of ids, with what the objective needs per token."""
+    """One sequence for the learner: prompt and completion in one row of ids, with what the objective needs per
+    token."""
 
     ids: tuple[int, ...]
-    """[T] prompt and answer."""
+    """[T] prompt and completion."""
     loss_mask: tuple[int, ...]
     """[T] 1 on tokens that are trained; the first token is never trained (nothing predicts it)."""
     behaviour_logprobs: tuple[float, ...]
@@ -321,8 +323,8 @@ def request_seed(run_seed: int, problem_id: str, visit: int, sample_index: int, 
     """A 31-bit seed for one request, a hash of what names it.
 
     No random state of requests exists, so nothing has to be saved: the same run asks for the same noise again, while
-    a workflow's next `segment`, an answer continued after `done` tokens and the G answers of a group all get noise of
-    their own.
+    a workflow's next `segment`, a completion continued after `done` tokens and the G completions of a group all get
+    noise of their own.
     """
     name = f"{run_seed}|{problem_id}|{visit}|{sample_index}|{segment}" + (f"|{done}" if done else "")
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF

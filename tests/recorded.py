@@ -11,23 +11,23 @@ from rlvr.records import Completion, Rollout
 from rlvr.rollout.collector import Piece, Session
 
 FILE = "recording.json"
-"""In the current directory: for each problem, visit and sample the pieces of its answer, in order."""
+"""In the current directory: for each problem, visit and sample the pieces of its completion, in order."""
 
 
 def piece(
     text: str, ids: Sequence[int], logprobs: Sequence[float] | None, finish_reason: str = "stop"
 ) -> dict[str, Any]:
-    """A part of a recorded answer; without log-probabilities the policy did not sample it."""
+    """A part of a recorded completion; without log-probabilities the policy did not sample it."""
     return {"text": text, "ids": list(ids), "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def write_recording(folder: Path, answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Answers by ``problem id/visit/sample index``."""
-    (folder / FILE).write_text(json.dumps(answers))
+def write_recording(folder: Path, completions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Completions by ``problem id/visit/sample index``."""
+    (folder / FILE).write_text(json.dumps(completions))
 
 
 async def replay(session: Session) -> list[Rollout]:
-    """A workflow: the recorded answers, graded as if they had just been sampled."""
+    """A workflow: the recorded completions, graded as if they had just been sampled."""
     recording = json.loads(Path(FILE).read_text())
     rollouts = []
     for index in range(session.group_size):

@@ -35,7 +35,8 @@ from rewards import Outcome, Verdict
 
 
 class EvenCount:
-    """Right if an even number of the reference's letters stands in the answer: even a random model is now and then."""
+    """Right if an even number of the reference's letters stands in the completion: even a random model is now and
+    then."""
 
     def check_reference(self, reference):
         pass

@@ -130,9 +130,9 @@ def make_sums_model(folder: Path) -> Path:
         for _ in range(SFT_BATCH):
             a, b = rng.randrange(10), rng.randrange(10)
             prompt = tokenizer(f"{a}+{b}=", add_special_tokens=False)["input_ids"]
-            answer = tokenizer(worked(a, b, rng), add_special_tokens=False)["input_ids"] + [2]
-            rows.append(prompt + answer)
-            labels.append([-100] * len(prompt) + answer)
+            completion = tokenizer(worked(a, b, rng), add_special_tokens=False)["input_ids"] + [2]
+            rows.append(prompt + completion)
+            labels.append([-100] * len(prompt) + completion)
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         wanted = torch.tensor([row + [-100] * (width - len(row)) for row in labels])
@@ -146,7 +146,7 @@ def make_sums_model(folder: Path) -> Path:
 
 
 def sums_workspace(folder: Path, model: Path) -> Workspace:
-    """A healthy run of ten steps, each of 16 problems and 8 answers to each."""
+    """A healthy run of ten steps, each of 16 problems and 8 completions to each."""
     work = Workspace(folder, model)
     work.write("graders.py", GRADERS)
     work.write_problems([{"problem": f"{a}+{b}=", "answer": str(a + b)} for a in range(10) for b in range(10)])

@@ -122,7 +122,7 @@ def run_blocked(blocked: str, program: str) -> None:
 
 
 def test_graders_work_without_torch() -> None:
-    """Every module of rewards is imported, and one answer graded, where torch cannot be."""
+    """Every module of rewards is imported, and one completion graded, where torch cannot be."""
     names = [
         path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
         for _, path, _ in modules("rewards")

@@ -1,13 +1,13 @@
 """The golden step: a recipe and recorded rollouts in, a policy out, against a computation by hand.
 
 Theorem. For each aggregation and each level of the ratio, `rlvr train` for one step on recorded rollouts (rewards from
-real verifiers, one answer unscored, one group without variance, one answer with foreign tokens, ratios on both sides of
-both clip bounds, a temperature, a gradient that is clipped, weight decay) leaves the gradient and the weights that
-follow from the papers:
+real verifiers, one completion unscored, one group without variance, one completion with foreign tokens, ratios on both
+sides of both clip bounds, a temperature, a gradient that is clipped, weight decay) leaves the gradient and the weights
+that follow from the papers:
 
-    A = (r - mean) / (std + 1e-4)          over the scored answers of a group, std with Bessel's correction
+    A = (r - mean) / (std + 1e-4)          over the scored completions of a group, std with Bessel's correction
     L = sum over trained tokens of -min(w A, clip(w, 0.8, 1.28) A) / denominator,      w = pi_theta / mu of the token,
-        its geometric mean over the answer's trained tokens (GSPO; bounds 0.98, 1.03), or its product over them
+        its geometric mean over the completion's trained tokens (GSPO; bounds 0.98, 1.03), or its product over them
     g = dL/d theta * min(1, max_norm / |dL/d theta|)
     theta' = theta (1 - lr decay) - lr g / (|g| + epsilon)      AdamW's first step, bias-corrected; vectors do not decay
 
@@ -48,7 +48,7 @@ from rewards import Outcome, Verdict
 
 
 class Brief:
-    """Right if the answer has at most 12 characters; an answer with a question mark finds a mistake in it."""
+    """Right if the completion has at most 12 characters; a completion with a question mark finds a mistake in it."""
 
     def check_reference(self, reference):
         pass
@@ -61,13 +61,13 @@ class Brief:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A recorded answer and what follows from it by hand."""
+class Recorded:
+    """A recorded completion and what follows from it by hand."""
 
     pieces: tuple[str, ...]
     """Model and foreign text by turns."""
     reward: float | None
-    """1 for the right answer, and half a point for a brief one."""
+    """1 for the right completion, and half a point for a brief one."""
     advantage: float | None
     """With group_std; None where it is not trained."""
     centred: float | None
@@ -77,40 +77,40 @@ class Answer:
     is_truncated: bool = False
 
 
-GROUPS: dict[str, tuple[Answer, ...]] = {
+GROUPS: dict[str, tuple[Recorded, ...]] = {
     "train:1": (  # 2+2=: mean 1, std 0.5
-        Answer(("\\boxed{4}",), 1.5, 0.5 / 0.5001, 0.5, 10),
-        Answer(("\\boxed{5}",), 0.5, -0.5 / 0.5001, -0.5, 10),
-        Answer(("it is \\boxed{4}",), 1.0, 0.0, 0.0, 16),
-        Answer(("\\boxed{4}?",), None, None, None, 0),
+        Recorded(("\\boxed{4}",), 1.5, 0.5 / 0.5001, 0.5, 10),
+        Recorded(("\\boxed{5}",), 0.5, -0.5 / 0.5001, -0.5, 10),
+        Recorded(("it is \\boxed{4}",), 1.0, 0.0, 0.0, 16),
+        Recorded(("\\boxed{4}?",), None, None, None, 0),
     ),
     "train:2": (  # 3+9=: mean 3.5 / 4 = 0.875, std sqrt((0.625^2 + 0.375^2 + 0.875^2 + 0.625^2) / 3) = 0.75
-        Answer(("\\boxed{12}",), 1.5, 0.625 / 0.7501, 0.625, 11),
-        Answer(("\\boxed{21}",), 0.5, -0.375 / 0.7501, -0.375, 11),
-        Answer(("twelve, i think",), 0.0, -0.875 / 0.7501, -0.875, 15, is_truncated=True),
-        Answer(("\\boxed{", "12", "}"), 1.5, 0.625 / 0.7501, 0.625, 9),
+        Recorded(("\\boxed{12}",), 1.5, 0.625 / 0.7501, 0.625, 11),
+        Recorded(("\\boxed{21}",), 0.5, -0.375 / 0.7501, -0.375, 11),
+        Recorded(("twelve, i think",), 0.0, -0.875 / 0.7501, -0.875, 15, is_truncated=True),
+        Recorded(("\\boxed{", "12", "}"), 1.5, 0.625 / 0.7501, 0.625, 9),
     ),
-    "train:3": tuple(Answer(("\\boxed{7}",), 1.5, None, None, 0) for _ in range(4)),  # 3+4=: all alike
+    "train:3": tuple(Recorded(("\\boxed{7}",), 1.5, None, None, 0) for _ in range(4)),  # 3+4=: all alike
 }
 PROMPTS = {"train:1": "2+2=", "train:2": "3+9=", "train:3": "3+4="}
 REFERENCES = {"train:1": "4", "train:2": "12", "train:3": "7"}
 
 TRAINED = [(name, i) for name, group in GROUPS.items() for i, one in enumerate(group) if one.advantage is not None]
-"""The seven answers that the learner sees, in order."""
+"""The seven completions that the learner sees, in order."""
 
 
-def answer_of(place: tuple[str, int]) -> Answer:
+def completion_of(place: tuple[str, int]) -> Recorded:
     return GROUPS[place[0]][place[1]]
 
 
 @dataclass(frozen=True)
 class Golden:
-    """The start: weights and log-probabilities of every trained answer."""
+    """The start: weights and log-probabilities of every trained completion."""
 
     model: Path
     weights: dict[str, Array]
     ids: NDArray[np.int64]
-    """[7, T] prompt and answer of each, padded."""
+    """[7, T] prompt and completion of each, padded."""
     mask: Array
     """[7, T - 1] 1 where the policy sampled the token that is predicted."""
     logprobs: Array
@@ -119,11 +119,11 @@ class Golden:
     """[*weight, 7, T - 1] derivatives of the log-probabilities."""
 
 
-def parts(answer: Answer) -> list[tuple[list[int], bool]]:
+def parts(completion: Recorded) -> list[tuple[list[int], bool]]:
     """Token ids of each piece, and whether the model sampled it; the end of text belongs to the last."""
     tokenizer = make_tiny_tokenizer(LETTERS, len(LETTERS) + 3)
-    found = [(tokenizer(text).input_ids, place % 2 == 0) for place, text in enumerate(answer.pieces)]
-    if not answer.is_truncated:
+    found = [(tokenizer(text).input_ids, place % 2 == 0) for place, text in enumerate(completion.pieces)]
+    if not completion.is_truncated:
         found[-1][0].append(tokenizer.eos_token_id)
     return found
 
@@ -147,8 +147,8 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     tokenizer.save_pretrained(folder)
 
     prompt = {name: tokenizer(text).input_ids for name, text in PROMPTS.items()}
-    rows = [prompt[p[0]] + [token for ids, _ in parts(answer_of(p)) for token in ids] for p in TRAINED]
-    masks = [[0] * len(prompt[p[0]]) + [int(own) for ids, own in parts(answer_of(p)) for _ in ids] for p in TRAINED]
+    rows = [prompt[p[0]] + [token for ids, _ in parts(completion_of(p)) for token in ids] for p in TRAINED]
+    masks = [[0] * len(prompt[p[0]]) + [int(own) for ids, own in parts(completion_of(p)) for _ in ids] for p in TRAINED]
     longest = max(map(len, rows))
     ids = np.array([row + [0] * (longest - len(row)) for row in rows])
     mask = np.array([one + [0] * (longest - len(one)) for one in masks], dtype=float)[:, 1:]
@@ -164,7 +164,7 @@ def test_the_recording_reaches_every_branch(golden: Golden) -> None:
     fall on the other side; and the hand-counted tokens are those of the mask."""
     ratio = np.exp(golden.logprobs - golden.behaviour)
     for sign in (1, -1):
-        rows = [i for i, place in enumerate(TRAINED) if sign * (answer_of(place).advantage or 0.0) > 0]
+        rows = [i for i, place in enumerate(TRAINED) if sign * (completion_of(place).advantage or 0.0) > 0]
         chosen = ratio[rows][golden.mask[rows] == 1]
         assert min((chosen < LOW).sum(), (chosen > HIGH).sum(), ((chosen > LOW) & (chosen < HIGH)).sum()) > 0
     assert min(abs(ratio - LOW).min(), abs(ratio - HIGH).min()) > 1e-3
@@ -172,13 +172,13 @@ def test_the_recording_reaches_every_branch(golden: Golden) -> None:
         values = [float(np.exp(log_ratio(golden, row, 0, name))) for row in range(7)]
         kinds = set()
         for row, value in enumerate(values):
-            a = answer_of(TRAINED[row]).advantage or 0.0
+            a = completion_of(TRAINED[row]).advantage or 0.0
             assert min(abs(value - low), abs(value - high)) > 1e-4, "float32 could fall on the other side"
             kinds.add(
                 "none" if a == 0 else "clipped" if (a > 0 and value > high) or (a < 0 and value < low) else "free"
             )
         assert kinds == {"none", "clipped", "free"}, (name, values)
-    assert golden.mask.sum(1).tolist() == [answer_of(place).tokens for place in TRAINED]
+    assert golden.mask.sum(1).tolist() == [completion_of(place).tokens for place in TRAINED]
 
 
 DENOMINATORS = {
@@ -186,16 +186,16 @@ DENOMINATORS = {
     "token_mean": [82] * 7,
     # two groups with 36 and 46
     "prompt_mean": [2 * 36] * 3 + [2 * 46] * 4,
-    # seven answers; the cut-off one is masked, and still an answer
+    # seven completions; the cut-off one is masked, and still a completion
     "sequence_mean": [7 * 10, 7 * 10, 7 * 16, 7 * 11, 7 * 11, np.inf, 7 * 9],
-    # seven answers times the constant 20; Dr. GRPO does not scale
+    # seven completions times the constant 20; Dr. GRPO does not scale
     "sequence_sum": [7 * 20] * 7,
-    # one loss for each of the seven answers, on each of its n tokens with weight 1 / (7 n)
+    # one loss for each of the seven completions, on each of its n tokens with weight 1 / (7 n)
     "ratio_sequence_mean": [7 * 10, 7 * 10, 7 * 16, 7 * 11, 7 * 11, 7 * 15, 7 * 9],
     "ratio_sequence_product": [7 * 10, 7 * 10, 7 * 16, 7 * 11, 7 * 11, 7 * 15, 7 * 9],
 }
 BOUNDS = {"ratio_sequence_mean": (0.98, 1.03), "ratio_sequence_product": (LOW, HIGH)}
-"""Of the ratios of whole answers, which for a mean lie nearer to 1."""
+"""Of the ratios of whole completions, which for a mean lie nearer to 1."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "token_mean": {"aggregation": {"type": "token_mean"}},
     "prompt_mean": {"aggregation": {"type": "prompt_mean"}},
@@ -212,7 +212,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def log_ratio(golden: Golden, row: int, t: int, name: str) -> float:
-    """log w of token t of an answer."""
+    """log w of token t of a completion."""
     each = golden.logprobs - golden.behaviour
     if name not in BOUNDS:
         return float(each[row, t])
@@ -223,7 +223,7 @@ def log_ratio(golden: Golden, row: int, t: int, name: str) -> float:
 def by_hand(golden: Golden, name: str) -> tuple[float, dict[str, Array], float]:
     """Loss, gradient and share of clipped tokens for an aggregation or a level of the ratio."""
     low, high = BOUNDS.get(name, (LOW, HIGH))
-    scaled = [answer_of(p).centred if name == "sequence_sum" else answer_of(p).advantage for p in TRAINED]
+    scaled = [completion_of(p).centred if name == "sequence_sum" else completion_of(p).advantage for p in TRAINED]
     loss, slope, clipped, tokens = 0.0, np.zeros_like(golden.logprobs), 0, 0
     for row, t in zip(*np.nonzero(golden.mask), strict=True):
         if np.isinf(DENOMINATORS[name][row]):
@@ -236,7 +236,7 @@ def by_hand(golden: Golden, name: str) -> tuple[float, dict[str, Array], float]:
         else:
             loss -= w * a / DENOMINATORS[name][row]
             # d w / d log pi_t is w for the token's own ratio and for the product, w / n for the geometric mean; the
-            # n terms of an answer all hold its ratio, whose derivatives they add up to n times
+            # n terms of a completion all hold its ratio, whose derivatives they add up to n times
             times = golden.mask[row].sum() if name == "ratio_sequence_product" else 1.0
             slope[row, t] = -w * a / DENOMINATORS[name][row] * times
     return loss, {one: (d * slope).sum((-2, -1)) for one, d in golden.slopes.items()}, clipped / tokens
@@ -264,14 +264,14 @@ def make_workspace(folder: Path, golden: Golden, name: str) -> Workspace:
         "lr": LR, "weight_decay": DECAY, "epsilon": EPSILON, "max_grad_norm": MAX_NORM, "micro_batch_tokens": 60,
     }  # fmt: skip
     recording = {}
-    for group, answers in GROUPS.items():
-        for index, answer in enumerate(answers):
+    for group, completions in GROUPS.items():
+        for index, completion in enumerate(completions):
             start = len(PROMPTS[group]) - 1
             known = golden.behaviour[TRAINED.index((group, index))] if (group, index) in TRAINED else np.full(60, -1.0)
             pieces = []
-            for (ids, own), text in zip(parts(answer), answer.pieces, strict=True):
+            for (ids, own), text in zip(parts(completion), completion.pieces, strict=True):
                 own_logprobs = known[start : start + len(ids)].tolist() if own else None
-                pieces.append(piece(text, ids, own_logprobs, "length" if answer.is_truncated else "stop"))
+                pieces.append(piece(text, ids, own_logprobs, "length" if completion.is_truncated else "stop"))
                 start += len(ids)
             recording[f"{group}/0/{index}"] = pieces
     write_recording(work.folder, recording)
@@ -313,9 +313,9 @@ def test_a_step_of_the_loop_is_the_step_by_hand(tmp_path: Path, golden: Golden, 
         np.testing.assert_allclose(saved[one], kept - LR * g / (abs(g) + EPSILON), rtol=0, atol=5e-6, err_msg=one)
 
     for line in work.rollouts():
-        answer = GROUPS[line["problem_id"]][line["sample"]]
-        assert line["text"] == "".join(answer.pieces)
-        assert line["reward"] == answer.reward
-        expected = answer.centred if name == "sequence_sum" else answer.advantage
+        completion = GROUPS[line["problem_id"]][line["sample"]]
+        assert line["text"] == "".join(completion.pieces)
+        assert line["reward"] == completion.reward
+        expected = completion.centred if name == "sequence_sum" else completion.advantage
         assert line["advantage"] == (None if expected is None else pytest.approx(expected, abs=1e-12))
     assert work.rollouts()[7]["loss_mask"] == [[1, 7], [0, 2], [1, 2]]

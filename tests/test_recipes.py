@@ -111,7 +111,9 @@ def test_its_engine_takes_its_settings(path: Path, tmp_path: Path) -> None:
 
 
 @each
-def test_its_template_renders_and_answers_can_end(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_template_renders_and_completions_can_end(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From any directory: a template is found beside the recipe."""
     monkeypatch.chdir(tmp_path)
     renderer = Renderer(load_recipe(path).template, tokenizer())
@@ -187,8 +189,8 @@ def test_dr_grpo_has_no_bias_and_the_papers_batch() -> None:
 
 
 def test_dapo_has_the_papers_numbers() -> None:
-    """2503.14476, 4.1: 512 x 16, updates on 512 samples, warm-up of 20 steps; the punishment ends where answers do, and
-    is half of the distance between right and wrong."""
+    """2503.14476, 4.1: 512 x 16, updates on 512 samples, warm-up of 20 steps; the punishment ends where completions do,
+    and is half of the distance between right and wrong."""
     recipe = loaded("dapo_qwen2.5_7b")
     algorithm, rollout = recipe.algorithm, recipe.rollout
     (overlong,) = algorithm.shaping

@@ -21,16 +21,16 @@ BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guess:
-    """How answers without reasoning are tried (Kimi k1.5's easy-to-hack filter, 2501.12599, 2.1)."""
+    """How completions without reasoning are tried (Kimi k1.5's easy-to-hack filter, 2501.12599, 2.1)."""
 
     tries: int
     begin: str | None
-    """What each answer begins with, so that nothing but the answer can follow; None takes `answer_at_once`."""
+    """What each completion begins with, so that nothing but the answer can follow; None takes `answer_at_once`."""
     max_new_tokens: int
 
 
 def answer_at_once(template: str, prefill: str) -> str:
-    """The beginning of an answer that leaves no room for reasoning, behind the template's own prefill."""
+    """The beginning of a completion that leaves no room for reasoning, behind the template's own prefill."""
     is_thinking = prefill.rstrip().endswith("<think>")
     if template in ("r1_zero", "r1_zero_think"):
         return " </think> <answer>" if is_thinking else " <think> </think> <answer>"

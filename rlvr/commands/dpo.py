@@ -1,4 +1,4 @@
-"""`rlvr dpo`: direct preference optimisation on pairs of answers."""
+"""`rlvr dpo`: direct preference optimisation on pairs of completions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rlvr.run.dpo import prefer
 
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Train the recipe's model to prefer its `dpo` section's chosen answers; the result is a Hugging Face folder."""
+    """Train the recipe's model to prefer its `dpo` section's chosen completions; the result is a Hugging Face
+    folder."""
     settings = recipe.dpo
     if settings is None:
         raise RecipeError("dpo: the recipe has no such section; it needs path and steps")

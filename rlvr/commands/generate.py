@@ -1,4 +1,4 @@
-"""`rlvr generate`: answers to the training problems, graded: how hard each problem is."""
+"""`rlvr generate`: completions to the training problems, graded: how hard each problem is."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rlvr.runlog.console import make_console
 
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Sample and grade a group of answers to each training problem; says how many the policy can solve, and writes how
-    hard each is."""
+    """Sample and grade a group of completions to each training problem; says how many the policy can solve, and writes
+    how hard each is."""
     check_versions(recipe.rollout.engine.type)
     if arguments.guess is not None and arguments.difficulty is None:
         raise RecipeError("--guess: what is guessed goes into the file of --difficulty; give that too")
@@ -45,7 +45,7 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
                 # what the model or the data says is text, not markup: "[/INST]" would end the command
                 console.print(Text("the first prompt", style="bold"))
                 console.print(prompt, markup=False, highlight=False)
-                console.print(Text(f"its first answer, reward {first.reward}", style="bold"))
+                console.print(Text(f"its first completion, reward {first.reward}", style="bold"))
                 console.print(f"{first.text}\n", markup=False, highlight=False)
             rates += [(line["pass_rate"], line.get("guess_rate")) for line in lines]
     console.print(_pass_rates([rate for rate, _ in rates]))

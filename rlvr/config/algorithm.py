@@ -56,13 +56,13 @@ class PromptMean(Section):
 
 
 class SequenceMean(Section):
-    """Tokens weigh the same within an answer, and answers weigh the same (GRPO's 1/|o|)."""
+    """Tokens weigh the same within a completion, and completions weigh the same (GRPO's 1/|o|)."""
 
     type: Literal["sequence_mean"]
 
 
 class SequenceSum(Section):
-    """Token losses are summed and divided by answers times a constant (Dr. GRPO)."""
+    """Token losses are summed and divided by completions times a constant (Dr. GRPO)."""
 
     type: Literal["sequence_sum"]
     length: PositiveInt
@@ -73,14 +73,14 @@ Aggregation = Annotated[TokenMean | PromptMean | SequenceMean | SequenceSum, Fie
 
 
 class NoGivenText(Section):
-    """Only sampled answers are trained."""
+    """Only sampled completions are trained."""
 
     type: Literal["none"] = "none"
 
 
 class GivenTextLikelihood(Section):
     """Each optimiser step's loss gets coefficient times the mean negative log-likelihood, at temperature 1, of given
-    answers' tokens: what ERL calls internalisation (2602.13949), or SFT beside RL."""
+    completions' tokens: what ERL calls internalisation (2602.13949), or SFT beside RL."""
 
     type: Literal["nll"]
     path: str
@@ -100,7 +100,7 @@ class Algorithm(Section):
 
     filter: GroupFilter = DropGroups()
     truncated: Literal["train", "mask"] = "train"
-    """``mask`` takes answers that hit the token limit out of the loss (DAPO's overlong filtering); they stay in the
+    """``mask`` takes completions that hit the token limit out of the loss (DAPO's overlong filtering); they stay in the
     baseline."""
     shaping: list[Shaping] = []
     """Added to the rewards of a group before the baseline."""
@@ -112,7 +112,7 @@ class Algorithm(Section):
     correction: Correction = NoCorrection()
     aggregation: Aggregation = TokenMean()
     off_policy_mask: PositiveFloat | None = None
-    """Answers with a negative advantage whose mean log(mu / pi_theta) a token is above this leave the loss, mu the
+    """Completions with a negative advantage whose mean log(mu / pi_theta) a token is above this leave the loss, mu the
     engine's policy (off-policy sequence masking, DeepSeek-V3.2, 2512.02556); the denominator stays. None is off."""
     kl: KL = NoKL()
     squared_log_ratio: NonNegativeFloat = 0.0
@@ -161,5 +161,5 @@ class Algorithm(Section):
         return None
 
     def smallest_group(self) -> int:
-        """Fewest answers a group needs for the baseline and scale to be defined."""
+        """Fewest completions a group needs for the baseline and scale to be defined."""
         return smallest_group(self.baseline, self.scale)

@@ -47,12 +47,12 @@ GroupFilter = Annotated[KeepGroups | DropGroups | RefillGroups, Field(discrimina
 
 
 class KimiLength(Section):
-    """Kimi k1.5's length reward (2501.12599, 2.3.3): in a group shorter is better, a wrong answer never gains."""
+    """Kimi k1.5's length reward (2501.12599, 2.3.3): in a group shorter is better, a wrong completion never gains."""
 
     type: Literal["kimi_length"]
     weight: PositiveFloat = 1.0
     warmup_steps: NonNegativeInt = 0
-    """Steps without it at the start of the run: a length penalty from the beginning stops answers from growing."""
+    """Steps without it at the start of the run: a length penalty from the beginning stops completions from growing."""
 
 
 class SoftOverlong(Section):
@@ -73,28 +73,28 @@ class SoftOverlong(Section):
 
 
 class CosineLength(Section):
-    """Cosine length reward (2502.03373): from one value for an empty answer along half a cosine to another
-    at `max_tokens`, with one pair of values for right answers and one for wrong ones.
+    """Cosine length reward (2502.03373): from one value for an empty completion along half a cosine to another
+    at `max_tokens`, with one pair of values for right completions and one for wrong ones.
 
     It is added to the graded reward, where the paper's takes its place; the defaults turn 1 and 0 into open-r1's 1 to
-    0.5 for right answers and -1 to -0.5 for wrong ones.
+    0.5 for right completions and -1 to -0.5 for wrong ones.
     """
 
     type: Literal["cosine_length"]
     max_tokens: PositiveInt
     """Length from which on the second value holds."""
     correct: tuple[float, float] = (0.0, -0.5)
-    """For a right answer of no token and one of `max_tokens`: short ones are better."""
+    """For a right completion of no token and one of `max_tokens`: short ones are better."""
     wrong: tuple[float, float] = (-1.0, -0.5)
-    """The same for a wrong answer: thinking longer is better than giving up."""
+    """The same for a wrong completion: thinking longer is better than giving up."""
     exceeded: float | None = None
-    """Instead of either for an answer of `max_tokens` or more (the paper's -10); None makes no difference there."""
+    """Instead of either for a completion of `max_tokens` or more (the paper's -10); None makes no difference there."""
 
 
 class Repetition(Section):
     """Repetition penalty (as in open-r1, after 2502.03373): -weight * (1 - different n-grams / n-grams), on token ids.
 
-    The paper's own punishes the tokens of repeated n-grams alone; this one punishes the answer.
+    The paper's own punishes the tokens of repeated n-grams alone; this one punishes the completion.
     """
 
     type: Literal["repetition"]
@@ -104,7 +104,7 @@ class Repetition(Section):
 
 
 class RepetitionStopped(Section):
-    """Answers that `rollout.repetition` ended get less (Kimi k1.5, 2501.12599, figure 3; no figure given there)."""
+    """Completions that `rollout.repetition` ended get less (Kimi k1.5, 2501.12599, figure 3; no figure given there)."""
 
     type: Literal["repetition_stop"]
     penalty: PositiveFloat = 1.0
@@ -147,14 +147,15 @@ class LogMeanExpBaseline(Section):
 
 
 class LengthWeightedBaseline(Section):
-    """Mean reward of the group weighted by the answers' lengths (OPO, 2505.23585)."""
+    """Mean reward of the group weighted by the completions' lengths (OPO, 2505.23585)."""
 
     type: Literal["length_weighted"]
 
 
 class PassAtKBaseline(Section):
-    """The group counts as all its subsets of k answers, each as good as its best answer; an answer's value is the mean
-    of the subsets that hold it, the baseline the mean of all of them (closed form of Pass@k training, 2508.10751)."""
+    """The group counts as all its subsets of k completions, each as good as its best completion; a completion's value
+    is the mean of the subsets that hold it, the baseline the mean of all of them (closed form of Pass@k training,
+    2508.10751)."""
 
     type: Literal["pass_at_k"]
     k: PositiveInt
@@ -178,8 +179,8 @@ class EmaBaseline(Section):
 
 
 class GreedyBaseline(Section):
-    """Reward of the greedy answer to the same problem (ReMax, 2310.10505): one more request a problem at temperature 0,
-    graded, shaped as a group of its own and never trained."""
+    """Reward of the greedy completion to the same problem (ReMax, 2310.10505): one more request a problem at
+    temperature 0, graded, shaped as a group of its own and never trained."""
 
     type: Literal["greedy"]
 
@@ -293,8 +294,8 @@ Distillation = Annotated[NoDistillation | TeacherDistillation, Field(discriminat
 
 
 def smallest_group(baseline: Baseline, scale: Scale) -> int:
-    """Fewest scored answers with which a group can teach under a baseline and a scale."""
-    if isinstance(baseline, PassAtKBaseline):  # of k answers there is but one subset, nothing to compare it with
+    """Fewest scored completions with which a group can teach under a baseline and a scale."""
+    if isinstance(baseline, PassAtKBaseline):  # of k completions there is but one subset, nothing to compare it with
         return baseline.k + 1
     return 1 if isinstance(baseline, OUTSIDE_THE_GROUP) and not isinstance(scale, GroupStd | GroupMean) else 2
 
@@ -322,8 +323,8 @@ def check_distillation(
     positive_nll: float,
     off_policy_mask: float | None,
 ) -> None:
-    """Raise `ValueError` where a teacher does not go with the filter, with a loss of whole answers, or with what looks
-    at the advantages from rewards."""
+    """Raise `ValueError` where a teacher does not go with the filter, with a loss of whole completions, or with what
+    looks at the advantages from rewards."""
     if not isinstance(distillation, TeacherDistillation):
         return
     if not isinstance(group_filter, KeepGroups):
@@ -333,7 +334,7 @@ def check_distillation(
         )
     if surrogate in ("gmpo", "squared", "clip_cov", "kl_cov") or ratio == "sequence_product":
         raise ValueError(
-            f"surrogate {surrogate!r} with ratio.type {ratio!r} takes one advantage for the whole answer, and "
+            f"surrogate {surrogate!r} with ratio.type {ratio!r} takes one advantage for the whole completion, and "
             "distillation 'teacher' gives each token its own; use surrogate clip, cispo or reinforce with ratio: "
             "{type: token}"
         )
@@ -341,7 +342,7 @@ def check_distillation(
         if value != off:
             raise ValueError(
                 f"{key} must be {'null' if off is None else off} with distillation 'teacher', got {value}: it goes by "
-                "whether an answer's advantage is positive, and the teacher gives each token its own"
+                "whether a completion's advantage is positive, and the teacher gives each token its own"
             )
 
 
@@ -350,9 +351,9 @@ def check_sizes(group_filter: GroupFilter, baseline: Baseline, scale: Scale, pro
     least = smallest_group(baseline, scale)
     if group_size < least:
         because = (
-            f"has only one subset of k = {baseline.k} answers to look at; use more answers or a smaller k"
+            f"has only one subset of k = {baseline.k} completions to look at; use more completions or a smaller k"
             if isinstance(baseline, PassAtKBaseline)
-            else "compares the answers of a group with each other"
+            else "compares the completions of a group with each other"
         )
         raise ValueError(
             f"rollout.group_size must be at least {least}, got {group_size}: baseline {baseline.type!r} with scale "

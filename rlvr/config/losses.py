@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, mode
 from rlvr.config.base import NonNegativeFloat, PlugIn, Section, slot_tag
 
 Level = Literal["token", "sequence_mean", "sequence_product"]
-"""Of a probability ratio: each token's; the geometric mean over an answer's trained tokens; their product."""
+"""Of a probability ratio: each token's; the geometric mean over a completion's trained tokens; their product."""
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -17,8 +17,8 @@ class Ratio(Section):
     """Which probability ratio the surrogate sees."""
 
     type: Level = "token"
-    """``token``: each token's own (PPO, GRPO); ``sequence_mean``: the geometric mean over the answer, the same for all
-    its tokens (GSPO); ``sequence_product``: the answer's own ratio."""
+    """``token``: each token's own (PPO, GRPO); ``sequence_mean``: the geometric mean over the completion, the same for
+    all its tokens (GSPO); ``sequence_product``: the completion's own ratio."""
     against: Literal["behaviour", "recomputed"] = "recomputed"
     """``recomputed``: the learner's own log-probabilities before the first update on this batch, so that the first
     ratio is exactly 1; ``behaviour``: the engine's, which makes the ratio correct the engine's mismatch as well."""
@@ -65,7 +65,7 @@ class SapoSurrogate(Section):
     tau_positive: PositiveFloat = 1.0
     """Steepness of the gate where the advantage is positive."""
     tau_negative: PositiveFloat = 1.05
-    """The same where it is not: steeper, for gradients of negative answers spread over all other tokens."""
+    """The same where it is not: steeper, for gradients of negative completions spread over all other tokens."""
 
 
 class GmpoSurrogate(Section):
@@ -79,7 +79,7 @@ class GmpoSurrogate(Section):
 
 
 class VespoSurrogate(Section):
-    """REINFORCE weighted by phi(W) = W^k exp(lambda (1 - W)) of the answer's own ratio W (VESPO, 2602.10693)."""
+    """REINFORCE weighted by phi(W) = W^k exp(lambda (1 - W)) of the completion's own ratio W (VESPO, 2602.10693)."""
 
     type: Literal["vespo"]
     k_positive: NonNegativeFloat = 2.0
@@ -131,8 +131,8 @@ class KlCovSurrogate(Section):
 
 
 class SquaredSurrogate(Section):
-    """Regression of tau times the answer's log ratio on its advantage, divided by 2 tau, so that its gradient has the
-    size of a policy gradient: Kimi k1.5's mirror descent (2501.12599, eq. 3, ratio.against: recomputed) and OAPL
+    """Regression of tau times the completion's log ratio on its advantage, divided by 2 tau, so that its gradient has
+    the size of a policy gradient: Kimi k1.5's mirror descent (2501.12599, eq. 3, ratio.against: recomputed) and OAPL
     (2602.19362, against: behaviour)."""
 
     type: Literal["squared"]
@@ -170,7 +170,7 @@ class TruncateCorrection(Section):
 
     type: Literal["truncate"]
     level: Level = "token"
-    """Whether rho is the token's own, or the geometric mean or the product over its answer."""
+    """Whether rho is the token's own, or the geometric mean or the product over its completion."""
     cap: PositiveFloat = 2.0
 
 
@@ -180,7 +180,7 @@ class MaskCorrection(Section):
 
     type: Literal["mask"]
     level: Level = "token"
-    """Whether rho is the token's own, or the geometric mean or the product over its answer."""
+    """Whether rho is the token's own, or the geometric mean or the product over its completion."""
     low: NonNegativeFloat = 0.5
     high: PositiveFloat = 5.0
 
@@ -192,8 +192,8 @@ class MaskCorrection(Section):
 
 
 class RejectCorrection(Section):
-    """Answers are left out whose mean k3(pi_behaviour, pi_recomputed) a token is above a bound, the others are taken as
-    they are (rejection sampling); the denominator stays that of all."""
+    """Completions are left out whose mean k3(pi_behaviour, pi_recomputed) a token is above a bound, the others are
+    taken as they are (rejection sampling); the denominator stays that of all."""
 
     type: Literal["reject"]
     max_k3: PositiveFloat = 0.01
@@ -316,8 +316,8 @@ _LEVELS: dict[str, tuple[Level, str]] = {
     "dppo": ("token", "its bounds are for the probability of one token"),
     "clip_cov": ("token", "it chooses single tokens"),
     "kl_cov": ("token", "it chooses single tokens"),
-    "vespo": ("sequence_product", "its weight is a function of the answer's own ratio"),
-    "squared": ("sequence_product", "it is a regression on the answer's log ratio"),
+    "vespo": ("sequence_product", "its weight is a function of the completion's own ratio"),
+    "squared": ("sequence_product", "it is a regression on the completion's log ratio"),
 }
 
 
@@ -337,12 +337,12 @@ def check_loss(
             "surrogate 'kl_cov' penalises |log ratio|, which is 0 and without gradient with one optimiser step a batch "
             "against the recomputed policy; raise updates_per_batch or epochs, or set ratio.against: behaviour"
         )
-    per_answer = surrogate.type in ("gmpo", "squared") or (
+    per_completion = surrogate.type in ("gmpo", "squared") or (
         surrogate.type in ("clip", "sapo") and ratio.type == "sequence_product"
     )
-    if per_answer or (surrogate.type in ("clip", "sapo") and ratio.type == "sequence_mean"):
-        _check_answers(surrogate.type, ratio.type, aggregation)
-    if per_answer:
+    if per_completion or (surrogate.type in ("clip", "sapo") and ratio.type == "sequence_mean"):
+        _check_completions(surrogate.type, ratio.type, aggregation)
+    if per_completion:
         _check_whole(surrogate.type, ratio.type, correction, kl, top_entropy)
     every = steps_per_batch
     if isinstance(kl, KLPenalty) and not isinstance(kl.reference, FixedReference):
@@ -368,19 +368,19 @@ def _check_levels(ratio: Ratio, surrogate: Surrogate) -> None:
         )
 
 
-def _check_answers(surrogate: str, ratio: Level, aggregation: str) -> None:
-    """A loss of whole answers must be averaged over answers."""
+def _check_completions(surrogate: str, ratio: Level, aggregation: str) -> None:
+    """A loss of whole completions must be averaged over completions."""
     if aggregation not in ("sequence_mean", "sequence_sum"):
         raise ValueError(
-            f"surrogate {surrogate!r} with ratio.type {ratio!r} is a loss of whole answers, which aggregation "
+            f"surrogate {surrogate!r} with ratio.type {ratio!r} is a loss of whole completions, which aggregation "
             f"{aggregation!r} would weigh by their lengths; use aggregation: {{type: sequence_mean}}, or "
             "{type: sequence_sum, length: 1} to weigh by length on purpose (LUSPO)"
         )
 
 
 def _check_whole(surrogate: str, ratio: Level, correction: Correction, kl: KL, top_entropy: float) -> None:
-    """A loss that has one value for an answer cannot treat its tokens differently."""
-    whole = f"surrogate {surrogate!r} with ratio.type {ratio!r} has one loss for the whole answer"
+    """A loss that has one value for a completion cannot treat its tokens differently."""
+    whole = f"surrogate {surrogate!r} with ratio.type {ratio!r} has one loss for the whole completion"
     if isinstance(correction, TruncateCorrection | MaskCorrection) and correction.level == "token":
         raise ValueError(
             f"{whole}, which correction.level 'token' cannot weigh token by token; "

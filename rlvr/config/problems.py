@@ -18,7 +18,7 @@ class JsonLinesConfig(Section):
     prompt: str = "problem"
     """Column that holds the question (text or chat messages)."""
     reference: str = "answer"
-    """Column that holds what answers are graded against."""
+    """Column that holds what completions are graded against."""
     reference_format: Literal["plain", "gsm8k", "boxed"] = "plain"
     """``gsm8k``: the text after the last ``####``; ``boxed``: the content of the last ``\\boxed{}``."""
     limit: PositiveInt | None = None
@@ -132,48 +132,49 @@ class EvalSet(Section):
     """Names the metrics ``eval/NAME/...``."""
     source: Source
     samples: PositiveInt = 1
-    """Answers to each problem; pass@k needs at least k."""
+    """Completions to each problem; pass@k needs at least k."""
     k: list[PositiveInt] = [1]
     """pass@k and maj@k are reported for these k."""
     temperature: NonNegativeFloat = 1.0
     """0 is greedy."""
     greedy: bool = False
-    """One more answer to each problem, at temperature 0, for ``eval/NAME/greedy``: it tells a policy that changed
+    """One more completion to each problem, at temperature 0, for ``eval/NAME/greedy``: it tells a policy that changed
     its mind from one that grew surer of it. Left out where `temperature` is 0 already."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_new_tokens: PositiveInt | None = None
     """None takes the rollout's."""
     terms: list[RewardTerm] | None = None
-    """Who judges this set's answers; None takes the terms of `rewards`."""
+    """Who judges this set's completions; None takes the terms of `rewards`."""
 
     @model_validator(mode="after")
     def _enough(self) -> EvalSet:
         if max(self.k) > self.samples:
             raise ValueError(f"samples must be at least the largest k = {max(self.k)}, got {self.samples}")
         if self.temperature == 0.0 and self.samples > 1:
-            raise ValueError(f"samples must be 1 at temperature 0 (all answers would be equal), got {self.samples}")
+            raise ValueError(f"samples must be 1 at temperature 0 (all completions would be equal), got {self.samples}")
         return self
 
 
 class Rest(Section):
-    """A problem whose answers all come out alike again and again teaches nothing for now: it is left alone a while."""
+    """A problem whose completions all come out alike again and again teaches nothing for now: it is left alone a
+    while."""
 
     visits: PositiveInt = 2
     """Visits in a row after which it rests; after the rest they are counted anew."""
     epochs: PositiveInt = 1
     """Epochs that it is left out of."""
     when: Literal["solved", "unsolved", "both"] = "both"
-    """Every answer a success, none, or either."""
+    """Every completion a success, none, or either."""
 
 
 class SamplerOptions(Section):
     """What goes with each sampler: how its problems' success rates are counted, and what they decide."""
 
     success: float = 1.0
-    """An answer counts as a success if its reward, before shaping, is at least this."""
+    """A completion counts as a success if its reward, before shaping, is at least this."""
     memory: Fraction01 = 0.5
-    """Share of a problem's earlier successes and answers that still counts after one more visit: 1 weighs all visits
-    alike, 0 knows the last one alone."""
+    """Share of a problem's earlier successes and completions that still counts after one more visit: 1 weighs all
+    visits alike, 0 knows the last one alone."""
     rest: Rest | None = None
     """None lets no problem rest."""
     retire_at: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
@@ -258,16 +259,17 @@ class Template(Section):
     """How a question becomes a prompt."""
 
     type: Literal["r1_zero", "r1_zero_think", "qwen_math", "chat", "none", "jinja"]
-    """``r1_zero`` is word for word the paper's, ``r1_zero_think`` also begins the answer with ``<think>``."""
+    """``r1_zero`` is word for word the paper's, ``r1_zero_think`` also begins the completion with ``<think>``."""
     path: str | None = None
     """The file of type ``jinja``, in the current directory or beside the recipe; it sees ``question``, ``messages`` and
     the special tokens."""
     system: str | None = None
     """A system message for type ``chat``."""
     prefill: str = ""
-    """Text that begins the answer (types ``chat`` and ``jinja``); graders see it, the policy is not trained on it."""
+    """Text that begins the completion (types ``chat`` and ``jinja``); graders see it, the policy is not trained on
+    it."""
     stop: list[str] | None = None
-    """Strings that end an answer; None takes the template's own."""
+    """Strings that end a completion; None takes the template's own."""
 
     @model_validator(mode="after")
     def _fits(self) -> Template:

@@ -98,10 +98,10 @@ class LearnerConfig(Section):
     micro_batch_tokens: PositiveInt = 8192
     """Most positions, padding included, that one forward and backward pass computes."""
     packing: Literal["shared", "bucketed", "packed"] = "shared"
-    """``shared``: answers one after another in one row, the prompt of a group once; ``packed``: the same with each
-    prompt, kept apart by their positions; ``bucketed``: one answer a row, rows of like length together. The backward
-    pass of shared prompts' attention is made of plain matrix products, the quickest on a CPU; on a GPU, where torch's
-    own is quick, ``bucketed`` is the safe choice for long prompts and answers."""
+    """``shared``: completions one after another in one row, the prompt of a group once; ``packed``: the same with each
+    prompt, kept apart by their positions; ``bucketed``: one completion a row, rows of like length together. The
+    backward pass of shared prompts' attention is made of plain matrix products, the quickest on a CPU; on a GPU, where
+    torch's own is quick, ``bucketed`` is the safe choice for long prompts and completions."""
     head_chunk: PositiveInt = 256
     """Tokens whose logits exist at the same time, in float32: 256 of a vocabulary of 150,000 take 0.15 GB, and the
     passes up to three times as much."""
@@ -110,7 +110,7 @@ class LearnerConfig(Section):
 
 
 class Sft(Section):
-    """Settings of ``rlvr sft``: rows of prompt and answer."""
+    """Settings of ``rlvr sft``: rows of prompt and completion."""
 
     path: str
     """JSON lines."""
@@ -122,10 +122,11 @@ class Sft(Section):
 
 
 class Dpo(Section):
-    """Settings of ``rlvr dpo``: rows of prompt, chosen and rejected answer; the reference is the starting policy."""
+    """Settings of ``rlvr dpo``: rows of prompt, chosen and rejected completion; the reference is the starting
+    policy."""
 
     path: str
-    """JSON lines; prompts are text or chat messages, answers text or a list of one assistant message."""
+    """JSON lines; prompts are text or chat messages, completions text or a list of one assistant message."""
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
@@ -265,14 +266,14 @@ class Recipe(Section):
                 )
             if isinstance(shaping, RepetitionStopped) and rollout.repetition is None:
                 raise ValueError(
-                    "rollout.repetition must be set with shaping 'repetition_stop', got null: no answer would end for "
-                    "that reason; use rollout.repetition: {count: 16}, or shaping 'repetition'"
+                    "rollout.repetition must be set with shaping 'repetition_stop', got null: no completion would end "
+                    "for that reason; use rollout.repetition: {count: 16}, or shaping 'repetition'"
                 )
             most = shaping.max_tokens if isinstance(shaping, CosineLength) and shaping.exceeded is not None else 0
             if isinstance(shaping, CosineLength) and most > rollout.max_new_tokens:
                 raise ValueError(
                     f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
-                    f"{shaping.max_tokens}: no answer could get `exceeded`"
+                    f"{shaping.max_tokens}: no completion could get `exceeded`"
                 )
         if (filters := rollout.filters()) and (weighs := algorithm.weighs_behaviour()) is not None:
             name, value = next(iter(filters.items()))

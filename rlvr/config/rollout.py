@@ -1,4 +1,4 @@
-"""Recipe sections: who scores the answers and how answers are sampled."""
+"""Recipe sections: who scores the completions and how completions are sampled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlvr.config.speculative import Speculative
 
 
 class Rewards(Section):
-    """Who scores the answers, in killable processes beside the run."""
+    """Who scores the completions, in killable processes beside the run."""
 
     terms: Annotated[list[RewardTerm], Field(min_length=1)]
     workers: PositiveInt = 1
@@ -82,7 +82,7 @@ class VllmServersConfig(_Vllm):
     spawn: NonNegativeInt = 0
     """Servers that the run itself starts on this host, each on a free port; they end with it."""
     max_model_len: PositiveInt | None = None
-    """Most tokens of prompt and answer; None takes the longest prompt and answer of the recipe's problems."""
+    """Most tokens of prompt and completion; None takes the longest prompt and completion of the recipe's problems."""
     transfer: Literal["file", "nccl"] = "file"
     """How weights reach a server: a file that it reads, or vLLM's NCCL broadcast between GPUs."""
     folder: str | None = None
@@ -91,7 +91,7 @@ class VllmServersConfig(_Vllm):
     address: str | None = None
     """Where servers reach this host for NCCL; None asks the system."""
     timeout: PositiveFloat = 120.0
-    """Seconds without an answer after which a server is taken to hang, and its requests go elsewhere. A step of its
+    """Seconds without a response after which a server is taken to hang, and its requests go elsewhere. A step of its
     model and the loading of weights must take less."""
     wait: PositiveFloat = 600.0
     """Seconds that the run waits for a server: for each at the start, for any when none is there."""
@@ -120,14 +120,14 @@ class HfEngineConfig(Section):
 
 
 class RepetitionStopConfig(Section):
-    """An answer ends, with a finish reason of its own, once its last tokens are the same pattern again and again."""
+    """A completion ends, with a finish reason of its own, once its last tokens are the same pattern again and again."""
 
     shortest: PositiveInt = 1
     """Tokens of the shortest pattern that is looked for."""
     longest: PositiveInt = 64
     """Tokens of the longest one; looking costs up to so many comparisons a token."""
     count: Annotated[int, Field(ge=2)] = 16
-    """Copies in a row that end the answer."""
+    """Copies in a row that end the completion."""
 
     @model_validator(mode="after")
     def _range(self) -> RepetitionStopConfig:
@@ -137,13 +137,13 @@ class RepetitionStopConfig(Section):
 
 
 class Rollout(Section):
-    """How answers are sampled."""
+    """How completions are sampled."""
 
     engine: Annotated[VllmEngineConfig | VllmServersConfig | HfEngineConfig, Field(discriminator="type")]
     prompts_per_step: PositiveInt
     """Problems a step, P."""
     group_size: PositiveInt
-    """Answers to each problem, G."""
+    """Completions to each problem, G."""
     max_new_tokens: PositiveInt
     temperature: PositiveFloat = 1.0
     """Engine and learner divide logits by it; an evaluation may be greedy, training never."""
@@ -157,13 +157,13 @@ class Rollout(Section):
     schedule: Schedule = Synchronous()
     """When the engine samples and when the learner trains."""
     stall_timeout: PositiveFloat = 3600.0
-    """Seconds without the end of any answer or grading after which the run stops, naming what it waits for; each tenth
-    of it is told."""
+    """Seconds without the end of any completion or grading after which the run stops, naming what it waits for; each
+    tenth of it is told."""
     repetition: RepetitionStopConfig | None = None
-    """End answers that repeat themselves (Kimi k1.5), in training, not in evaluations; None lets them run on. A penalty
-    is `algorithm.shaping: [{type: repetition_stop}]`."""
+    """End completions that repeat themselves (Kimi k1.5), in training, not in evaluations; None lets them run on. A
+    penalty is `algorithm.shaping: [{type: repetition_stop}]`."""
     workflow: ImportPath | None = None
-    """What happens between prompt and verdict; None is G answers to one prompt."""
+    """What happens between prompt and verdict; None is G completions to one prompt."""
     self_test: bool = True
     """Prove at the start that the engine follows each group of parameters."""
     probe: PositiveInt = 4
@@ -180,8 +180,8 @@ class Rollout(Section):
     def _can_vary(self) -> Rollout:
         if self.top_k == 1:
             raise ValueError(
-                "top_k must be 0 (all tokens) or at least 2, got 1: every answer of a group would be the greedy one, "
-                "and nothing could be learned from comparing them"
+                "top_k must be 0 (all tokens) or at least 2, got 1: every completion of a group would be the greedy "
+                "one, and nothing could be learned from comparing them"
             )
         return self
 
@@ -201,6 +201,6 @@ class Rollout(Section):
         if stop is not None and stop.shortest * stop.count > self.max_new_tokens:
             raise ValueError(
                 f"repetition.count must be at most max_new_tokens / shortest = {self.max_new_tokens // stop.shortest}, "
-                f"got {stop.count}: no answer could repeat itself so often"
+                f"got {stop.count}: no completion could repeat itself so often"
             )
         return self

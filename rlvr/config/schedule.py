@@ -54,16 +54,16 @@ class OneStepAhead(_Schedule):
 
     @property
     def bound(self) -> int:
-        """One: the next step's answers are sampled before this step's update."""
+        """One: the next step's completions are sampled before this step's update."""
         return 1
 
 
 class _Bounded(_Schedule):
-    """A schedule in which an answer may live through several versions."""
+    """A schedule in which a completion may live through several versions."""
 
     oversample: Annotated[float, Field(ge=1.0)] = 2.0
     """Groups on their way, as a multiple of `rollout.prompts_per_step`: more keep the engine's batch full while long
-    answers end, and make tokens older."""
+    completions end, and make tokens older."""
     max_staleness: NonNegativeInt = 4
     """Most versions that a trained token may be older than the policy that trains on it."""
     on_stale: OnStale = "wait"
@@ -94,24 +94,24 @@ class _Bounded(_Schedule):
 
 
 class Partial(_Bounded):
-    """The engine stops as soon as enough groups have finished; unfinished answers wait in the buffer with their tokens
-    and go on at the next step, under its weights (Kimi k1.5, 2501.12599, section 2.6.2; APRIL, 2509.18521)."""
+    """The engine stops as soon as enough groups have finished; unfinished completions wait in the buffer with their
+    tokens and go on at the next step, under its weights (Kimi k1.5, 2501.12599, section 2.6.2; APRIL, 2509.18521)."""
 
     type: Literal["partial"]
     tokens: PositiveInt | None = None
-    """Most tokens that an answer grows by at a time (Kimi's budget), so that where answers are cut depends on nothing
-    but token counts; None cuts them at the moment at which enough groups have finished (APRIL)."""
+    """Most tokens that a completion grows by at a time (Kimi's budget), so that where completions are cut depends on
+    nothing but token counts; None cuts them at the moment at which enough groups have finished (APRIL)."""
 
 
 class Asynchronous(_Bounded):
-    """The engine never stops; new weights reach it in the middle of answers (AReaL, 2505.24298; PipelineRL,
+    """The engine never stops; new weights reach it in the middle of completions (AReaL, 2505.24298; PipelineRL,
     2509.19128)."""
 
     type: Literal["asynchronous"]
     overlaps: ClassVar[bool] = True
     cache: Literal["keep", "recompute"] = "keep"
-    """What new weights do to the keys and values of answers under way: those of the old weights are kept (PipelineRL),
-    or computed again with the new ones (AReaL)."""
+    """What new weights do to the keys and values of completions under way: those of the old weights are kept
+    (PipelineRL), or computed again with the new ones (AReaL)."""
 
 
 Schedule = Annotated[Synchronous | OneStepAhead | Partial | Asynchronous, Field(discriminator="type")]

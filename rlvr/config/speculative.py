@@ -14,7 +14,7 @@ from rlvr.config.base import Section
 
 
 class NgramDrafts(Section):
-    """What followed the same last tokens earlier in prompt and answer: no other model, good where texts repeat."""
+    """What followed the same last tokens earlier in prompt and completion: no other model, good where texts repeat."""
 
     type: Literal["ngram"]
     tokens: PositiveInt = 4
@@ -32,7 +32,7 @@ class NgramDrafts(Section):
 
 
 class SuffixDrafts(Section):
-    """What followed in this and earlier answers, by suffix trees (SuffixDecoding, 2411.04975); needs the package
+    """What followed in this and earlier completions, by suffix trees (SuffixDecoding, 2411.04975); needs the package
     arctic-inference."""
 
     type: Literal["suffix"]

@@ -36,7 +36,7 @@ COST_RULES = (DISK, MEMORY)
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Estimates; a step's seconds are those of a run alone on this machine at the start, when answers are short."""
+    """Estimates; a step's seconds are those of a run alone on this machine at the start, when completions are short."""
 
     generate_seconds: float
     learn_seconds: float
@@ -56,7 +56,7 @@ def estimate(
 ) -> Cost:  # fmt: skip
     """What `recipe` will take, judged by a few groups: their lengths, their speed, and one pass of the learner."""
     rollouts = [one for group in groups for one in group.rollouts]
-    answers = recipe.rollout.prompts_per_step * recipe.rollout.group_size
+    completions = recipe.rollout.prompts_per_step * recipe.rollout.group_size
     length = sum(len(one.ids) for one in rollouts) / len(rollouts)
     before = sum(len(one.prompt_ids) for one in rollouts) / len(rollouts)
     per_group = 1 if recipe.learner.packing == "shared" else recipe.rollout.group_size
@@ -73,7 +73,7 @@ def estimate(
     else:
         engine = memory.engine + cache * 2**30
     return Cost(
-        generate_seconds=answers * length / tokens_per_second if tokens_per_second else 0.0,
+        generate_seconds=completions * length / tokens_per_second if tokens_per_second else 0.0,
         learn_seconds=positions * passes * compared.seconds_per_token,
         learner_bytes=memory.learner + trained * memory.activations,
         engine_bytes=engine,

@@ -1,6 +1,6 @@
-"""``rlvr doctor RECIPE``: everything that can be known before a run, up to a few groups of real answers.
+"""``rlvr doctor RECIPE``: everything that can be known before a run, up to a few groups of real completions.
 
-settings -> data, references, prompts -> verifiers on made answers        (the cheap half: `rlvr.rules.preflight`)
+settings -> data, references, prompts -> verifiers on made completions        (the cheap half: `rlvr.rules.preflight`)
          -> the engine samples a few groups, graded                        (`sampled`)
          -> graded again by other processes, in another order
          -> the learner computes the same tokens                           (`learner`)
@@ -22,7 +22,7 @@ from rewards.pool import GradingPool, VerifierSpec, VerifierSpecError, WorkerSta
 from rlvr.config import Recipe
 from rlvr.doctor import cost, learner
 from rlvr.doctor.report import Report
-from rlvr.doctor.sampled import answers_wanted, check_sampled, expected_mixed, pass_rate
+from rlvr.doctor.sampled import check_sampled, completions_wanted, expected_mixed, pass_rate
 from rlvr.engines.protocol import EngineError
 from rlvr.errors import InputError
 from rlvr.problems.data import Data, all_terms
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 GROUPS = 8
 """Groups that are sampled unless asked otherwise."""
 PATIENCE = 30.0
-"""Seconds for made answers to each verifier."""
+"""Seconds for made completions to each verifier."""
 SHOWN = 2
 """Prompts that the report shows."""
 
@@ -59,8 +59,8 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "prefill_against_format": ("format_never_right", "none_right", "few_groups_teach"),
     "stop_cuts_answer": ("format_never_right", "none_right", "few_groups_teach"),
     "temperature_low": ("few_groups_teach", "group_too_small"),
-    "answers_identical": ("few_groups_teach", "group_too_small"),
-    "answers_empty": ("format_never_right", "none_right", "stop_never_appears", "few_groups_teach"),
+    "completions_identical": ("few_groups_teach", "group_too_small"),
+    "completions_empty": ("format_never_right", "none_right", "stop_never_appears", "few_groups_teach"),
     "all_truncated": ("format_never_right", "none_right", "few_groups_teach"),
     "format_never_right": ("none_right", "few_groups_teach"),
 }
@@ -154,8 +154,8 @@ def _sampled(
     """The findings of the half that needs an engine and a learner, part by part."""
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
     problems = spread(data.train, count)
-    size = answers_wanted(recipe.rollout.group_size)
-    say(f"sampling {len(problems)} x {size} answers")
+    size = completions_wanted(recipe.rollout.group_size)
+    say(f"sampling {len(problems)} x {size} completions")
     started = time.perf_counter()
     groups = rollouts.sample([(one, 0) for one in problems], size, rollouts.sampling)
     speed = sum(len(one.ids) for group in groups for one in group.rollouts) / (time.perf_counter() - started)
@@ -183,7 +183,7 @@ def _facts(recipe: Recipe, groups: Sequence[RolloutGroup], speed: float) -> list
     rate = pass_rate(groups)
     lengths = sorted(len(one.ids) for one in rollouts)
     cut = sum(one.is_truncated for one in rollouts) / len(rollouts)
-    rows = [("answers", f"{len(groups)} problems x {len(groups[0].rollouts)}, {speed:.0f} tokens/s")]
+    rows = [("completions", f"{len(groups)} problems x {len(groups[0].rollouts)}, {speed:.0f} tokens/s")]
     if rate is not None and rewards:
         mixed = expected_mixed(groups, recipe.rollout.group_size)
         rows.append(("rewards", f"{rate:.0%} right, mean reward {statistics.fmean(rewards):.3f}"))
@@ -196,7 +196,8 @@ def _facts(recipe: Recipe, groups: Sequence[RolloutGroup], speed: float) -> list
 
 
 def _graded_again(recipe: Recipe, groups: Sequence[RolloutGroup]) -> list[Finding]:
-    """Each answer graded by new processes in the other order: what differs was not decided by text and reference."""
+    """Each completion graded by new processes in the other order: what differs was not decided by text and
+    reference."""
     terms = {one.name: one for one in all_terms(recipe)}
     graded = [
         (name, rollout.text, group.problem.reference, verdict)

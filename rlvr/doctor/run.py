@@ -10,7 +10,7 @@ from typing import Any
 
 from rlvr.config import Recipe, RecipeError, load_recipe
 from rlvr.doctor import suspicious
-from rlvr.doctor.answers import Answer, examples, place, read_latest
+from rlvr.doctor.examples import LoggedRollout, examples, place, read_latest
 from rlvr.rules import rules
 from rlvr.rules.finding import Finding, Grade
 from rlvr.rules.history import History
@@ -23,7 +23,7 @@ SLOW_GRADING = Rule(
     grade=Grade.SLOWS,
     fires=f"after the last token, graders take {at('grading_share'):g} of the time of the last {at('window'):g} steps",
     advice="Raise rewards.workers up to the cores of the machine, lower rewards.timeout, or make the verifier faster: "
-    "`python -m rewards grade` prints the seconds of each answer.",
+    "`python -m rewards grade` prints the seconds of each completion.",
 )
 ENDED = Rule(
     name="ended_by_error",
@@ -51,15 +51,15 @@ def examine(folder: Path) -> list[Finding]:
     """
     recipe = _recipe_of(folder)
     lines = read_metrics(folder)
-    answers = read_latest(folder / "rollouts.jsonl")
+    rollouts = read_latest(folder / "rollouts.jsonl")
     found = [
-        *_how_it_ended(folder), *_old_versions(recipe, answers), *_replayed(recipe, lines), *_timed(lines),
-        *suspicious.look(answers, recipe),
+        *_how_it_ended(folder), *_old_versions(recipe, rollouts), *_replayed(recipe, lines), *_timed(lines),
+        *suspicious.look(rollouts, recipe),
     ]  # fmt: skip
     merged: dict[str, Finding] = {}
     for finding in found:
         merged.setdefault(finding.rule, finding)
-    shown = [_with_examples(one, answers, recipe) for one in suspicious.causes_of(rules.causes_of([*merged.values()]))]
+    shown = [_with_examples(one, rollouts, recipe) for one in suspicious.causes_of(rules.causes_of([*merged.values()]))]
     return sorted(shown, key=lambda finding: list(Grade).index(finding.grade))
 
 
@@ -84,15 +84,15 @@ def _how_it_ended(folder: Path) -> list[Finding]:
     return [dataclasses.replace(finding, grade=Grade.STOPS)]
 
 
-def _old_versions(recipe: Recipe, answers: Sequence[Answer]) -> list[Finding]:
+def _old_versions(recipe: Recipe, rollouts: Sequence[LoggedRollout]) -> list[Finding]:
     """A stale engine by the versions of its tokens, where the schedule has the engine one update behind."""
-    steps = {one["step"] for one in answers}
-    last = [one for one in answers if one["step"] == max(steps)]
+    steps = {one["step"] for one in rollouts}
+    last = [one for one in rollouts if one["step"] == max(steps)]
     newest = max((version for one in last for version, _ in one["versions"]), default=0)
     if recipe.rollout.schedule.bound > 0 or len(steps) < at("steps") or newest >= max(steps) - 1:
         return []
     rule = next(rule for rule in rules.RULES if rule.name == "stale_engine")
-    message = f"all answers of step {max(steps)} were sampled by weights of version {newest} or older"
+    message = f"all completions of step {max(steps)} were sampled by weights of version {newest} or older"
     return [rule.found(message, evidence=[f"{place(one)}: versions {one['versions']}" for one in last[:2]])]
 
 
@@ -140,5 +140,5 @@ def _timed(lines: Sequence[Mapping[str, Any]]) -> list[Finding]:
     return [SLOW_GRADING.found(message, evidence=evidence)]
 
 
-def _with_examples(finding: Finding, answers: Sequence[Answer], recipe: Recipe) -> Finding:
-    return dataclasses.replace(finding, evidence=(*finding.evidence, *examples(finding.rule, answers, recipe)))
+def _with_examples(finding: Finding, rollouts: Sequence[LoggedRollout], recipe: Recipe) -> Finding:
+    return dataclasses.replace(finding, evidence=(*finding.evidence, *examples(finding.rule, rollouts, recipe)))

@@ -1,4 +1,4 @@
-"""Rules over a few groups of sampled and graded answers: what the policy writes at the start."""
+"""Rules over a few groups of sampled and graded completions: what the policy writes at the start."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CUT_ALL, CUT_OFTEN = 0.9, 0.4
-"""Shares of answers that hit the token limit: practically all; so many without success that the limit is in the way."""
+"""Shares of completions that hit the token limit: practically all; so many without success that the limit is in the
+way."""
 EVIDENCE = 32
-"""Answers from which 'none' says something."""
+"""Completions from which 'none' says something."""
 MIXED = 0.25
-"""Share of groups with right and wrong answers below which most of a step's work is for nothing."""
+"""Share of groups with right and wrong completions below which most of a step's work is for nothing."""
 NO_FORM = 0.9
 ALIKE_ALL, ALIKE_OFTEN = 0.95, 0.6
 EMPTY_ALL, EMPTY_OFTEN = 0.95, 0.3
@@ -34,46 +35,46 @@ RUNS_THROUGH = 0.2
 
 ALL_CUT = Rule(
     "all_truncated", Grade.STOPS,
-    f"at least {CUT_ALL:.0%} of the answers end at `rollout.max_new_tokens`; slows learning where some are right",
-    "raise rollout.max_new_tokens, or, where the answers are long finished by then, set template.stop to what they end "
-    "with",
+    f"at least {CUT_ALL:.0%} of the completions end at `rollout.max_new_tokens`; slows learning where some are right",
+    "raise rollout.max_new_tokens, or, where the completions are long finished by then, set template.stop to what they "
+    "end with",
 )  # fmt: skip
 OFTEN_CUT = Rule(
     "often_truncated", Grade.SLOWS,
-    f"at least {CUT_OFTEN:.0%} of the answers are cut at the limit and not right; a note where at least {MIXED:.0%} of "
-    "the groups are expected to have different rewards: a policy that is compared learns to be brief",
-    "raise rollout.max_new_tokens, or set template.stop to what answers end with",
+    f"at least {CUT_OFTEN:.0%} of the completions are cut at the limit and not right; a note where at least "
+    f"{MIXED:.0%} of the groups are expected to have different rewards: a policy that is compared learns to be brief",
+    "raise rollout.max_new_tokens, or set template.stop to what completions end with",
 )  # fmt: skip
 STOP_UNSEEN = Rule(
     "stop_never_appears", Grade.SLOWS,
-    "no answer holds a string of `template.stop`; a note where most answers end by themselves",
-    "set template.stop to what the answers end with: read them by `rlvr generate RECIPE --output FILE`",
+    "no completion holds a string of `template.stop`; a note where most completions end by themselves",
+    "set template.stop to what the completions end with: read them by `rlvr generate RECIPE --output FILE`",
 )  # fmt: skip
 END_IGNORED = Rule(
     "end_token_ignored", Grade.SLOWS,
-    f"at least {RUNS_THROUGH:.0%} of the answers go on behind a special token that ends turns, texts or sequences",
-    "make it an eos_token_id of generation_config.json in the model's folder, so that it ends an answer",
+    f"at least {RUNS_THROUGH:.0%} of the completions go on behind a special token that ends turns, texts or sequences",
+    "make it an eos_token_id of generation_config.json in the model's folder, so that it ends a completion",
 )  # fmt: skip
 EMPTY = Rule(
-    "answers_empty", Grade.STOPS,
-    f"at least {EMPTY_ALL:.0%} of the answers have no text; from {EMPTY_OFTEN:.0%} on it slows learning",
+    "completions_empty", Grade.STOPS,
+    f"at least {EMPTY_ALL:.0%} of the completions have no text; from {EMPTY_OFTEN:.0%} on it slows learning",
     "look at the end of the prompt: a template that ends with the end of a turn, or with a stop string, leaves nothing "
     "to say",
 )  # fmt: skip
 ALIKE = Rule(
-    "answers_identical", Grade.STOPS,
-    f"in at least {ALIKE_ALL:.0%} of the groups all answers have the same tokens; from {ALIKE_OFTEN:.0%} on it slows "
-    "learning",
+    "completions_identical", Grade.STOPS,
+    f"in at least {ALIKE_ALL:.0%} of the groups all completions have the same tokens; from {ALIKE_OFTEN:.0%} on it "
+    "slows learning",
     "raise rollout.temperature to 1.0; if it is, the policy is certain already and has nothing left to try",
 )  # fmt: skip
 ALL_RIGHT = Rule(
-    "all_right", Grade.STOPS, f"all answers, {EVIDENCE} or more, get full marks; from 95 % on it slows learning",
+    "all_right", Grade.STOPS, f"all completions, {EVIDENCE} or more, get full marks; from 95 % on it slows learning",
     "take harder problems, or a verifier that demands more: there is nothing to learn",
 )  # fmt: skip
 NONE_RIGHT = Rule(
     "none_right", Grade.STOPS,
-    f"all answers, {EVIDENCE} or more, get the same reward and none full marks; with fewer answers, or where only "
-    "terms behind the first tell them apart, it slows learning",
+    f"all completions, {EVIDENCE} or more, get the same reward and none full marks; with fewer completions, or where "
+    "only terms behind the first tell them apart, it slows learning",
     "take easier problems or a better base model, fine-tune on solutions first (`rlvr sft`), or give partial credit",
 )  # fmt: skip
 TOO_SMALL = Rule(
@@ -90,18 +91,18 @@ FEW_MIXED = Rule(
 )  # fmt: skip
 NO_FORMAT = Rule(
     "format_never_right", Grade.STOPS,
-    "a reward term calls all answers NO_ANSWER, UNREADABLE or BAD_FORMAT; slows learning from "
-    f"{NO_FORM:.0%} on, and where other terms tell answers apart",
-    "read the answers beside what the verifier asks for: template, prefill, stop strings and the verifier's arguments "
-    "have to agree; a base model may need `rlvr sft` on a few examples",
+    "a reward term calls all completions NO_ANSWER, UNREADABLE or BAD_FORMAT; slows learning from "
+    f"{NO_FORM:.0%} on, and where other terms tell completions apart",
+    "read the completions beside what the verifier asks for: template, prefill, stop strings and the verifier's "
+    "arguments have to agree; a base model may need `rlvr sft` on a few examples",
 )  # fmt: skip
 PREFILL_TWICE = Rule(
-    "prefill_repeated", Grade.SLOWS, "at least half of the answers write the prefill once more",
+    "prefill_repeated", Grade.SLOWS, "at least half of the completions write the prefill once more",
     "leave template.prefill out (or use r1_zero for r1_zero_think): this model begins so by itself",
 )  # fmt: skip
 UNSCORED = Rule(
-    "answers_unscored", Grade.STOPS,
-    "more answers than `rewards.max_unscored` allows could not be scored: the run would stop; a note below",
+    "completions_unscored", Grade.STOPS,
+    "more completions than `rewards.max_unscored` allows could not be scored: the run would stop; a note below",
     "correct the verifier or its machinery: the message shows its error",
 )  # fmt: skip
 GRADER_DIES = Rule(
@@ -117,16 +118,16 @@ SAMPLED_RULES = (
 _FORMLESS = (Outcome.NO_ANSWER, Outcome.UNREADABLE, Outcome.BAD_FORMAT)
 
 
-def answers_wanted(group_size: int) -> int:
-    """Answers to each problem from which the variance of a group of `group_size` is estimated."""
+def completions_wanted(group_size: int) -> int:
+    """Completions to each problem from which the variance of a group of `group_size` is estimated."""
     return max(group_size, min(2 * group_size, 16), 8)
 
 
 def mixed_share(rewards: Sequence[float], size: int) -> float:
-    """Probability that `size` of n answers, drawn without replacement, do not all have one reward.
+    """Probability that `size` of n completions, drawn without replacement, do not all have one reward.
 
     Exact: 1 - sum_v C(n_v, size) / C(n, size) over the different rewards v; unbiased for the probability of a group of
-    that size (a U-statistic, Hoeffding 1948). With fewer than `size` answers, draws are with replacement.
+    that size (a U-statistic, Hoeffding 1948). With fewer than `size` completions, draws are with replacement.
     """
     n = len(rewards)
     if n == 0 or size < 2:
@@ -138,13 +139,13 @@ def mixed_share(rewards: Sequence[float], size: int) -> float:
 
 
 def expected_mixed(groups: Sequence[RolloutGroup], size: int) -> float:
-    """Share of groups of `size` answers that have different rewards, from larger or equal groups."""
+    """Share of groups of `size` completions that have different rewards, from larger or equal groups."""
     rewards = [[reward for reward in group.rewards_G if reward is not None] for group in groups]
     return statistics.fmean([mixed_share(one, size) for one in rewards if one] or [0.0])
 
 
 def pass_rate(groups: Sequence[RolloutGroup]) -> float | None:
-    """Share of the judged answers with full marks of the first term; None if none was judged."""
+    """Share of the judged completions with full marks of the first term; None if none was judged."""
     judged = [right for group in groups for one in group.rollouts if (right := one.is_correct) is not None]
     return statistics.fmean(judged) if judged else None
 
@@ -152,7 +153,7 @@ def pass_rate(groups: Sequence[RolloutGroup]) -> float | None:
 def check_sampled(
     recipe: Recipe, groups: Sequence[RolloutGroup], renderer: Renderer, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Finding]:
-    """Findings over the answers of a few groups, each of `answers_wanted` answers."""
+    """Findings over the completions of a few groups, each of `completions_wanted` completions."""
     rollouts = [one for group in groups for one in group.rollouts]
     yield from _ends(recipe, groups, rollouts, renderer)
     yield from _tokens(groups, rollouts, renderer, tokenizer)
@@ -164,7 +165,7 @@ def check_sampled(
     twice = [one for one in rollouts if prefill and _sampled(one, prefill).lstrip().startswith(prefill)]
     if prefill and len(twice) >= len(rollouts) / 2:
         yield PREFILL_TWICE.found(
-            f"{_of(twice, rollouts)} answers begin with {prefill!r} though the template has written it",
+            f"{_of(twice, rollouts)} completions begin with {prefill!r} though the template has written it",
             evidence=shown(twice),
         )
 
@@ -179,7 +180,7 @@ def _of(some: Sequence[object], every: Sequence[object]) -> str:
 
 
 def shown(rollouts: Sequence[Rollout], count: int = 2) -> list[str]:
-    """The first answers in short: problem, how it ended, beginning and end."""
+    """The first completions in short: problem, how it ended, beginning and end."""
     lines = []
     for one in rollouts[:count]:
         text = one.text if len(one.text) <= 160 else f"{one.text[:90]} [...] {one.text[-60:]}"
@@ -199,22 +200,22 @@ def _ends(
     if len(cut) >= CUT_ALL * len(rollouts):
         some_right = len(lost) < len(cut) and recipe.algorithm.truncated == "train"
         yield ALL_CUT.found(
-            f"{_of(cut, rollouts)} answers are cut at rollout.max_new_tokens = {limit}",
+            f"{_of(cut, rollouts)} completions are cut at rollout.max_new_tokens = {limit}",
             evidence=shown(cut), grade=Grade.SLOWS if some_right else Grade.STOPS,
         )  # fmt: skip
     elif len(lost) >= CUT_OFTEN * len(rollouts):
         learns = expected_mixed(groups, recipe.rollout.group_size) >= MIXED
         yield OFTEN_CUT.found(
-            f"{_of(lost, rollouts)} answers are cut at rollout.max_new_tokens = {limit} without being right",
+            f"{_of(lost, rollouts)} completions are cut at rollout.max_new_tokens = {limit} without being right",
             evidence=shown(lost), grade=Grade.NOTE if learns else Grade.SLOWS,
         )  # fmt: skip
     unseen = [stop for stop in renderer.stop if not any(stop in one.text for one in rollouts)]
-    # answers that are cut before they say anything are too short for a stop string, not without one
+    # completions that are cut before they say anything are too short for a stop string, not without one
     finished = [one for one in cut if any(verdict.outcome not in _FORMLESS for verdict in one.verdicts.values())]
     if renderer.stop and len(unseen) == len(renderer.stop) and (finished or len(cut) < CUT_ALL * len(rollouts)):
         often = len(cut) >= len(rollouts) / 2
         yield STOP_UNSEEN.found(
-            f"none of {len(rollouts)} answers holds {' or '.join(map(repr, unseen))}"
+            f"none of {len(rollouts)} completions holds {' or '.join(map(repr, unseen))}"
             + (_instead(unseen, rollouts) or ("" if often else "; they end by a token")),
             evidence=shown(cut if often else rollouts),
             grade=Grade.SLOWS if often or _instead(unseen, rollouts) else Grade.NOTE,
@@ -222,7 +223,7 @@ def _ends(
 
 
 def _instead(stops: Sequence[str], rollouts: Sequence[Rollout]) -> str:
-    """A tag like one of the stop strings that a part of the answers holds."""
+    """A tag like one of the stop strings that a part of the completions holds."""
     for tag in ("</answer>", "</think>", "</solution>", *TURN_ENDS):
         holding = [one for one in rollouts if tag in one.text]
         if len(holding) >= 0.1 * len(rollouts) and any(
@@ -243,21 +244,21 @@ def _tokens(
     if len(passed) >= RUNS_THROUGH * len(rollouts):
         name, _ = Counter(ending[tokens[0]] for _, tokens in passed).most_common(1)[0]
         yield END_IGNORED.found(
-            f"{_of(passed, rollouts)} answers go on behind {name!r}, which ends none",
+            f"{_of(passed, rollouts)} completions go on behind {name!r}, which ends none",
             evidence=shown([one for one, _ in passed]),
         )
     prefill = renderer.render(groups[0].problem).prefill
     empty = [one for one in rollouts if not _behind(one.text, prefill).strip()]
     if len(empty) >= EMPTY_OFTEN * len(rollouts):
         yield EMPTY.found(
-            f"{_of(empty, rollouts)} answers have no text",
+            f"{_of(empty, rollouts)} completions have no text",
             evidence=shown(empty), grade=Grade.STOPS if len(empty) >= EMPTY_ALL * len(rollouts) else Grade.SLOWS,
         )  # fmt: skip
     groups = [group for group in groups if len(group.rollouts) > 1]
     alike = [group for group in groups if len({one.ids for one in group.rollouts}) == 1]
     if groups and len(alike) >= ALIKE_OFTEN * len(groups) and len(empty) < len(rollouts):
         yield ALIKE.found(
-            f"in {_of(alike, groups)} groups all {len(alike[0].rollouts)} answers are the same",
+            f"in {_of(alike, groups)} groups all {len(alike[0].rollouts)} completions are the same",
             evidence=shown([group.rollouts[0] for group in alike]),
             grade=Grade.STOPS if len(alike) >= ALIKE_ALL * len(groups) else Grade.SLOWS,
         )
@@ -273,7 +274,7 @@ def _machinery(recipe: Recipe, rollouts: Sequence[Rollout]) -> Iterator[Finding]
         verdict = next(one for one in unscored[0].verdicts.values() if not one.outcome.is_scored)
         too_many = len(unscored) > recipe.rewards.max_unscored * len(rollouts)
         yield UNSCORED.found(
-            f"{_of(unscored, rollouts)} answers could not be scored, rewards.max_unscored allows "
+            f"{_of(unscored, rollouts)} completions could not be scored, rewards.max_unscored allows "
             f"{recipe.rewards.max_unscored:.0%}",
             evidence=[str(verdict.detail.get("error", dict(verdict.detail)))[-300:]],
             grade=Grade.STOPS if too_many else Grade.NOTE,
@@ -299,21 +300,21 @@ def _rewards(recipe: Recipe, groups: Sequence[RolloutGroup], rollouts: Sequence[
     if rate >= 0.95:
         constant = len(rewards) == 1
         yield ALL_RIGHT.found(
-            f"{rate:.0%} of {len(rollouts)} answers get full marks", evidence=shown(rollouts),
+            f"{rate:.0%} of {len(rollouts)} completions get full marks", evidence=shown(rollouts),
             grade=Grade.STOPS if constant and enough else Grade.SLOWS,
         )  # fmt: skip
         if constant:
             return
     elif len(rewards) == 1:
         yield NONE_RIGHT.found(
-            f"all {len(rollouts)} answers get reward {rewards.pop():g}, {rate:.0%} of them full marks",
+            f"all {len(rollouts)} completions get reward {rewards.pop():g}, {rate:.0%} of them full marks",
             evidence=shown(rollouts), grade=Grade.STOPS if enough else Grade.SLOWS,
         )  # fmt: skip
         return
     elif rate == 0.0 and enough and len(_first_scores(rollouts)) == 1:
         yield NONE_RIGHT.found(
-            f"none of {len(rollouts)} answers gets full marks or a part of them from {recipe.rewards.terms[0].name!r}; "
-            "only other terms tell answers apart",
+            f"none of {len(rollouts)} completions gets full marks or a part of them from "
+            f"{recipe.rewards.terms[0].name!r}; only other terms tell completions apart",
             evidence=shown(rollouts), grade=Grade.SLOWS,
         )  # fmt: skip
     if isinstance(recipe.algorithm.baseline, OUTSIDE_THE_GROUP):
@@ -350,7 +351,7 @@ def _forms(recipe: Recipe, rollouts: Sequence[Rollout]) -> Iterator[Finding]:
         reason = reasons.most_common(1)[0][0]
         stops = len(bad) == len(judged) and len(rewards) <= 1 and len(judged) >= EVIDENCE
         yield NO_FORMAT.found(
-            f"reward term {term.name!r} finds no answer it can read in {_of(bad, judged)} answers ("
+            f"reward term {term.name!r} finds no answer it can read in {_of(bad, judged)} completions ("
             + ", ".join(f"{name} {count}" for name, count in counts.items())
             + (f"; mostly: {reason}" if reason else "") + ")",
             evidence=shown(bad), grade=Grade.STOPS if stops else Grade.SLOWS,

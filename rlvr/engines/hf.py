@@ -32,7 +32,7 @@ from transformers import (
 from rlvr.dtypes import DTYPES, DtypeName
 from rlvr.engines.protocol import NO_VERSION, EngineError
 from rlvr.engines.repetition import repeats
-from rlvr.engines.stop_strings import answer_text, check_fits, check_lengths
+from rlvr.engines.stop_strings import check_fits, check_lengths, completion_text
 from rlvr.engines.token_sampler import draw, next_number
 from rlvr.engines.weights import Manifest, checked, read_manifest
 from rlvr.records import Completion, FinishReason, Request, Sampling
@@ -85,7 +85,7 @@ class HfEngine:
 
     @property
     def model_len(self) -> int:
-        """Most tokens, prompt and answer together, of one request."""
+        """Most tokens, prompt and completion together, of one request."""
         limit = int(self._running().config.max_position_embeddings)
         return min(limit, self._max_model_len or limit)
 
@@ -164,7 +164,7 @@ class HfEngine:
             ids=tuple(row.ids),
             behaviour_logprobs=tuple(row.logprobs),
             weight_version=(version,) * len(row.ids),
-            text=answer_text(self._tokenizer, row.ids, stops),
+            text=completion_text(self._tokenizer, row.ids, stops),
             finish_reason=row.finish_reason,
         )
 

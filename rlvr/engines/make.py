@@ -20,7 +20,7 @@ TRANSFERS = {"file": FILE_BACKEND, "nccl": NCCL_BACKEND}
 
 
 def most_new_tokens(recipe: Recipe) -> int:
-    """The longest answer that training or an eval set may ask for."""
+    """The longest completion that training or an eval set may ask for."""
     return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
 
 
@@ -57,8 +57,8 @@ def _servers(
 
     if own.max_model_len is not None and own.max_model_len < model_len:
         raise RecipeError(
-            f"rollout.engine.max_model_len must be at least {model_len}, the longest prompt and answer of the recipe's "
-            f"problems, got {own.max_model_len}"
+            f"rollout.engine.max_model_len must be at least {model_len}, the longest prompt and completion of the "
+            f"recipe's problems, got {own.max_model_len}"
         )
     if settings.transfer == "nccl" and not torch.cuda.is_available():
         raise RecipeError("rollout.engine.transfer: nccl needs a GPU beside the learner; use transfer: file")
@@ -122,7 +122,7 @@ def serve_recipe(recipe: Recipe, host: str, port: int | None) -> None:
 
 
 def _needed_length(recipe: Recipe) -> int:
-    """Tokens of the longest prompt and answer of the recipe's problems, at most what the model takes."""
+    """Tokens of the longest prompt and completion of the recipe's problems, at most what the model takes."""
     most = int(AutoConfig.from_pretrained(recipe.model.path).max_position_embeddings)
     data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), most)
     data.pool.close()

@@ -33,7 +33,7 @@ class EngineError(RlvrError, RuntimeError):
 
 
 class EngineDied(EngineError):
-    """The engine is gone or answers nothing any more; another start may help."""
+    """The engine is gone or no longer responds; another start may help."""
 
 
 class Engine(Protocol):
@@ -45,7 +45,7 @@ class Engine(Protocol):
 
     @property
     def model_len(self) -> int:
-        """Most tokens, prompt and answer together, that one request may have."""
+        """Most tokens, prompt and completion together, that one request may have."""
 
     async def start(self) -> None:
         """Bring the engine up with the weights of the model folder. Raises `EngineError` with the reason."""

@@ -1,4 +1,4 @@
-"""When an answer repeats itself: the same tokens so many times in a row at its end (Kimi k1.5, 2501.12599)."""
+"""When a completion repeats itself: the same tokens so many times in a row at its end (Kimi k1.5, 2501.12599)."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class RestartingEngine:
 
     @property
     def model_len(self) -> int:
-        """Most tokens, prompt and answer together, of one request."""
+        """Most tokens, prompt and completion together, of one request."""
         return self.inner.model_len
 
     @property

@@ -1,4 +1,4 @@
-"""What all engines do alike: the text of an answer, and what they refuse before they start."""
+"""What all engines do alike: the text of a completion, and what they refuse before they start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Decoder(Protocol):
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
 
 
-def answer_text(tokenizer: Decoder, ids: Sequence[int], stops: Sequence[str]) -> str:
+def completion_text(tokenizer: Decoder, ids: Sequence[int], stops: Sequence[str]) -> str:
     """The decoded tokens without special ones, cut after the stop string that completes first, if one of `stops` does.
 
     The token that completes a stop string may go on after it: the ids keep that tail, the text does not.
@@ -26,7 +26,7 @@ def answer_text(tokenizer: Decoder, ids: Sequence[int], stops: Sequence[str]) ->
 
 
 def check_fits(request: Request, model_len: int) -> None:
-    """Raises `EngineError` if prompt and answer together may not fit the model."""
+    """Raises `EngineError` if prompt and completion together may not fit the model."""
     prompt, new = len(request.prompt_ids), request.sampling.max_new_tokens
     if not prompt or not new or prompt + new > model_len:
         raise EngineError(

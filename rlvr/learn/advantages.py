@@ -53,7 +53,7 @@ class ScoredGroup:
     rewards_G: list[float]
     """Shaped."""
     greedy_reward: float | None = None
-    """Shaped reward of the greedy answer, where there is one."""
+    """Shaped reward of the greedy completion, where there is one."""
     terms: tuple[tuple[float, list[float]], ...] = ()
     """(weight, scores_G) of each reward term, for baselines that look at them one by one."""
 
@@ -83,7 +83,7 @@ def log_mean_exp_baseline(rewards_G: Sequence[float], beta: float) -> list[float
 
 
 def length_weighted_baseline(rewards_G: Sequence[float], lengths_G: Sequence[int]) -> list[float]:
-    """sum_j len_j r_j / sum_j len_j for each rollout (OPO, 2505.23585); the mean where no answer has a token."""
+    """sum_j len_j r_j / sum_j len_j for each rollout (OPO, 2505.23585); the mean where no completion has a token."""
     total = sum(lengths_G)
     if total == 0:
         return mean_baseline(rewards_G)
@@ -94,11 +94,11 @@ def length_weighted_baseline(rewards_G: Sequence[float], lengths_G: Sequence[int
 
 
 def pass_at_k(rewards_G: Sequence[float], k: int, *, normalise: bool, epsilon: float) -> list[float]:
-    """Advantages when a group counts as all its subsets of k answers, each as good as its best (2508.10751).
+    """Advantages when a group counts as all its subsets of k completions, each as good as its best (2508.10751).
 
     With R(S) = max of r over S: A_i = mean of R over the subsets that hold i, minus the mean rho over all subsets;
-    with ``normalise`` divided by their standard deviation sigma plus epsilon. For c right answers of n with rewards 1
-    and 0: rho = 1 - C(n-c, k) / C(n, k), sigma = sqrt(rho (1 - rho)), A_right = (1 - rho) / sigma and
+    with ``normalise`` divided by their standard deviation sigma plus epsilon. For c right completions of n with rewards
+    1 and 0: rho = 1 - C(n-c, k) / C(n, k), sigma = sqrt(rho (1 - rho)), A_right = (1 - rho) / sigma and
     A_wrong = (1 - rho - C(n-c-1, k-1) / C(n-1, k-1)) / sigma. For other rewards the same sums, in order of size.
     """
     size, least = len(rewards_G), min(rewards_G)
@@ -200,7 +200,9 @@ def centre(group: ScoredGroup, config: Baseline, average: MovingAverage | None =
             baseline_G = [average.of(group.problem_id)] * len(rewards_G)
         case GreedyBaseline():
             if group.greedy_reward is None:
-                raise ValueError(f"baseline 'greedy': the group of problem {group.problem_id!r} has no greedy answer")
+                raise ValueError(
+                    f"baseline 'greedy': the group of problem {group.problem_id!r} has no greedy completion"
+                )
             baseline_G = [group.greedy_reward] * len(rewards_G)
         case NoBaseline():
             return list(rewards_G)

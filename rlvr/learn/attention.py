@@ -9,9 +9,9 @@ bounded (FlashAttention, 2205.14135, algorithm 4):
     dQ = scale dS K             dK = scale dS^T Q
 
 It registers itself with transformers as attention ``causal_cpu``; whatever it is not for goes to transformers' sdpa.
-Micro-batches with shared prompts come through here in every type and on every device: an answer's own queries see its
-prompt's keys and its own, and the prompt's queries are computed once. Of them the compact queries, keys and values are
-kept for the backward pass, not the rows that are made of them.
+Micro-batches with shared prompts come through here in every type and on every device: a completion's own queries see
+its prompt's keys and its own, and the prompt's queries are computed once. Of them the compact queries, keys and values
+are kept for the backward pass, not the rows that are made of them.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _register() -> None:
         lambda *inputs: tuple(one.new_empty(one.transpose(1, 2).shape).transpose(1, 2) for one in inputs[:3])
     )
     # torch's compiler keeps, of what it could compute again, what costs the most for its size. An operation of this
-    # attention takes 10 to 20 times as long as one of a linear layer (SmolLM2-135M, answers of 50 tokens)
+    # attention takes 10 to 20 times as long as one of a linear layer (SmolLM2-135M, completions of 50 tokens)
     register_flop_formula(torch.ops.rlvr.causal_attention)(lambda query, *_, **__: 20 * prod(query) * query[2])
     register_flop_formula(torch.ops.rlvr.shared_attention)(
         lambda query, key, value, rows, *_, **__: 20 * prod(rows) * rows[1] * query[1] * query[3]

@@ -26,7 +26,7 @@ from rlvr.config.losses import (
 )
 from rlvr.learn.losses import (
     LIMIT,
-    Answers,
+    CompletionTokens,
     TokenInputs,
     bounded,
     correction_weights,
@@ -135,11 +135,11 @@ class PolicyGradient:
         before = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         batch = self._distilled(batch, before, meter)
         tokens = self._tokens(batch, logprobs, entropy, before, meter)
-        answers = tokens.answers
-        weights = correction_weights(before, batch.behaviour_logprobs, answers, algorithm.correction)
+        completions = tokens.completions
+        weights = correction_weights(before, batch.behaviour_logprobs, completions, algorithm.correction)
         if algorithm.off_policy_mask is not None:
             keep = off_policy_keep(
-                logprobs, batch.behaviour_logprobs, batch.advantages, answers, algorithm.off_policy_mask
+                logprobs, batch.behaviour_logprobs, batch.advantages, completions, algorithm.off_policy_mask
             )
             meter.add("off_policy_masked", ((1.0 - keep) * batch.loss_mask).sum())
             weights = weights * keep
@@ -166,12 +166,12 @@ class PolicyGradient:
         self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor, before: Tensor, meter: Meter
     ) -> TokenInputs:
         """What the surrogate sees: ratios at the recipe's level, advantages without the KL in the reward."""
-        algorithm, answers = self.algorithm, Answers.of(batch)
+        algorithm, completions = self.algorithm, CompletionTokens.of(batch)
         old = batch.behaviour_logprobs if algorithm.ratio.against == "behaviour" else before
         advantages = batch.advantages
         if self.kl is not None and self.kl.place == "reward":
             cost = kl_estimate(self.kl.type, before, _needed(batch.ref_logprobs))
-            cost = self.kl.coefficient * kl_to_go(cost, answers)
+            cost = self.kl.coefficient * kl_to_go(cost, completions)
             meter.add("kl_in_reward", cost.sum())
             advantages = advantages - cost
         surrogate, chosen = algorithm.surrogate, None
@@ -182,9 +182,9 @@ class PolicyGradient:
             trainer_logprobs=logprobs,
             old_logprobs=old,
             behaviour_logprobs=batch.behaviour_logprobs,
-            log_ratio=log_ratios(logprobs, old, answers, algorithm.ratio.type),
+            log_ratio=log_ratios(logprobs, old, completions, algorithm.ratio.type),
             advantages=advantages,
-            answers=answers,
+            completions=completions,
             entropy=entropy,
             chosen=chosen,
             statistics=batch.statistics,
@@ -327,7 +327,9 @@ def measure_mismatch(old_logprobs: Float[Tensor, "B L"], batch: MicroBatch, algo
     meter.maximum("mismatch_rho", (rho * mask).max())
     meter.add("mismatch_sum", (rho * mask).sum())
     meter.add("mismatch_squares", (rho.square() * mask).sum())
-    weights = correction_weights(old_logprobs, batch.behaviour_logprobs, Answers.of(batch), algorithm.correction)
+    weights = correction_weights(
+        old_logprobs, batch.behaviour_logprobs, CompletionTokens.of(batch), algorithm.correction
+    )
     correction = algorithm.correction
     if isinstance(correction, TruncateCorrection):
         meter.add("mismatch_truncated", ((weights >= correction.cap) * mask).sum())

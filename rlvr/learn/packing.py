@@ -1,7 +1,7 @@
 """Packing: training samples into micro-batches under a limit of positions.
 
 A sample of T tokens has T - 1 positions: position t reads token t and predicts token t + 1.
-There are as few micro-batches as the limit makes, and they are levelled: all about as large.
+Uses the fewest micro-batches that fit the limit, balanced to about equal size.
 
 ``bucketed``: one sample a row, padded on the right, rows of like length together. Attention is causal, so nothing that
 is trained can see the padding, and no attention mask is needed. ``packed``: samples one after another in one row, no
@@ -14,11 +14,11 @@ the loaded model that attention does not cross).
                                                          sequence  0 0 1
 
 ``shared``: as packed, but tokens with which all the samples of a group begin, and of which none is trained, stand once
-before them; a prompt is computed once for its answers (`rlvr.learn.shared_prompts`).
+before them; a prompt is computed once for its completions (`rlvr.learn.shared_prompts`).
 
-    two answers (p q b c) and (p q e) to one prompt (p q):  ids       p q b q      the last token of a prompt stands
-                                                            targets   . b c e      before each answer: it predicts
-                                                            positions 0 1 2 1      another one each time
+    two completions (p q b c) and (p q e) of the prompt (p q):  ids       p q b q     the prompt's last token stands
+                                                                targets   . b c e     before each completion: it
+                                                                positions 0 1 2 1     predicts another token each time
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def token_weights(samples: Sequence[TrainingSample], aggregation: Aggregation) -
 
     With N samples in P groups, n_i trained tokens in sample i and n_p in group p: token mean 1 / sum n_i, prompt mean
     1 / (P n_p), sequence mean 1 / (N n_i), sequence sum 1 / (N length). Samples without trained tokens count in N,
-    and groups without any in P: masking an answer takes its tokens out, and does not make the others louder.
+    and groups without any in P: masking a completion takes its tokens out, and does not make the others louder.
     """
     lengths = [sample.trained_tokens for sample in samples]
     match aggregation:

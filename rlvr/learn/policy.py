@@ -164,7 +164,7 @@ class Policy(nn.Module):
             )
         ids = self._some_ids(12)
         prompt, one, other = ids.split([4, 5, 3], 1)
-        samples = [_sample(torch.cat([prompt, answer], 1)[0].tolist(), prompt=4) for answer in (one, other)]
+        samples = [_sample(torch.cat([prompt, completion], 1)[0].tolist(), prompt=4) for completion in (one, other)]
         (batch,) = pack(samples, TokenMean(), 100, mode)
         batch = batch.to(ids.device)
         with self._precision():

@@ -1,4 +1,4 @@
-"""Direct preference optimisation: pairs of a chosen and a rejected answer, a loss over the same learner.
+"""Direct preference optimisation: pairs of a chosen and a rejected completion, a loss over the same learner.
 
 A pair is two training samples of one group: the chosen one has advantage 1, the rejected one -1, and the place of
 their behaviour log-probabilities is taken by the reference's. Both are in one micro-batch, so that the loss of a pair,
@@ -24,8 +24,8 @@ from rlvr.records import MicroBatch, TrainingSample
 
 def dpo_loss(margins: Float[Tensor, " pairs"], label_smoothing: float) -> Float[Tensor, " pairs"]:
     """-(1 - s) log sigmoid(m) - s log sigmoid(-m) for each pair's margin
-    m = beta ((log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)), log-probabilities summed over the answer
-    (DPO, 2305.18290 eq. 7; with label smoothing s, the chance that a label is wrong, conservative DPO)."""
+    m = beta ((log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)), log-probabilities summed over the
+    completion (DPO, 2305.18290 eq. 7; with label smoothing s, the chance that a label is wrong, conservative DPO)."""
     kept = functional.logsigmoid(margins)
     return -(1.0 - label_smoothing) * kept - label_smoothing * functional.logsigmoid(-margins)
 
@@ -39,7 +39,7 @@ class DirectPreference(NegativeLogLikelihood):
     def pack(
         self, samples: Sequence[TrainingSample], limit_tokens: int, mode: Mode, *, ranks: int
     ) -> list[list[MicroBatch]]:
-        """Both answers of a pair in one micro-batch."""
+        """Both completions of a pair in one micro-batch."""
         return pack_pairs_for_ranks(samples, limit_tokens, mode, ranks=ranks)
 
     def loss(
@@ -53,12 +53,12 @@ class DirectPreference(NegativeLogLikelihood):
         """Sum over the pairs of this micro-batch of `dpo_loss` / pairs of the step."""
         trained = batch.loss_mask > 0
         rewards = self.beta * (logprobs - batch.behaviour_logprobs)[trained]
-        answers = torch.zeros(len(batch.index), dtype=logprobs.dtype, device=logprobs.device)
-        answers = answers.index_add(0, batch.sequence[trained], rewards)
+        completions = torch.zeros(len(batch.index), dtype=logprobs.dtype, device=logprobs.device)
+        completions = completions.index_add(0, batch.sequence[trained], rewards)
         # samples of even place are chosen, of odd place rejected; a micro-batch holds both of a pair, in any order
         row = {index: place for place, index in enumerate(batch.index)}
-        chosen = answers[[row[index] for index in sorted(row) if index % 2 == 0]]
-        rejected = answers[[row[index] for index in sorted(row) if index % 2 == 1]]
+        chosen = completions[[row[index] for index in sorted(row) if index % 2 == 0]]
+        rejected = completions[[row[index] for index in sorted(row) if index % 2 == 1]]
         margins = chosen - rejected
         meter.add("n", trained.sum())
         meter.add("entropy", (entropy * batch.loss_mask).sum())
@@ -81,7 +81,7 @@ def pack_pairs_for_ranks(
     if len(samples) % 2 or any(samples[i].group != samples[i + 1].group for i in range(0, len(samples), 2)):
         raise ValueError("samples of preferences come in pairs of one group, the chosen one first")
     if not all(sample.trained_tokens for sample in samples):
-        raise ValueError("each answer of a pair needs at least one trained token")
+        raise ValueError("each completion of a pair needs at least one trained token")
     shards: list[list[list[int]]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
 

@@ -1,7 +1,7 @@
 """From graded groups to what the learner trains on: filter, shaping, advantages, masks, in this order.
 
 The filter looks at the rewards as graded, before shaping, as DAPO's does (2503.14476, eq. 11: some but not all
-answers are right).
+completions are right).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def make_samples(
     """Training samples of a step's groups, and counts of everything that was left out, for the metrics.
 
     A rollout that was not scored leaves the baseline and is not trained. A truncated one that ``truncated: mask``
-    takes out of the loss stays in the baseline, and in the list with an all-zero mask, so that answers are counted
+    takes out of the loss stays in the baseline, and in the list with an all-zero mask, so that completions are counted
     the same with and without the mask. ``terms`` are the recipe's reward terms, for ``baseline: gdpo``; ``average`` is
     the state of ``baseline: ema``, which the step's rewards then move. With a `schedule`, tokens past its bound on age
     are masked where it says so; anywhere else they raise `StaleTokens`, and so do tokens of a version to come.
@@ -161,7 +161,7 @@ def _fresh(rollout: Rollout, step: int, schedule: Schedule | None) -> tuple[bool
 
 
 def _sample(rollout: Rollout, advantage: float, group: int, masked: bool, fresh_T: tuple[bool, ...]) -> TrainingSample:
-    """Prompt and answer of one rollout in one row."""
+    """Prompt and completion of one rollout in one row."""
     prompt = len(rollout.prompt_ids)
     mask = tuple(int(m and f and not masked) for m, f in zip(rollout.loss_mask, fresh_T, strict=True))
     return TrainingSample(

@@ -1,7 +1,7 @@
 """Shaping: what is added to the rewards of a group before the baseline.
 
 Each formula is a pure function over the group's lengths; `shape` applies a recipe's list. A rollout that was not
-scored (None) stays so, and takes no part in a group's shortest and longest answer.
+scored (None) stays so, and takes no part in a group's shortest and longest completion.
 
 A plug-in is ``f(rewards_G, rollouts_G, step, **args) -> list[float]``: what to add for each scored rollout.
 """
@@ -19,8 +19,8 @@ from rlvr.records import Rollout
 
 
 def kimi_length(lengths_G: Sequence[int], is_correct_G: Sequence[bool]) -> list[float]:
-    """Kimi k1.5's length reward (2501.12599, 2.3.3): 0.5 for the shortest to -0.5 for the longest answer of a group,
-    and at most 0 for a wrong one; 0 for all where lengths are equal."""
+    """Kimi k1.5's length reward (2501.12599, 2.3.3): 0.5 for the shortest to -0.5 for the longest completion of a
+    group, and at most 0 for a wrong one; 0 for all where lengths are equal."""
     if not lengths_G or max(lengths_G) == min(lengths_G):
         return [0.0] * len(lengths_G)
     shortest, longest = min(lengths_G), max(lengths_G)
@@ -39,7 +39,7 @@ def soft_overlong(length: int, max_tokens: int, buffer: int) -> float:
 
 
 def cosine_length(length: int, max_tokens: int, ends: tuple[float, float]) -> float:
-    """Cosine length reward (2502.03373): from ``ends[0]`` for an empty answer to ``ends[1]`` at ``max_tokens`` and
+    """Cosine length reward (2502.03373): from ``ends[0]`` for an empty completion to ``ends[1]`` at ``max_tokens`` and
     beyond, ends[1] + (ends[0] - ends[1]) (1 + cos(pi length / max_tokens)) / 2."""
     short, long = ends
     return long + (short - long) * (1.0 + math.cos(math.pi * min(length, max_tokens) / max_tokens)) / 2.0

@@ -1,9 +1,9 @@
-"""Prompts that are computed once for all the answers to them.
+"""Prompts that are computed once for all the completions to them.
 
-The G answers of a group begin with the same tokens. Here the shared positions stand once in a row, before the answers
-that continue them, and every layer that treats positions alone (embedding, projections, norms, MLP: all but attention)
-computes them once. Attention reads whole sequences: queries, keys and values are copied into a row for each sample and
-one for each prompt, and of its result each position is taken from the row that owns it:
+The G completions of a group begin with the same tokens. Here the shared positions stand once in a row, before the
+completions that continue them, and every layer that treats positions alone (embedding, projections, norms, MLP: all but
+attention) computes them once. Attention reads whole sequences: queries, keys and values are copied into a row for each
+sample and one for each prompt, and of its result each position is taken from the row that owns it:
 
     compact       p p p a a b b b          positions 0 1 2 3 4 3 4 5
     for attention p p p a a .              the queries of a, over the keys of p and a
@@ -11,7 +11,7 @@ one for each prompt, and of its result each position is taken from the row that 
                   p p p . . .              the prompt's own queries: once
 
 It is the same function of the weights: causal attention would make the copies of a shared position equal, and the
-gradient of its key and value is the sum over the rows that read them. With P prompt and T answer tokens, P + G T
+gradient of its key and value is the sum over the rows that read them. With P prompt and T completion tokens, P + G T
 positions are computed instead of G (P + T). (The idea is Prefix Grouper's, 2506.05433.)
 """
 

@@ -1,4 +1,4 @@
-"""Given answers that are trained beside the sampled ones: which rows an optimiser step has, and their loss."""
+"""Given completions that are trained beside the sampled ones: which rows an optimiser step has, and their loss."""
 
 from __future__ import annotations
 

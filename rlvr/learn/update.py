@@ -383,7 +383,7 @@ class Learner:
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0.
 
-        Every rank passes the same sequences and gets the same answer.
+        Every rank passes the same sequences and gets the same result.
         """
         samples = [
             TrainingSample(
@@ -440,7 +440,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """What, beside the policy's folder, decides the future: optimizer, schedule, random states of every rank.
 
-        All ranks call it, rank 0's answer is the one to save, or to copy, before the next update.
+        All ranks call it, rank 0's result is the one to save, or to copy, before the next update.
         """
         rng = random_states(self.accelerator.device)
         everyone: list[Any] = [rng]

@@ -128,7 +128,8 @@ def _judged_by(
 
 
 def load_examples(recipe: Recipe) -> list[TrainingSample]:
-    """The rows of the `sft` section as samples: prompts under the recipe's template, answers with the end of text."""
+    """The rows of the `sft` section as samples: prompts under the recipe's template, completions with the end of
+    text."""
     assert recipe.sft is not None
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
     return _examples(recipe, recipe.sft, "sft", Renderer(recipe.template, tokenizer), tokenizer)[1]
@@ -138,7 +139,7 @@ def _examples(
     recipe: Recipe, section: Sft | GivenTextLikelihood, key: str, renderer: Renderer,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[list[Problem], list[TrainingSample]]:  # fmt: skip
-    """The rows of a section that names a file of given answers, as problems and as samples."""
+    """The rows of a section that names a file of given completions, as problems and as samples."""
     source = JsonLinesConfig(type="jsonl", path=section.path, prompt=section.prompt, reference=section.completion)
     rows = load_problems(source)
     wrong = [one for one in rows if not isinstance(one.reference, str) or not one.reference.strip()]
@@ -168,5 +169,6 @@ def _check_room(recipe: Recipe, rows: Sequence[Problem], samples: Sequence[Train
     room = int(AutoConfig.from_pretrained(recipe.model.path).max_position_embeddings)
     if len(samples[longest].ids) > room:
         raise ProblemError(
-            f"{rows[longest].source}: prompt and answer have {len(samples[longest].ids)} tokens, the model takes {room}"
+            f"{rows[longest].source}: prompt and completion have {len(samples[longest].ids)} tokens, the model takes "
+            f"{room}"
         )

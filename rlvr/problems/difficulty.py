@@ -1,7 +1,7 @@
 """How hard problems are, measured: the file that `rlvr generate --difficulty` writes, joined to problems by their key.
 
-One JSON object a line: ``id`` and ``key`` of the problem, ``pass_rate`` over its ``samples`` scored answers,
-``mean_length`` in tokens and, where it was tried, ``guess_rate`` over ``guesses`` answers without reasoning.
+One JSON object a line: ``id`` and ``key`` of the problem, ``pass_rate`` over its ``samples`` scored completions,
+``mean_length`` in tokens and, where it was tried, ``guess_rate`` over ``guesses`` completions without reasoning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlvr.problems.rows import SHOWN, ProblemError, Row, raise_broken
 from rlvr.records import Problem
 
 WEIGHED_BY = {"pass_rate": "samples", "mean_length": "samples", "guess_rate": "guesses"}
-"""Means, and the column that says over how many answers each was taken; they become columns of the problem."""
+"""Means, and the column that says over how many completions each was taken; they become columns of the problem."""
 
 
 def add_difficulty(problems: Sequence[Problem], path: str) -> list[Problem]:
@@ -55,13 +55,13 @@ def _fault(data: Mapping[str, Any]) -> str:
         value = data[name]
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if (not is_number or value < 0) if data[count] else value is not None:
-            rule = "a finite number of 0 or more" if data[count] else "null where no answer was scored"
+            rule = "a finite number of 0 or more" if data[count] else "null where no completion was scored"
             return f"{name} must be {rule}, got {value!r}"
     return ""
 
 
 def _merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Means over all answers of several measurements; None for what has no scored answer."""
+    """Means over all completions of several measurements; None for what has no scored completion."""
     result: dict[str, float | None] = {}
     for name, count in WEIGHED_BY.items():
         known = [row for row in rows if name in row]

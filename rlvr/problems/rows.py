@@ -142,7 +142,7 @@ def read_reference(value: Any, form: ReferenceFormat, where: str) -> Any:
     ``boxed``: the content of the last balanced ``\\boxed{}``; ``plain``: the value as it is.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise ProblemError(f"{where} is empty, answers need something to be graded against")
+        raise ProblemError(f"{where} is empty, completions need something to be graded against")
     if form == "plain":
         return _jsonable(value, where)
     if not isinstance(value, str):

@@ -35,21 +35,21 @@ class _Past:
     solved: float = 0.0
     """Successes, those of earlier visits discounted by ``memory`` once a visit."""
     scored: float = 0.0
-    """Scored answers, discounted in the same way."""
+    """Scored completions, discounted in the same way."""
     streak: int = 0
-    """Latest visits in a row in which every answer was a success, or minus those in which none was."""
+    """Latest visits in a row in which every completion was a success, or minus those in which none was."""
     rests_until: int = -1
     """The last epoch that it is left out of."""
     is_retired: bool = False
 
     @property
     def rate(self) -> float:
-        """Success rate; 0 before the first scored answer."""
+        """Success rate; 0 before the first scored completion."""
         return self.solved / self.scored if self.scored else 0.0
 
 
 class ProblemSampler:
-    """Draws problems by the recipe's sampler and, through `observe`, learns how their answers came out.
+    """Draws problems by the recipe's sampler and, through `observe`, learns how their completions came out.
 
     A (problem, visit) pair is drawn once in a run. What is drawn depends on seed, settings, the problems' ids and what
     was observed; neither on Python's generator nor, except under ``as_given``, on the order of the problems.
@@ -98,7 +98,7 @@ class ProblemSampler:
     def observe(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """Learn from the graded groups of a step, trained or not, and return the ``sampler/...`` metrics.
 
-        A group without a scored answer says nothing.
+        A group without a scored completion says nothing.
         """
         if self._remembers:
             for group in groups:
@@ -178,7 +178,7 @@ class ProblemSampler:
         which = f"{len(self._indices)} hardest" if len(self._indices) < len(self._problems) else f"{len(self._indices)}"
         raise SamplerExhausted(
             f"nothing is left to draw: all {which} training problems have reached a success rate of "
-            f"problems.sampler.retire_at = {settings.retire_at} (share of answers with a reward of at least "
+            f"problems.sampler.retire_at = {settings.retire_at} (share of completions with a reward of at least "
             f"{settings.success:g}) in {self._epoch} epochs; the run has done its work, or needs harder problems or a "
             "higher retire_at"
         )

@@ -1,9 +1,9 @@
-"""How a question becomes the prompt's token ids, and which tokens and strings end the answer.
+"""How a question becomes the prompt's token ids, and which tokens and strings end the completion.
 
 Tokenisation, decided once: every prompt is tokenised from its whole text in one call, prefill included, without the
 tokenizer's own additions. What it would put before a text (BOS for Llama, nothing for Qwen) is put there by us, for
 templates that are plain text, unless the text begins with it already; a chat template writes its own BOS, so nothing
-is added to it. What it would put after a text (an EOS, for some) is left out: an answer follows.
+is added to it. What it would put after a text (an EOS, for some) is left out: a completion follows.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Prompt:
     text: str
     """The ids as text, prefill included, a BOS that the tokenizer adds left out."""
     prefill: str
-    """The end of `text` that begins the answer: graders read it before what the model sampled."""
+    """The end of `text` that begins the completion: graders read it before what the model sampled."""
     source: str
     """The problem's place, for error messages."""
 
@@ -82,14 +82,14 @@ class Renderer:
     """Turns problems into prompts under a recipe's template.
 
     Raises `RecipeError` when the template does not fit the tokenizer: no chat template, no ``<|im_start|>`` for
-    ``qwen_math``, a Jinja file that does not exist or parse, no token that ends an answer.
+    ``qwen_math``, a Jinja file that does not exist or parse, no token that ends a completion.
     """
 
     stop: tuple[str, ...]
-    """Strings that end an answer."""
+    """Strings that end a completion."""
     stop_token_ids: tuple[int, ...]
-    """Tokens that end an answer: every EOS of the model's generation settings, the tokenizer's, and the ends of a turn
-    in its vocabulary; the padding token only where it is one of the former."""
+    """Tokens that end a completion: every EOS of the model's generation settings, the tokenizer's, and the ends of a
+    turn in its vocabulary; the padding token only where it is one of the former."""
 
     def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
         self._template, self.tokenizer = template, tokenizer
@@ -100,7 +100,7 @@ class Renderer:
         self._text, self._prefill, own = TEXTS.get(template.type, ("", template.prefill, ()))
         self.stop = own if template.stop is None else tuple(template.stop)
         if "" in self.stop:
-            raise RecipeError("template.stop: an empty string would end every answer before it begins")
+            raise RecipeError("template.stop: an empty string would end every completion before it begins")
         self.stop_token_ids = end_token_ids(tokenizer)
         self._before = _added_before(tokenizer)
         self._begin = ""
@@ -117,8 +117,8 @@ class Renderer:
             )
         if not self.stop and not self.stop_token_ids:
             raise RecipeError(
-                "template.stop: nothing would end an answer: the tokenizer has no end-of-text token and the template "
-                "no stop string; set tokenizer.eos_token in the model folder, or template.stop",
+                "template.stop: nothing would end a completion: the tokenizer has no end-of-text token and the "
+                "template no stop string; set tokenizer.eos_token in the model folder, or template.stop",
                 rule="nothing_stops",
             )
 
@@ -139,7 +139,7 @@ class Renderer:
 
     @contextmanager
     def beginning(self, text: str) -> Iterator[None]:
-        """Within the block every answer begins with `text`, behind the template's own prefill."""
+        """Within the block every completion begins with `text`, behind the template's own prefill."""
         self._begin = text
         try:
             yield
@@ -195,7 +195,8 @@ class Renderer:
 
 
 def check_fits(prompts: Sequence[Prompt], max_new_tokens: int, model_len: int) -> None:
-    """Raise `ProblemError`, naming the row of the longest prompt, unless every prompt leaves room for its answer."""
+    """Raise `ProblemError`, naming the row of the longest prompt, unless every prompt leaves room for its
+    completion."""
     if not prompts:
         return
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
@@ -212,7 +213,7 @@ def check_fits(prompts: Sequence[Prompt], max_new_tokens: int, model_len: int) -
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end an answer, in order: the model's EOS ids, the tokenizer's, and known ends of a turn.
+    """The tokens that end a completion, in order: the model's EOS ids, the tokenizer's, and known ends of a turn.
 
     A base model often has an EOS in its generation settings that the tokenizer does not name, and an instruct model
     several. A known end of a turn that serves as padding and as nothing else is left out.

@@ -1,1 +1,1 @@
-"""Sampling answers: engines, weight synchronisation, collection of groups."""
+"""Sampling completions: engines, weight synchronisation, collection of groups."""

@@ -30,7 +30,7 @@ class Pending:
     """Version of the engine when sampling could begin: no token that is not in the journal yet is older."""
     journal: Journal = field(default_factory=Journal)
     group: RolloutGroup | None = None
-    """Set when the last answer is graded."""
+    """Set when the last completion is graded."""
     task: asyncio.Task[RolloutGroup] | None = None
     since: float = field(default_factory=time.monotonic)
     """When it was drawn, or restored."""
@@ -63,7 +63,7 @@ class Buffer:
             self._drawn += 1
 
     def unfinished(self) -> list[Pending]:
-        """Groups whose answers are not all there."""
+        """Groups whose completions are not all there."""
         return [one for one in self.pending if one.group is None]
 
     def take(self, count: int, step: int) -> list[RolloutGroup] | None:

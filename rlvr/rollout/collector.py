@@ -7,7 +7,7 @@
 | `collect` | problems with visits    | finished groups, as a     | the first workflow to finish|
 |           |                         | stream                    |                             |
 
-Grading overlaps generation: each answer goes to the pool the moment it ends, while others are still being sampled.
+Grading overlaps generation: each completion goes to the pool the moment it ends, while others are still being sampled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ADMISSION_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an answer: sampled by the policy, or put there by a workflow (a tool's output, an interruption)."""
+    """A part of a completion: sampled by the policy, or put there by a workflow (a tool's output, an interruption)."""
 
     ids: tuple[int, ...]
     is_model: bool
@@ -67,13 +67,13 @@ class Session:
     grade: Callable[[Problem, str], Awaitable[Graded]]
     tokenizer: Decoder
     greedy: bool = False
-    """True for the session of a group's greedy answer, whose requests need names of their own."""
+    """True for the session of a group's greedy completion, whose requests need names of their own."""
 
     async def sample(self, ids: tuple[int, ...], sample_index: int, segment: int = 0) -> Completion:
         """Let the policy continue `ids`; each (sample_index, segment) has noise of its own.
 
-        The answer may be sampled in several pieces, under weights of several versions, between which the run may have
-        been stopped and resumed; the caller sees one completion.
+        The completion may be sampled in several pieces, under weights of several versions, between which the run may
+        have been stopped and resumed; the caller sees one completion.
         """
         index = -1 if self.greedy else sample_index
         place = (self.order, index, segment)
@@ -103,7 +103,7 @@ class Session:
     async def finish(
         self, sample_index: int, prompt_ids: tuple[int, ...], pieces: Sequence[Piece], last: Completion
     ) -> Rollout:
-        """Grade the pieces, joined, as the answer to this session's problem; `last` says how it ended."""
+        """Grade the pieces, joined, as the completion to this session's problem; `last` says how it ended."""
         text = self.prompt.prefill + "".join(piece.text for piece in pieces)
         graded = await self._graded("greedy" if self.greedy else str(sample_index), text)
         version = last.weight_version[-1] if last.weight_version else self.engine.version
@@ -146,7 +146,7 @@ class Session:
 
 
 def _at_the_limit(completion: Completion) -> Completion:
-    """An answer that was ended from outside just as it had all its tokens."""
+    """A completion that was ended from outside just as it had all its tokens."""
     return replace(completion, finish_reason="length") if completion.finish_reason == "abort" else completion
 
 
@@ -154,14 +154,14 @@ Workflow = Callable[[Session], Awaitable[Sequence[Rollout]]]
 """What happens for one problem between prompt and verdict."""
 
 
-async def answers_to_one_prompt(session: Session) -> Sequence[Rollout]:
-    """The default workflow: `group_size` answers, each sampled and graded on its own."""
+async def completions_to_one_prompt(session: Session) -> Sequence[Rollout]:
+    """The default workflow: `group_size` completions, each sampled and graded on its own."""
 
-    async def answer(index: int) -> Rollout:
+    async def completed(index: int) -> Rollout:
         completion = await session.sample(session.prompt.ids, index)
         return await session.finish(index, session.prompt.ids, [Piece.sampled(completion)], completion)
 
-    return await asyncio.gather(*(answer(index) for index in range(session.group_size)))
+    return await asyncio.gather(*(completed(index) for index in range(session.group_size)))
 
 
 class Collector:
@@ -175,7 +175,7 @@ class Collector:
         renderer: Renderer,
         *,
         run_seed: int,
-        workflow: Workflow = answers_to_one_prompt,
+        workflow: Workflow = completions_to_one_prompt,
     ) -> None:
         self._engine, self._pool, self.terms, self._renderer = engine, pool, tuple(terms), renderer
         self._run_seed, self._workflow = run_seed, workflow
@@ -189,7 +189,7 @@ class Collector:
         finish.
 
         Leaving the stream early cancels what is still being sampled. An error of the engine or of the machinery is
-        raised here; an answer that cannot be judged is a rollout whose reward is None.
+        raised here; a completion that cannot be judged is a rollout whose reward is None.
         """
         gate, activity = Gate(is_open=True), Activity()
         tasks: list[asyncio.Task[RolloutGroup]] = []
@@ -214,7 +214,7 @@ class Collector:
         self, problem: Problem, visit: int, *, group_size: int, sampling: Sampling, gate: Gate,
         activity: Activity, journal: Journal, order: int, greedy: bool = False,
     ) -> RolloutGroup:  # fmt: skip
-        """One visit of one problem, from prompt to verdicts; with `greedy` the group has one more answer beside it,
+        """One visit of one problem, from prompt to verdicts; with `greedy` the group has one more completion beside it,
         which the same workflow makes at temperature 0."""
         session = Session(
             problem=problem, visit=visit, prompt=self._renderer.render(problem), group_size=group_size,
@@ -227,11 +227,11 @@ class Collector:
             beside = asyncio.create_task(self._rollouts(cold))
         try:
             rollouts = await self._rollouts(session)
-            answer = replace((await beside)[0], sample_index=-1) if beside is not None else None
+            greedy_rollout = replace((await beside)[0], sample_index=-1) if beside is not None else None
         finally:
             if beside is not None:
                 beside.cancel()
-        return RolloutGroup(problem=problem, visit=visit, rollouts=rollouts, greedy=answer)
+        return RolloutGroup(problem=problem, visit=visit, rollouts=rollouts, greedy=greedy_rollout)
 
     async def _rollouts(self, session: Session) -> tuple[Rollout, ...]:
         rollouts = tuple(await self._workflow(session))

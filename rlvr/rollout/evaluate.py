@@ -1,8 +1,8 @@
-"""What a set of graded answers says about a policy: pass@k, maj@k and avg@k, each with a 95 % confidence interval.
+"""What a set of graded completions says about a policy: pass@k, maj@k and avg@k, each with a 95 % confidence interval.
 
-Problems are the independent draws, answers to one problem are not: every estimate is a mean over problems, and every
-interval counts problems, not answers (Miller 2024, arXiv 2411.00640). Answers that were not scored are left out and
-counted; a problem with fewer than k scored answers has no pass@k and is counted as ``short``.
+Problems are the independent draws, completions to one problem are not: every estimate is a mean over problems, and
+every interval counts problems, not completions (Miller 2024, arXiv 2411.00640). Completions that were not scored are
+left out and counted; a problem with fewer than k scored completions has no pass@k and is counted as ``short``.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _NO_VOTE = frozenset({Outcome.NO_ANSWER, Outcome.TIMEOUT, Outcome.CRASHED})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemResult:
-    """The scored answers to one problem.
+    """The scored completions to one problem.
 
     Example: ``ProblemResult(problem_id="7", correct=(True, False), answers=("42", None), unscored=0)``.
     """
 
     problem_id: str
     correct: tuple[bool, ...]
-    """[n] for each scored answer, whether it is right."""
+    """[n] for each scored completion, whether it is right."""
     answers: tuple[str | None, ...]
     """[n] what each one votes for in maj@k; None where no answer was found."""
     unscored: int
-    """Answers that were not judged; they are in no tuple."""
+    """Completions that were not judged; they are in no tuple."""
     rewards: tuple[float, ...] = ()
     """[n] the reward of each one, before shaping; the same as `correct` only where no verdict is PARTIAL."""
 
@@ -54,7 +54,7 @@ class Estimate:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that k of n answers, c of them right, drawn without replacement, hold a right one.
+    """Probability that k of n completions, c of them right, drawn without replacement, hold a right one.
 
     The unbiased estimate 1 - C(n-c, k) / C(n, k) of Chen et al. 2021 (arXiv 2107.03374, eq. 1).
     Raises `ValueError` unless 0 <= c <= n and 1 <= k <= n.
@@ -114,11 +114,11 @@ def _winning_draws(size: int, others: Sequence[int], silent: int, k: int) -> flo
 def interval(values_P: Sequence[float], draws: int) -> Estimate:
     """Mean of one value in [0, 1] a problem, with Wilson's 95 % interval for the effective number of draws.
 
-    That number is P / d: d is the variance between problems over mean * (1 - mean), which it reaches when all answers
-    to a problem are alike (Wilson 1927; for clusters Dean and Pagano 2015, doi:10.1093/jssam/smv024); never more than
-    `draws`, the answers there were. A handful of problems shows too little variance where the rare solvable one is
-    not among them, so d is drawn towards 1 by two problems' worth of evidence. The normal interval would have no
-    width at 0 and 1, where evaluations of small models begin and of good ones end.
+    That number is P / d: d is the variance between problems over mean * (1 - mean), which it reaches when all
+    completions to a problem are alike (Wilson 1927; for clusters Dean and Pagano 2015, doi:10.1093/jssam/smv024); never
+    more than `draws`, the completions there were. A handful of problems shows too little variance where the rare
+    solvable one is not among them, so d is drawn towards 1 by two problems' worth of evidence. The normal interval
+    would have no width at 0 and 1, where evaluations of small models begin and of good ones end.
     """
     count, mean = len(values_P), statistics.fmean(values_P)
     between = (count - 1) * statistics.variance(values_P) if count > 1 else 0.0
@@ -139,7 +139,7 @@ def mean_interval(values_P: Sequence[float], draws: int) -> Estimate:
 
 
 def problem_result(group: RolloutGroup) -> ProblemResult:
-    """The scored answers of one group; `Rollout.is_correct` says which are right."""
+    """The scored completions of one group; `Rollout.is_correct` says which are right."""
     judged = [(right, rollout) for rollout in group.rollouts if (right := rollout.is_correct) is not None]
     return ProblemResult(
         problem_id=group.problem.id,

@@ -21,9 +21,9 @@ def has_enough(group: RolloutGroup, algorithm: Algorithm) -> bool:
 
 
 def has_variance(group: RolloutGroup, algorithm: Algorithm, terms: Sequence[Term] = ()) -> bool:
-    """False where the scored answers, two or more, have equal rewards; for ``gdpo``, equal scores in each term.
+    """False where the scored completions, two or more, have equal rewards; for ``gdpo``, equal scores in each term.
 
-    A group of one answer has no variance to speak of, and without a baseline it does teach.
+    A group of one completion has no variance to speak of, and without a baseline it does teach.
     """
     scored = scored_rollouts(group)
     if len(scored) < 2:

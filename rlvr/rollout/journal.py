@@ -1,6 +1,6 @@
 """What a group has been given so far: its sampled pieces and its verdicts, in the order of nothing but their names.
 
-A workflow is a function of the answers that it gets. So its state between two steps, and in a checkpoint, is this
+A workflow is a function of the completions that it gets. So its state between two steps, and in a checkpoint, is this
 record: run again, it finds here what it was given before, and goes on where it was.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rewards import Outcome, Verdict
-from rlvr.engines.stop_strings import Decoder, answer_text
+from rlvr.engines.stop_strings import Decoder, completion_text
 from rlvr.records import Completion
 
 
@@ -30,14 +30,14 @@ class Graded:
 
 @dataclass(slots=True)
 class Journal:
-    """The pieces of each request of a group by its name, and the verdicts of each answer."""
+    """The pieces of each request of a group by its name, and the verdicts of each completion."""
 
     pieces: dict[str, list[Completion]] = field(default_factory=dict)
     graded: dict[str, list[Graded]] = field(default_factory=dict)
 
     def oldest(self) -> int | None:
         """The least weight version of all tokens; None if there are none. An engine's versions only rise, so a piece
-        begins with its oldest: this is asked at each end of an answer, and must not read every token."""
+        begins with its oldest: this is asked at each end of a completion, and must not read every token."""
         parts = (one for parts in self.pieces.values() for one in parts)
         return min((one.weight_version[0] for one in parts if one.weight_version), default=None)
 
@@ -79,7 +79,7 @@ def joined(parts: Sequence[Completion], stops: Sequence[str], tokenizer: Decoder
         ids=ids[:length],
         behaviour_logprobs=tuple(value for one in parts for value in one.behaviour_logprobs)[:length],
         weight_version=tuple(value for one in parts for value in one.weight_version)[:length],
-        text=answer_text(tokenizer, ids[:length], stops if reason == "stop" else ()),
+        text=completion_text(tokenizer, ids[:length], stops if reason == "stop" else ()),
         finish_reason=reason,
     )
 

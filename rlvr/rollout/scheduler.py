@@ -52,7 +52,7 @@ WARNINGS = 10
 
 
 def repetition_stop(recipe: Recipe) -> RepetitionStop | None:
-    """When the recipe ends answers that repeat themselves."""
+    """When the recipe ends completions that repeat themselves."""
     settings = recipe.rollout.repetition
     return None if settings is None else RepetitionStop(**settings.model_dump())
 
@@ -231,7 +231,7 @@ class Rollouts:
             await self._until(lambda: not self._activity.running)
 
     def _is_quiet(self) -> bool:
-        """True where each answer is finished or waits at the gate."""
+        """True where each completion is finished or waits at the gate."""
         idle = not self._activity.running and not self._activity.grading
         return idle and all(self._gate.has_waiting(one.order) for one in self.buffer.unfinished())
 
@@ -248,9 +248,9 @@ class Rollouts:
                 pending = [str(one) for one in self.buffer.unfinished()]
                 silent = time.monotonic() - self._activity.last_change
                 text = (
-                    f"no answer has ended for {silent:.0f} s; {self._activity.running} requests are in the engine, "
-                    f"{self._activity.grading} answers at the graders, and these groups wait: {', '.join(pending[:8])}"
-                    + (f" and {len(pending) - 8} more" if len(pending) > 8 else "")
+                    f"no completion has ended for {silent:.0f} s; {self._activity.running} requests are in the engine, "
+                    f"{self._activity.grading} completions at the graders, and these groups wait: "
+                    f"{', '.join(pending[:8])}" + (f" and {len(pending) - 8} more" if len(pending) > 8 else "")
                 )
                 if silent >= timeout:
                     raise Stalled(f"{text}; rollout.stall_timeout = {timeout:g} s allows no more")
@@ -262,7 +262,7 @@ class Rollouts:
             self._background.wait(self._until(lambda: not self.buffer.unfinished()))
 
     def _watch(self) -> None:
-        """While the learner computes, say so when all answers wait for it."""
+        """While the learner computes, say so when all completions wait for it."""
         if self._schedule.overlaps:
             self._watcher = asyncio.create_task(self._tell_blocked())
 

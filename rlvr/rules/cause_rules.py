@@ -95,8 +95,7 @@ def mismatch_growing(h: History, rule: Rule) -> Finding | None:
 
 
 def _failing(h: History, outcome: str) -> tuple[str, float] | None:
-    """The term in which an outcome is most frequent, and its share in the last steps, if it is more than an "
-    "accident."""
+    """The term in which an outcome is most frequent, and its share in the last steps, if it is not negligible."""
     found = []
     for term in h.recipe.rewards.terms:
         key = f"outcome/{term.name}/{outcome}"
@@ -113,7 +112,7 @@ def _outcome_finding(h: History, rule: Rule, outcome: str, what: str) -> Finding
         return None
     term, share = found
     finding = rule.found(
-        f"{share:.0%} of the answers {what} (term {term!r}): they get its lowest score whatever they say",
+        f"{share:.0%} of the completions {what} (term {term!r}): they get its lowest score whatever they say",
         evidence=(h.compared(f"outcome/{term}/{outcome}"), h.shown("reward/mean")),
     )
     return finding if share >= at("timeouts_stop") else dataclasses.replace(finding, grade=Grade.SLOWS)
@@ -164,7 +163,7 @@ def unscored(h: History, rule: Rule) -> Finding | None:
         if h.now(f"outcome/{term.name}/{outcome}")
     ]
     return rule.found(
-        f"{share:.0%} of the answers have no reward and are left out of training",
+        f"{share:.0%} of the completions have no reward and are left out of training",
         evidence=(h.shown("rollouts/unscored"), *causes),
     )
 
@@ -193,8 +192,8 @@ def non_finite(h: History, rule: Rule) -> Finding | None:
 @watcher(
     "learning_rate_too_large", Grade.STOPS,
     f"the reward has lost {at('reward_fallen'):g} or more of its best, or {at('unreadable_risen'):g} more of the "
-    "answers cannot be read, while it does not rise; with a second sign of damage: entropy, length or gradient norm "
-    "far from the first step's",
+    "completions cannot be read, while it does not rise; with a second sign of damage: entropy, length or gradient "
+    "norm far from the first step's",
     "Divide learner.lr by 10, with learner.schedule.warmup_steps, and start again from before the fall; fewer "
     "algorithm.updates_per_batch and a KL penalty (algorithm.kl) hold the policy too.",
     explains=("policy_not_moving", *DAMAGE, *FLAT),

@@ -107,8 +107,8 @@ class History:
 
     @property
     def is_young(self) -> bool:
-        """Too few steps or answers to say anything."""
-        return self.steps < at("steps") or self.total("rollouts/count") < at("answers")
+        """Too few steps or completions to say anything."""
+        return self.steps < at("steps") or self.total("rollouts/count") < at("completions")
 
     @property
     def is_comparable(self) -> bool:
@@ -135,20 +135,20 @@ class History:
         return sum(self.start(f"outcome/{term or self.first_term}/{name}") or 0.0 for name in names)
 
     def correct(self) -> float | None:
-        """Share of right answers in the last few steps."""
+        """Share of right completions in the last few steps."""
         values = self.outcome("correct")
         return statistics.fmean(values) if values else None
 
     @property
     def has_learned(self) -> bool:
-        """The share of right answers has risen, or the reward beyond chance."""
+        """The share of right completions has risen, or the reward beyond chance."""
         now = self.correct()
         risen = now is not None and now - self.outcome_at_start("correct") >= at("learned")
         return risen or self.reward_change() >= at("errors")
 
     @property
     def is_solved(self) -> bool:
-        """The policy has learned, and nearly all answers are right."""
+        """The policy has learned, and nearly all completions are right."""
         now = self.correct()
         return now is not None and now >= at("solved") and self.has_learned
 
@@ -185,7 +185,7 @@ class History:
 
     @property
     def is_constant(self) -> bool:
-        """Every answer of every step seen has had the same reward."""
+        """Every completion of every step seen has had the same reward."""
         spreads = [line["reward/std"] for line in self.latest if "reward/std" in line]
         means = {round(line["reward/mean"], 9) for line in self.latest if "reward/mean" in line}
         first, means_at_start = self.start("reward/std"), {round(self._first.get("reward/mean", 0.0), 9)}
@@ -194,7 +194,7 @@ class History:
 
     @property
     def zero_variance(self) -> float | None:
-        """Share of the latest steps' groups whose answers all have one reward; None with too few groups."""
+        """Share of the latest steps' groups whose completions all have one reward; None with too few groups."""
         groups = self.total("groups/total")
         return self.total("groups/zero_variance") / groups if groups >= at("groups") else None
 
@@ -231,7 +231,7 @@ def _evaluations(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def _error(line: Mapping[str, float]) -> float:
-    """Standard error of a step's mean reward; with one group, as if its answers were independent."""
+    """Standard error of a step's mean reward; with one group, as if its completions were independent."""
     alone = line.get("reward/std", 0.0) / math.sqrt(line.get("rollouts/count") or 1.0)
     return line.get("reward/se", alone)
 

@@ -29,7 +29,7 @@ TAG = re.compile(r"</?(?:think|answer|reasoning|solution)>")
 LIKE = 0.8
 """Similarity (difflib) from which a stop string is a known one, misspelt."""
 ENDINGS = ("</answer>", "</think>", "</solution>", "</reasoning>", *TURN_ENDS)
-"""What answers end with in common formats."""
+"""What completions end with in common formats."""
 SAME_REFERENCE = 0.8
 CONTRADICTIONS = 0.01
 LONG_REFERENCE = 12
@@ -84,23 +84,23 @@ DOUBLE_BOS = Rule(
 )  # fmt: skip
 TURN_RUNS_ON = Rule(
     "turn_end_does_not_stop", Grade.STOPS,
-    "the token that ends a turn in the prompt's template is none of those that end an answer (often as it serves as "
-    "padding and another is EOS); slows learning where stop strings end answers",
+    "the token that ends a turn in the prompt's template is none of those that end a completion (often as it serves as "
+    "padding and another is EOS); slows learning where stop strings end completions",
     "in the model's folder make it an eos_token_id of generation_config.json, and pad with another token",
 )  # fmt: skip
 PAD_IS_EOS = Rule(
     "pad_is_eos", Grade.NOTE, "the tokenizer pads with its end of text",
-    "nothing: padding is masked by its place, not by its id, and the EOS of an answer is trained",
+    "nothing: padding is masked by its place, not by its id, and the EOS of a completion is trained",
 )  # fmt: skip
 STOP_SPECIAL = Rule(
     "stop_is_special_token", Grade.SLOWS,
-    "a string of `template.stop` is a special token that ends no answer: engines look for stop strings in text, "
+    "a string of `template.stop` is a special token that ends no completion: engines look for stop strings in text, "
     "which has none",
     "leave it out of template.stop and make it an eos_token_id of generation_config.json in the model's folder",
 )  # fmt: skip
 STOP_MISSPELT = Rule(
-    "stop_misspelt", Grade.SLOWS, "a string of `template.stop` is nearly, not quite, a usual end of answers",
-    "correct template.stop; answers would run on until max_new_tokens",
+    "stop_misspelt", Grade.SLOWS, "a string of `template.stop` is nearly, not quite, a usual end of completions",
+    "correct template.stop; completions would run on until max_new_tokens",
 )  # fmt: skip
 CONTRADICTING = Rule(
     "contradicting_references", Grade.SLOWS,
@@ -219,7 +219,7 @@ def _as_text(value: object) -> str:
 
 
 def check_template(recipe: Recipe, seen: Prompts) -> Iterator[Finding]:
-    """Findings over the first prompts, their tokenizer and what ends an answer."""
+    """Findings over the first prompts, their tokenizer and what ends a completion."""
     yield from _markup(seen)
     yield from _begin(seen)
     yield from _turn_end(recipe, seen)
@@ -269,14 +269,15 @@ def _turn_end(recipe: Recipe, seen: Prompts) -> Iterator[Finding]:
     if running and not stopping:
         stops = seen.tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids))
         yield TURN_RUNS_ON.found(
-            f"turns end with {' '.join(map(repr, running))}, but answers with {' '.join(map(repr, stops)) or 'none'}"
+            f"turns end with {' '.join(map(repr, running))}, but completions with "
+            f"{' '.join(map(repr, stops)) or 'none'}"
             + (" (it is the padding token)" if seen.tokenizer.pad_token in running else ""),
             grade=Grade.SLOWS if renderer.stop else Grade.STOPS,
         )
 
 
 def _end_of_assistant(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The token behind an answer in a chat template, if there is one."""
+    """The token behind a completion in a chat template, if there is one."""
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))
@@ -300,11 +301,11 @@ def _stops(seen: Prompts) -> Iterator[Finding]:
         if near and stop not in "".join(seen.written(index) for index in range(len(seen.prompts))):
             yield STOP_MISSPELT.found(
                 f"template.stop holds {stop!r}, which is nearly {near[0]!r}",
-                advice=f"write {near[0]!r} in template.stop; answers would run on until max_new_tokens",
+                advice=f"write {near[0]!r} in template.stop; completions would run on until max_new_tokens",
             )
 
 
 def _is_misspelt(stop: str, end: str) -> bool:
-    """True for ``</anwser>`` and ``</Answer>``, false for ``</answer>`` and for ``</answer>\\n``."""
+    """True for ``</anwser>`` and ``</Completion>``, false for ``</answer>`` and for ``</answer>\\n``."""
     core = stop.strip()
     return core not in ENDINGS and end not in stop and difflib.SequenceMatcher(None, core, end).ratio() >= LIKE

@@ -12,19 +12,19 @@ from rlvr.rules.finding import Finding, Grade
 from rlvr.rules.rule import Rule
 
 COLD, COOL, HOT = 0.1, 0.5, 1.5
-"""Temperatures: answers of a group are all alike; are often alike; are noise."""
+"""Temperatures: completions of a group are all alike; are often alike; are noise."""
 NEAR_PEAK = 0.3
 """Share of a pre-training learning rate from which on fine-tuning forgets."""
 LORA = 10
 """Adapters learn best at about ten times the rate of the weights (Schulman et al. 2025, LoRA Without Regret)."""
-SHORT_ANSWER = 32
+SHORT_COMPLETION = 32
 """New tokens in which nobody reasons."""
 REASONING_TEMPLATES = ("r1_zero", "r1_zero_think", "qwen_math")
 ROUNDS_AWAY = 2.0**-9 * 0.02
 """Half a unit in the last place of a bfloat16 weight of usual size, 0.02: AdamW's step is about the learning rate."""
 KL_STRONG = 0.5
 WEIGHTS_DECAYED = 0.1
-CLIP_OF_ANSWERS = 0.05
+CLIP_OF_COMPLETIONS = 0.05
 
 LR_HIGH = Rule(
     "learning_rate_high", Grade.STOPS,
@@ -56,30 +56,30 @@ NEGATIVE = Rule(
 )  # fmt: skip
 TEMPERATURE_LOW = Rule(
     "temperature_low", Grade.STOPS, f"`rollout.temperature` is below {COLD:g}; below {COOL:g} it slows learning",
-    "set rollout.temperature: 1.0: the answers of a group have to differ to be compared",
+    "set rollout.temperature: 1.0: the completions of a group have to differ to be compared",
 )  # fmt: skip
 TEMPERATURE_HIGH = Rule(
     "temperature_high", Grade.SLOWS, f"`rollout.temperature` is above {HOT:g}",
-    "set rollout.temperature: 1.0: at this one most answers are noise",
+    "set rollout.temperature: 1.0: at this one most completions are noise",
 )  # fmt: skip
 NO_BASELINE = Rule(
     "no_baseline", Grade.SLOWS,
-    "`algorithm.baseline` is none, `scale` is not whiten: nothing is compared with anything, each answer is trained by "
-    "its plain reward; `rollout.group_size: 1` usually comes with it",
-    "use groups (rollout.group_size: 8 with baseline: {type: mean}), or for single answers baseline: {type: ema} or "
-    "{type: greedy}",
+    "`algorithm.baseline` is none, `scale` is not whiten: nothing is compared with anything, each completion is "
+    "trained by its plain reward; `rollout.group_size: 1` usually comes with it",
+    "use groups (rollout.group_size: 8 with baseline: {type: mean}), or for single completions baseline: {type: ema} "
+    "or {type: greedy}",
 )  # fmt: skip
 SMALL_GROUP = Rule(
     "single_comparison", Grade.NOTE,
-    "`rollout.group_size` is 2: a group teaches only if one answer is right and one wrong",
-    "with the same number of answers a step, rollout.group_size: 8 and a quarter of prompts_per_step finds more groups "
-    "of both kinds where problems are easy or hard",
+    "`rollout.group_size` is 2: a group teaches only if one completion is right and one wrong",
+    "with the same number of completions a step, rollout.group_size: 8 and a quarter of prompts_per_step finds more "
+    "groups of both kinds where problems are easy or hard",
 )  # fmt: skip
 FEW_TOKENS = Rule(
     "few_new_tokens", Grade.SLOWS,
-    f"`rollout.max_new_tokens` is below {SHORT_ANSWER} under a template that asks for reasoning ("
+    f"`rollout.max_new_tokens` is below {SHORT_COMPLETION} under a template that asks for reasoning ("
     + ", ".join(REASONING_TEMPLATES) + ")",
-    "raise rollout.max_new_tokens until few answers are cut: hundreds for word problems",
+    "raise rollout.max_new_tokens until few completions are cut: hundreds for word problems",
 )  # fmt: skip
 CLIPPED = Rule(
     "clip_closed", Grade.SLOWS,
@@ -89,7 +89,7 @@ CLIPPED = Rule(
 )  # fmt: skip
 CLIP_LEVEL = Rule(
     "clip_never_reached", Grade.NOTE,
-    f"surrogate clip with ratio.type sequence_mean and a bound above {CLIP_OF_ANSWERS:g}: a mean ratio hardly "
+    f"surrogate clip with ratio.type sequence_mean and a bound above {CLIP_OF_COMPLETIONS:g}: a mean ratio hardly "
     "moves so far",
     "GSPO's bounds are low: 3e-4, high: 4e-4",
 )  # fmt: skip
@@ -99,7 +99,7 @@ KL_HIGH = Rule(
 )  # fmt: skip
 ENTROPY_HIGH = Rule(
     "entropy_bonus_strong", Grade.SLOWS, "`algorithm.entropy` is fixed with a coefficient of 0.1 or more",
-    "lower algorithm.entropy.coefficient to 0.001 or so: answers become noise",
+    "lower algorithm.entropy.coefficient to 0.001 or so: completions become noise",
 )  # fmt: skip
 DECAY_HIGH = Rule(
     "weight_decay_high", Grade.SLOWS,
@@ -175,7 +175,7 @@ def _rewards(recipe: Recipe) -> Iterator[Finding]:
         shaped = bool(recipe.algorithm.shaping)
         yield NO_WEIGHT.found(
             f"rewards.terms: every weight is 0 ({weights})"
-            + ("; only algorithm.shaping is left to learn from" if shaped else ": every answer gets reward 0"),
+            + ("; only algorithm.shaping is left to learn from" if shaped else ": every completion gets reward 0"),
             grade=Grade.SLOWS if shaped else Grade.STOPS,
         )
     elif not any(term.weight > 0 for term in terms):
@@ -189,7 +189,7 @@ def _sampling(recipe: Recipe) -> Iterator[Finding]:
     if rollout.temperature < COOL:
         cold = rollout.temperature < COLD
         yield TEMPERATURE_LOW.found(
-            f"rollout.temperature = {rollout.temperature:g}: the {rollout.group_size} answers of a group are "
+            f"rollout.temperature = {rollout.temperature:g}: the {rollout.group_size} completions of a group are "
             f"{'practically' if cold else 'often'} the same",
             grade=Grade.STOPS if cold else Grade.SLOWS,
         )
@@ -197,7 +197,7 @@ def _sampling(recipe: Recipe) -> Iterator[Finding]:
         yield TEMPERATURE_HIGH.found(f"rollout.temperature = {rollout.temperature:g}")
     if rollout.group_size == 2:
         yield SMALL_GROUP.found("rollout.group_size = 2")
-    if rollout.max_new_tokens < SHORT_ANSWER and recipe.template.type in REASONING_TEMPLATES:
+    if rollout.max_new_tokens < SHORT_COMPLETION and recipe.template.type in REASONING_TEMPLATES:
         yield FEW_TOKENS.found(
             f"rollout.max_new_tokens = {rollout.max_new_tokens} under template.type {recipe.template.type!r}"
         )
@@ -215,9 +215,9 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
     if isinstance(surrogate, ClipSurrogate):
         if several and surrogate.low == surrogate.high == 0:
             yield CLIPPED.found(f"algorithm.surrogate clips at 1 with {algorithm.updates_per_batch} updates a batch")
-        if algorithm.ratio.type == "sequence_mean" and max(surrogate.low, surrogate.high) > CLIP_OF_ANSWERS:
+        if algorithm.ratio.type == "sequence_mean" and max(surrogate.low, surrogate.high) > CLIP_OF_COMPLETIONS:
             yield CLIP_LEVEL.found(
-                f"algorithm.surrogate: low {surrogate.low:g}, high {surrogate.high:g} for whole answers"
+                f"algorithm.surrogate: low {surrogate.low:g}, high {surrogate.high:g} for whole completions"
             )
     if isinstance(algorithm.kl, KLPenalty) and algorithm.kl.coefficient >= KL_STRONG:
         yield KL_HIGH.found(f"algorithm.kl.coefficient = {algorithm.kl.coefficient:g}")

@@ -1,8 +1,8 @@
-"""Rules over verifiers: what they say to answers made from the references, before any is sampled.
+"""Rules over verifiers: what they say to completions made from the references, before any is sampled.
 
-An answer is made in all the forms that verifiers commonly want. What the template has written already (a prefill, or a
-thought that the prompt begins) and what its stop strings would cut away is taken into account, so that a template that
-makes full marks impossible is found without a model.
+A completion is made in all the forms that verifiers commonly want. What the template has written already (a prefill, or
+a thought that the prompt begins) and what its stop strings would cut away is taken into account, so that a template
+that makes full marks impossible is found without a model.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from rlvr.rules.preflight_settings import rewards_teach
 from rlvr.rules.rule import Rule
 
 PROBED = 4
-"""Problems whose references are made into answers."""
+"""Problems whose references are made into completions."""
 PATIENCE = 4.0
-"""Seconds after which no more answers are given to a slow verifier (a judge, a sandbox)."""
+"""Seconds after which no more completions are given to a slow verifier (a judge, a sandbox)."""
 DISAGREES = 0.1
-"""Share of answers judged differently the second time from which rewards are noise."""
+"""Share of completions judged differently the second time from which rewards are noise."""
 ENOUGH = 10
 """Gradings from which such a share says something."""
 RAISES = 0.5
@@ -37,7 +37,7 @@ FORMS = (
     "{r}", "The answer is {r}.", "\\boxed{{{r}}}", "So the answer is \\boxed{{{r}}}.", "#### {r}",
     "<answer> {r} </answer>", "<answer>{r}</answer>", "<answer> \\boxed{{{r}}} </answer>",
 )  # fmt: skip
-"""How right answers look; each with a thought before it, and without."""
+"""How right completions look; each with a thought before it, and without."""
 NONSENSE = (
     "", "?", "I do not know.", "xyzzy", "a", "0", "-987654321", "\\boxed{-987654321}", "#### -987654321",
     "<answer> -987654321 </answer>", "<think> Hm. </think> <answer> nothing </answer>", "The answer is quux.",
@@ -45,7 +45,7 @@ NONSENSE = (
     "A longer text that goes round and round and says nothing at all, so that whoever counts words has some to count.",
     "WHAT A NOISE!", "- one\n- two", "```python\nprint('no')\n```", '{"answer": null}', "no no no, " * 300,
 )  # fmt: skip
-"""Answers that are not right, in many forms: some verifier may like one, none may like all."""
+"""Completions that are not right, in many forms: some verifier may like one, none may like all."""
 WITH_UNIT = re.compile(
     r"^\s*(?:\\?\$\s*)?(-?\d[\d,.]*)\s*((?:\\text\s*\{|\\mathrm\s*\{)?\s*[A-Za-z°%][A-Za-z°%/^ }]*)$"
 )
@@ -53,43 +53,43 @@ UNITS = 0.05
 
 ALWAYS_RIGHT = Rule(
     "verifier_always_right", Grade.STOPS,
-    f"a verifier gives full marks to {len(NONSENSE)} answers that say nothing, the empty one included; slows learning "
-    "where other terms have weight",
+    f"a verifier gives full marks to {len(NONSENSE)} completions that say nothing, the empty one included; slows "
+    "learning where other terms have weight",
     "correct the verifier: `python -m rewards check module:Class` shows what it says to adversarial text",
 )  # fmt: skip
 DISAGREEING = Rule(
     "verifier_disagrees", Grade.STOPS,
-    f"a verifier judges an answer differently the second time; below {DISAGREES:.0%} of the answers, or with fewer "
-    f"than {ENOUGH}, it slows learning",
+    f"a verifier judges a completion differently the second time; below {DISAGREES:.0%} of the completions, or with "
+    f"fewer than {ENOUGH}, it slows learning",
     "make the verifier a function of text and reference alone: no random numbers, no clock, no memory of "
     "other gradings; temperature 0 and more votes for a judge",
 )  # fmt: skip
 RAISING = Rule(
     "verifier_raises", Grade.STOPS,
-    f"a verifier raises on at least {RAISES:.0%} of the answers given to it; on fewer it slows learning",
+    f"a verifier raises on at least {RAISES:.0%} of the completions given to it; on fewer it slows learning",
     "correct the verifier: an answer that it cannot read is Verdict(0.0, Outcome.UNREADABLE), not an exception",
 )  # fmt: skip
 NO_VERDICT = Rule(
     "verifier_never_answers", Grade.STOPS,
-    "a verifier runs out of time, or ends its process, on every answer given to it",
+    "a verifier runs out of time, or ends its process, on every completion given to it",
     "correct the verifier: `python -m rewards check module:Class` shows it alone; raise rewards.timeout only if it is "
     "meant to take that long",
 )  # fmt: skip
 AGAINST_FORMAT = Rule(
     "prefill_against_format", Grade.STOPS,
-    "a verifier gives full marks to answers in some form, but to none once the template has written what it writes: a "
-    "prefill that the format forbids, or a `<think>` that the prompt begins and graders do not see",
+    "a verifier gives full marks to completions in some form, but to none once the template has written what it "
+    "writes: a prefill that the format forbids, or a `<think>` that the prompt begins and graders do not see",
     "take the template and the format check that belong together: graders read template.prefill before what the model "
     "sampled, and nothing else of the prompt",
 )  # fmt: skip
 STOP_CUTS = Rule(
     "stop_cuts_answer", Grade.STOPS,
-    "a verifier gives full marks to answers in some form, but to none once they are cut at `template.stop`",
+    "a verifier gives full marks to completions in some form, but to none once they are cut at `template.stop`",
     "set template.stop to what stands behind the whole answer (</answer> for R1's tags), or to []",
 )  # fmt: skip
 NO_ROOM = Rule(
-    "answer_does_not_fit", Grade.STOPS,
-    "the shortest answer with full marks, with a word of thought where the format wants one, has more tokens than "
+    "completion_does_not_fit", Grade.STOPS,
+    "the shortest completion with full marks, with a word of thought where the format wants one, has more tokens than "
     "`rollout.max_new_tokens`",
     "raise rollout.max_new_tokens: to several times that length, for thoughts to grow",
 )  # fmt: skip
@@ -99,13 +99,13 @@ UNIT = Rule(
     "take the units out of the references, or ask for them in the question: an answer without is marked wrong",
 )  # fmt: skip
 UNREACHED = Rule(
-    "no_right_answer_known", Grade.NOTE,
-    "no answer made from a reference, in any common form, gets full marks",
+    "no_right_completion_known", Grade.NOTE,
+    "no completion made from a reference, in any common form, gets full marks",
     "nothing if the verifier wants another form; else compare what it reads with what the references hold: "
-    "`rlvr generate RECIPE`, then read the answers",
+    "`rlvr generate RECIPE`, then read the completions",
 )  # fmt: skip
 SLOW = Rule(
-    "verifier_slow", Grade.NOTE, f"{PATIENCE:g} seconds were not enough to give a verifier a few dozen answers",
+    "verifier_slow", Grade.NOTE, f"{PATIENCE:g} seconds were not enough to give a verifier a few dozen completions",
     "raise rewards.workers and look at time/grade_wait in a run",
 )  # fmt: skip
 
@@ -115,8 +115,8 @@ GRADER_RULES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A right answer in one form, as a model would write it behind a prompt."""
+class MadeCompletion:
+    """A right completion in one form, as a model would write it behind a prompt."""
 
     sampled: str
     """What the model writes."""
@@ -125,16 +125,16 @@ class Answer:
     thinks: bool
 
 
-def right_answers(reference: object) -> list[Answer]:
-    """The reference as an answer in all forms; none for a reference that is neither text nor a number."""
+def right_completions(reference: object) -> list[MadeCompletion]:
+    """The reference as a completion in all forms; none for a reference that is neither text nor a number."""
     if isinstance(reference, bool) or not isinstance(reference, str | int | float):
         return []
     plain = [form.format(r=reference) for form in FORMS]
     begun = THOUGHT.removeprefix("<think>")
     return [
-        *(Answer(text, False, False) for text in plain),
-        *(Answer(THOUGHT + text, True, True) for text in plain),
-        *(Answer(begun + text, False, True) for text in plain),
+        *(MadeCompletion(text, False, False) for text in plain),
+        *(MadeCompletion(THOUGHT + text, True, True) for text in plain),
+        *(MadeCompletion(begun + text, False, True) for text in plain),
     ]
 
 
@@ -216,8 +216,8 @@ def check_graders(
     if shortest and sorted(shortest)[len(shortest) // 2] > recipe.rollout.max_new_tokens:
         need = sorted(shortest)[len(shortest) // 2]
         yield NO_ROOM.found(
-            f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}; the shortest answers with full marks that were "
-            f"found have {need} tokens"
+            f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}; the shortest completions with full marks that "
+            f"were found have {need} tokens"
         )
     yield from _units(seen, graders)
 
@@ -226,25 +226,27 @@ def _reached(
     grader: Grader, problem: Problem, prompt: Prompt, stops: Sequence[str]
 ) -> tuple[set[str], set[str], set[str]]:
     """What gets full marks: texts as they are; sampled texts behind the prefill; the same, cut at the stop strings."""
-    answers = right_answers(problem.reference)
+    completions = right_completions(problem.reference)
     thinking = in_thought(problem, prompt)
     # behind an open thought nobody opens another or answers without closing it; without one nobody closes one
-    possible = [one for one in answers if (one.thinks and not one.opens_thought) == thinking]
-    possible += [Answer(rest, False, False) for one in answers if (rest := _rest(one.sampled, prompt.prefill))]
-    texts = [one.sampled for one in answers]
+    possible = [one for one in completions if (one.thinks and not one.opens_thought) == thinking]
+    possible += [
+        MadeCompletion(rest, False, False) for one in completions if (rest := _rest(one.sampled, prompt.prefill))
+    ]
+    texts = [one.sampled for one in completions]
     texts += [prompt.prefill + one.sampled for one in possible]
     texts += [prompt.prefill + cut(one.sampled, stops) for one in possible]
     verdicts = grader.ask(texts, problem.reference)
     right = {text for text, verdict in verdicts.items() if verdict.outcome is Outcome.CORRECT}
     return (
-        {one.sampled for one in answers if one.sampled in right},
+        {one.sampled for one in completions if one.sampled in right},
         {one.sampled for one in possible if prompt.prefill + one.sampled in right},
         {one.sampled for one in possible if prompt.prefill + cut(one.sampled, stops) in right},
     )
 
 
 def _rest(text: str, prefill: str) -> str:
-    """What is left of an answer that the prefill has begun, as in ``\\boxed{``; nothing if it has not."""
+    """What is left of a completion that the prefill has begun, as in ``\\boxed{``; nothing if it has not."""
     begun = next((size for size in range(min(len(text), len(prefill)), 0, -1) if prefill.endswith(text[:size])), 0)
     return text[begun:] if text[:begun].strip() else ""
 
@@ -257,7 +259,7 @@ def _is_always_right(grader: Grader) -> bool:
 
 def _always_right(name: str, *, alone: bool) -> Finding:
     return ALWAYS_RIGHT.found(
-        f"reward term {name!r} gives full marks to all of {len(NONSENSE)} answers that say nothing, the empty one "
+        f"reward term {name!r} gives full marks to all of {len(NONSENSE)} completions that say nothing, the empty one "
         f"and {NONSENSE[3]!r} among them" + ("" if alone else "; what it adds is the same for all"),
         grade=Grade.STOPS if alone else Grade.SLOWS,
     )
@@ -270,7 +272,7 @@ def _steadiness(name: str, grader: Grader) -> Iterator[Finding]:
         share = len(raised) / len(grader.verdicts)
         text, verdict = raised[0]
         yield RAISING.found(
-            f"reward term {name!r} raised on {len(raised)} of {len(grader.verdicts)} answers made for it: "
+            f"reward term {name!r} raised on {len(raised)} of {len(grader.verdicts)} completions made for it: "
             f"{_reason(verdict)}",
             evidence=[f"on {text!r:.60}: {_reason(verdict)}", *_raised_at(verdict)],
             grade=Grade.STOPS if share >= RAISES else Grade.SLOWS,
@@ -283,7 +285,7 @@ def _steadiness(name: str, grader: Grader) -> Iterator[Finding]:
         }
         text, verdict = next(((text, verdict) for (text, _), verdict in grader.verdicts.items()))
         yield NO_VERDICT.found(
-            f"reward term {name!r} gave no verdict on any of {len(grader.verdicts)} answers made for it: "
+            f"reward term {name!r} gave no verdict on any of {len(grader.verdicts)} completions made for it: "
             + ", or ".join(how[outcome] for outcome in sorted(ends)),
             evidence=[f"on {text!r:.60}: {_reason(verdict)}"],
         )
@@ -317,7 +319,7 @@ def disagreement(name: str, pairs: Sequence[tuple[tuple[tuple[str, str], Verdict
     if other:
         share = len(other) / len(judged)
         yield DISAGREEING.found(
-            f"reward term {name!r} judged {len(other)} of {len(judged)} answers differently the second time",
+            f"reward term {name!r} judged {len(other)} of {len(judged)} completions differently the second time",
             evidence=[f"{text!r:.60} was {one.score:g}, then {two.score:g}" for (text, _), one, two in other[:3]],
             grade=Grade.STOPS if share >= DISAGREES and len(judged) >= ENOUGH else Grade.SLOWS,
         )
@@ -331,16 +333,16 @@ def _reachable(name: str, best: Sequence[tuple[bool, bool, bool]], seen: Prompts
     if plain and not behind and prompt is not None:
         end = f"the prefill {prompt.prefill!r}" if prompt.prefill else f"a prompt that ends with {prompt.text[-30:]!r}"
         yield AGAINST_FORMAT.found(
-            f"reward term {name!r} gives full marks to no answer behind {end}, though it does without"
+            f"reward term {name!r} gives full marks to no completion behind {end}, though it does without"
         )
     elif behind and not whole:
         yield STOP_CUTS.found(
-            f"reward term {name!r} gives full marks to no answer that is cut at template.stop = "
+            f"reward term {name!r} gives full marks to no completion that is cut at template.stop = "
             f"{list(seen.renderer.stop)}, though it does to whole ones"
         )
-    elif best and not plain and any(right_answers(problem.reference) for problem in seen.problems[:PROBED]):
+    elif best and not plain and any(right_completions(problem.reference) for problem in seen.problems[:PROBED]):
         yield UNREACHED.found(
-            f"reward term {name!r} gave full marks to none of {len(FORMS) * 3} answers made from each reference"
+            f"reward term {name!r} gave full marks to none of {len(FORMS) * 3} completions made from each reference"
         )
 
 
@@ -353,8 +355,8 @@ def _units(seen: Prompts, graders: Mapping[str, Grader]) -> Iterator[Finding]:
     strict: list[str] = []
     for problem, number in found[: 2 * PROBED]:
         for name, grader in graders.items():
-            whole = grader.ask([one.sampled for one in right_answers(problem.reference)], problem.reference)
-            forms = [one.sampled for one in right_answers(number.strip(",."))]
+            whole = grader.ask([one.sampled for one in right_completions(problem.reference)], problem.reference)
+            forms = [one.sampled for one in right_completions(number.strip(",."))]
             bare = grader.ask(forms, problem.reference)
             right = any(verdict.outcome is Outcome.CORRECT for verdict in bare.values())
             if bare and not right and any(verdict.outcome is Outcome.CORRECT for verdict in whole.values()):

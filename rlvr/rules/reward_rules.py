@@ -30,7 +30,7 @@ def entropy_gone(h: History, rule: Rule) -> Finding | None:
         return None
     return rule.found(
         f"the entropy has fallen to {now:.2g} nats a token, {grown:.0%} of its first value, and {flat:.0%} of the "
-        "groups give all their answers one reward",
+        "groups give all their completions one reward",
         evidence=(h.compared("policy/entropy"), h.compared("groups/zero_variance"), h.compared("reward/mean")),
     )
 
@@ -53,10 +53,10 @@ def entropy_exploding(h: History, rule: Rule) -> Finding | None:
 
 @watcher(
     "always_right", Grade.STOPS,
-    "the first term has given full marks to every answer, from the first step on",
+    "the first term has given full marks to every completion, from the first step on",
     "Either the verifier takes anything or the problems are too easy: grade a nonsense text by `python -m rewards "
-    "grade` or `python -m rewards check module:Class`; read three answers by `rlvr view`; then fix rewards.terms[0] or "
-    "give harder problems.",
+    "grade` or `python -m rewards check module:Class`; read three completions by `rlvr view`; then fix "
+    "rewards.terms[0] or give harder problems.",
     explains=FLAT,
 )  # fmt: skip
 def always_right(h: History, rule: Rule) -> Finding | None:
@@ -64,15 +64,16 @@ def always_right(h: History, rule: Rule) -> Finding | None:
     if h.is_young or min(shares) < 1.0 or h.outcome_at_start("correct") < 1.0:
         return None
     return rule.found(
-        f"term {h.first_term!r} has called every answer right since the first step: there is nothing to learn from it",
+        f"term {h.first_term!r} has called every completion right since the first step: there is nothing to learn from "
+        "it",
         evidence=(h.shown(f"outcome/{h.first_term}/correct"), h.shown("reward/mean"), h.shown("length/truncated")),
     )
 
 
 @watcher(
     "all_wrong", Grade.STOPS,
-    "the first term has called no answer right and the reward has been the same for all, from the first step on",
-    "Either the problems are too hard for this model or the references cannot be met: compare an answer with its "
+    "the first term has called no completion right and the reward has been the same for all, from the first step on",
+    "Either the problems are too hard for this model or the references cannot be met: compare a completion with its "
     "reference by `rlvr view` (units, formats), run `rlvr doctor RECIPE`, then take easier problems, a stronger or "
     "fine-tuned model, or a larger rollout.group_size.",
     explains=FLAT,
@@ -82,14 +83,14 @@ def all_wrong(h: History, rule: Rule) -> Finding | None:
     if h.is_young or not h.is_constant or max(shares) > 0 or h.outcome_at_start("correct") > 0:
         return None
     return rule.found(
-        f"not one answer of {h.steps} steps is right, and all have the reward {h.latest[-1]['reward/mean']:.3g}",
+        f"not one completion of {h.steps} steps is right, and all have the reward {h.latest[-1]['reward/mean']:.3g}",
         evidence=(h.shown("reward/mean"), h.shown("groups/none_correct"), h.shown(f"outcome/{h.first_term}/wrong")),
     )
 
 
 @watcher(
     "constant_reward", Grade.STOPS,
-    "all answers have had one and the same reward, from the first step on",
+    "all completions have had one and the same reward, from the first step on",
     "The verifier gives everything the same score: grade two different texts by `python -m rewards grade`, then fix "
     "rewards.terms.",
     explains=FLAT,
@@ -98,7 +99,7 @@ def constant_reward(h: History, rule: Rule) -> Finding | None:
     if h.is_young or not h.is_constant:
         return None
     return rule.found(
-        f"every answer of {h.steps} steps has the reward {h.latest[-1]['reward/mean']:.3g}",
+        f"every completion of {h.steps} steps has the reward {h.latest[-1]['reward/mean']:.3g}",
         evidence=(h.shown("reward/mean"), h.shown("reward/std"), h.shown("groups/zero_variance")),
     )
 
@@ -107,8 +108,8 @@ def constant_reward(h: History, rule: Rule) -> Finding | None:
     "no_variance", Grade.STOPS,
     f"at least {at('variance_low'):g} of the groups of {LATEST} have equal rewards (it stops learning from "
     f"{at('variance_gone'):g}, below it slows), as many in the first step, and the policy has not learned",
-    "Most groups are all right or all wrong: a larger rollout.group_size finds the rare answer, other problems do so "
-    "cheaper (problems.sampler: {type: prioritised}, fewer that are always or never solved), and algorithm.filter: "
+    "Most groups are all right or all wrong: a larger rollout.group_size finds the rare completion, other problems do "
+    "so cheaper (problems.sampler: {type: prioritised}, fewer that are always or never solved), and algorithm.filter: "
     "{type: refill} samples until enough groups differ.",
     explains=("no_progress",),
 )  # fmt: skip
@@ -120,7 +121,7 @@ def no_variance(h: History, rule: Rule) -> Finding | None:
         return None
     groups = h.total("groups/total")
     finding = rule.found(
-        f"in {flat:.0%} of the last {groups:.0f} groups all {h.recipe.rollout.group_size} answers have one reward "
+        f"in {flat:.0%} of the last {groups:.0f} groups all {h.recipe.rollout.group_size} completions have one reward "
         f"({h.total('groups/all_correct'):.0f} all right, {h.total('groups/none_correct'):.0f} all wrong): nothing to "
         "compare",
         evidence=(h.shown("groups/zero_variance"), h.shown("groups/all_correct"), h.shown("groups/none_correct")),
@@ -131,7 +132,7 @@ def no_variance(h: History, rule: Rule) -> Finding | None:
 @watcher(
     "reward_collapsed", Grade.STOPS,
     f"the reward has lost {at('reward_fallen'):g} or more of its best, by more than {at('errors'):g} standard errors",
-    "Read answers from before and after the fall by `rlvr view`; go back to a checkpoint from before it "
+    "Read completions from before and after the fall by `rlvr view`; go back to a checkpoint from before it "
     "(run.resume: CHECKPOINT) with a lower learner.lr.",
     explains=("no_variance", "no_progress"),
 )  # fmt: skip
@@ -148,7 +149,7 @@ def reward_collapsed(h: History, rule: Rule) -> Finding | None:
 @watcher(
     "gradient_zero", Grade.STOPS,
     f"update/grad_norm is 0 though groups are trained, {IN_A_ROW}",
-    "Nothing flows back: all answers may be masked (algorithm.truncated: mask), all tokens at a clip bound, or the "
+    "Nothing flows back: all completions may be masked (algorithm.truncated: mask), all tokens at a clip bound, or the "
     "advantages 0 (a group_size of 1 under a baseline).",
     explains=("no_progress", "policy_not_moving"),
 )  # fmt: skip
@@ -168,8 +169,8 @@ def gradient_zero(h: History, rule: Rule) -> Finding | None:
 @watcher(
     "gradient_exploding", Grade.SLOWS,
     f"update/grad_norm at least {at('gradient_risen'):g} times its first value, while the reward has not risen",
-    "Lower learner.lr, keep learner.max_grad_norm: 1.0, and look at the answers of the step in which it jumped; many "
-    "collapses begin so.",
+    "Lower learner.lr, keep learner.max_grad_norm: 1.0, and look at the completions of the step in which it jumped; "
+    "many collapses begin so.",
 )  # fmt: skip
 def gradient_exploding(h: History, rule: Rule) -> Finding | None:
     grown = h.grown("update/grad_norm")
@@ -200,9 +201,9 @@ def clip_share(h: History, rule: Rule) -> Finding | None:
 
 @watcher(
     "reward_without_eval", Grade.STOPS,
-    f"training's share of right answers has risen by {at('gain_train'):g} or more since the first step, an evaluation "
-    f"by less than {at('gain_share'):g} of that and within its interval",
-    "The policy has found what the training reward pays for and the evaluation does not: read its best answers by "
+    f"training's share of right completions has risen by {at('gain_train'):g} or more since the first step, an "
+    f"evaluation by less than {at('gain_share'):g} of that and within its interval",
+    "The policy has found what the training reward pays for and the evaluation does not: read its best completions by "
     "`rlvr view` (Suspects), grade them by a second verifier (rewards.hybrid with args.audit), and check that the eval "
     "set asks the same kind of question; with few problems it may have learned them by heart.",
     explains=("solved",),
@@ -224,7 +225,7 @@ def reward_without_eval(h: History, rule: Rule) -> Finding | None:
         return None
     name = behind[0]
     return rule.found(
-        f"right answers in training went up by {gain:.0%}, on {name!r} from {first[name]:.0%} to {last[name]:.0%}",
+        f"right completions in training went up by {gain:.0%}, on {name!r} from {first[name]:.0%} to {last[name]:.0%}",
         evidence=(
             h.compared(f"outcome/{h.first_term}/correct"),
             *(f"step {one['step']:.0f}: eval {name} {one[name]:.3g}" for one in (first, last)),
@@ -235,8 +236,8 @@ def reward_without_eval(h: History, rule: Rule) -> Finding | None:
 @watcher(
     "judge_disagrees", Grade.SLOWS,
     f"judge/TERM/agreement has fallen by {at('agreement_falls'):g} or more since the first step, and the reward rises",
-    "Rules and judge part as the policy learns, so one of them is being fooled: read answers on which they differ by "
-    "`rlvr view`, and raise rewards.hybrid's args.audit.",
+    "Rules and judge part as the policy learns, so one of them is being fooled: read completions on which they differ "
+    "by `rlvr view`, and raise rewards.hybrid's args.audit.",
 )  # fmt: skip
 def judge_disagrees(h: History, rule: Rule) -> Finding | None:
     if h.is_young or not h.has_learned:
@@ -246,8 +247,8 @@ def judge_disagrees(h: History, rule: Rule) -> Finding | None:
         first, now = h.start(key), h.now(key)
         if first is not None and now is not None and first - now >= at("agreement_falls"):
             return rule.found(
-                f"rules and judge of term {term.name!r} agreed on {first:.0%} of the answers, now on {now:.0%}, and "
-                "the reward rises",
+                f"rules and judge of term {term.name!r} agreed on {first:.0%} of the completions, now on {now:.0%}, "
+                "and the reward rises",
                 evidence=(h.compared(key), h.compared("reward/mean")),
             )
     return None
@@ -255,16 +256,16 @@ def judge_disagrees(h: History, rule: Rule) -> Finding | None:
 
 @watcher(
     "too_good_too_soon", Grade.NOTE,
-    f"{at('soon_to'):g} or more of the answers are right within {at('soon_steps'):g} steps, under {at('soon_from'):g} "
-    "were in the first",
-    "Real skills grow slower: read some of these answers by `rlvr view` (Suspects) before trusting them.",
+    f"{at('soon_to'):g} or more of the completions are right within {at('soon_steps'):g} steps, under "
+    f"{at('soon_from'):g} were in the first",
+    "Real skills grow slower: read some of these completions by `rlvr view` (Suspects) before trusting them.",
 )  # fmt: skip
 def too_good_too_soon(h: History, rule: Rule) -> Finding | None:
     now, first = h.correct(), h.outcome_at_start("correct")
     if h.is_young or now is None or h.steps > at("soon_steps") or first >= at("soon_from") or now < at("soon_to"):
         return None
     return rule.found(
-        f"{now:.0%} of the answers are right after {h.steps} steps, {first:.0%} were in the first",
+        f"{now:.0%} of the completions are right after {h.steps} steps, {first:.0%} were in the first",
         evidence=(h.compared(f"outcome/{h.first_term}/correct"), h.compared("length/mean")),
     )
 
@@ -291,8 +292,8 @@ def no_progress(h: History, rule: Rule) -> Finding | None:
 
 @watcher(
     "solved", Grade.NOTE,
-    f"at least {at('solved'):g} of the answers are right and {at('variance_low'):g} of the groups have equal rewards, "
-    "after a rise",
+    f"at least {at('solved'):g} of the completions are right and {at('variance_low'):g} of the groups have equal "
+    "rewards, after a rise",
     "The problems are learned: stop here, or go on with harder ones.",
 )  # fmt: skip
 def solved(h: History, rule: Rule) -> Finding | None:
@@ -300,6 +301,6 @@ def solved(h: History, rule: Rule) -> Finding | None:
     if h.is_young or flat is None or now is None or flat < at("variance_low") or not h.is_solved:
         return None
     return rule.found(
-        f"{now:.0%} of the answers are right, and {flat:.0%} of the groups have nothing left to compare",
+        f"{now:.0%} of the completions are right, and {flat:.0%} of the groups have nothing left to compare",
         evidence=(h.compared(f"outcome/{h.first_term}/correct"), h.shown("groups/zero_variance")),
     )

@@ -1,8 +1,8 @@
 """The rules that watch a run: pure functions of its `History`, each with the likely cause that it names.
 
 They stand in the order in which causes come: what goes wrong between engine and learner, in grading, in the update, in
-the answers, and last what is only seen in the reward. A rule that has fired explains others: a policy that its learning
-rate has wrecked has no variance either, and only the first is worth acting on.
+the completions, and last what is only seen in the reward. A rule that has fired explains others: a policy that its
+learning rate has wrecked has no variance either, and only the first is worth acting on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlvr.rules import cause_rules as causes
-from rlvr.rules import completion_rules as answers
+from rlvr.rules import completion_rules
 from rlvr.rules import reward_rules as reward
 from rlvr.rules.finding import Finding
 from rlvr.rules.history import History
@@ -26,10 +26,10 @@ WATCHERS: tuple[Watcher, ...] = (
     causes.unscored,
     causes.learning_rate_too_large,
     causes.policy_not_moving,
-    answers.length_exploding,
-    answers.all_truncated,
-    answers.no_answer,
-    answers.dead_term,
+    completion_rules.length_exploding,
+    completion_rules.all_truncated,
+    completion_rules.no_answer,
+    completion_rules.dead_term,
     reward.entropy_gone,
     reward.always_right,
     reward.all_wrong,
@@ -43,8 +43,8 @@ WATCHERS: tuple[Watcher, ...] = (
     reward.clip_share,
     reward.entropy_exploding,
     reward.gradient_exploding,
-    answers.length_collapsing,
-    answers.often_truncated,
+    completion_rules.length_collapsing,
+    completion_rules.often_truncated,
     reward.judge_disagrees,
     reward.no_progress,
     reward.too_good_too_soon,

@@ -33,7 +33,7 @@ from rlvr.plugins import load_plugin
 from rlvr.problems.data import Data, load_data
 from rlvr.problems.sampler import ProblemSampler
 from rlvr.records import RolloutGroup
-from rlvr.rollout.collector import Collector, answers_to_one_prompt
+from rlvr.rollout.collector import Collector, completions_to_one_prompt
 from rlvr.rollout.scheduler import Rollouts
 from rlvr.rules.preflight import examine_cheaply, first_prompts, lines, refuse
 from rlvr.rules.watch import Watch
@@ -214,7 +214,7 @@ def make_rollouts(
     needed = min(model_len, data.longest_prompt + most_new_tokens(recipe))
     engine = make_engine(recipe, needed, log_file, warn, say)
     path = recipe.rollout.workflow
-    workflow = load_plugin(path, {}, positional=1) if path is not None else answers_to_one_prompt
+    workflow = load_plugin(path, {}, positional=1) if path is not None else completions_to_one_prompt
     collector = Collector(engine, data.pool, data.terms, data.renderer, run_seed=recipe.run.seed, workflow=workflow)
     return Rollouts(recipe, engine, data.pool, collector, data.renderer, data.train, warn)
 

@@ -1,4 +1,4 @@
-"""Direct preference optimisation: rows of prompt, chosen and rejected answer, the same learner."""
+"""Direct preference optimisation: rows of prompt, chosen and rejected completion, the same learner."""
 
 from __future__ import annotations
 

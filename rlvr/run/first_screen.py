@@ -35,7 +35,7 @@ def first_screen(
         ("prompt", f"template {recipe.template.type}, up to {data.longest_prompt} tokens, stops at {', '.join(stops)}"),
         *_given_text(algorithm.given_text, data),
         ("rewards", ", ".join(f"{t.name} x {t.weight:g}" + (f" if {t.gate}" if t.gate else "") for t in data.terms)),
-        ("samples a step", f"{rollout.prompts_per_step} problems x {rollout.group_size} answers = {samples}"),
+        ("samples a step", f"{rollout.prompts_per_step} problems x {rollout.group_size} completions = {samples}"),
         ("tokens a step", f"at most {samples * (data.longest_prompt + rollout.max_new_tokens)}"),
         ("objective", " ".join(f"{name}={getattr(algorithm, name).type}" for name in slots)),
         ("engine", f"{rollout.engine.type} in {rollout.engine.dtype}"),

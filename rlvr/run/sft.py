@@ -1,4 +1,5 @@
-"""Supervised fine-tuning: rows of prompt and answer, the negative log-likelihood of the answer, the same learner."""
+"""Supervised fine-tuning: rows of prompt and completion, the negative log-likelihood of the completion, the same
+learner."""
 
 from __future__ import annotations
 

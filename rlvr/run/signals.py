@@ -4,11 +4,11 @@
 |---------------|--------------------------------------------------|---------------------|---------------|
 | first SIGINT  | closes what is open, saves nothing new           | the same            | `INTERRUPTED` |
 | second SIGINT | ends at once; children see their parent's end    | the same            | `INTERRUPTED` |
-| SIGTERM       | drops the answers of this step, saves those done | closes what is open | `TERMINATED`  |
+| SIGTERM       | drops this step's completions, saves what's done | closes what is open | `TERMINATED`  |
 | a stop rule   | the same, behind the step on which it fired      |                     | `STOPPED`     |
 
-SIGTERM comes from a scheduler that leaves little time: the run does not wait for a whole step's answers, and nothing
-that was trained is lost.
+SIGTERM comes from a scheduler that leaves little time: the run does not wait for a whole step's completions, and
+nothing that was trained is lost.
 """
 
 from __future__ import annotations

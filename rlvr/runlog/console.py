@@ -13,7 +13,7 @@ from rich.progress import TimeRemainingColumn as RemainingColumn
 from rich.table import Table
 
 _SMALL = 0.01
-"""Shares of outcomes and truncated answers below this stay off the step's line."""
+"""Shares of outcomes and truncated completions below this stay off the step's line."""
 
 
 def step_line(step: int, last: int, metrics: Mapping[str, float]) -> str:

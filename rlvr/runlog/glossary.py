@@ -77,16 +77,16 @@ _ROLLOUTS = (
     Metric(
         "judge/{name}/agreement",
         "share",
-        "answers on which rules and judge say the same / answers on which the judge voted",
+        "completions on which rules and judge say the same / completions on which the judge voted",
         "A term of rewards.hybrid: with args.audit above 0, a fall says that one of the two is being fooled.",
     ),
     Metric(
         "judge/{name}/repaired",
         "share",
-        "answers that the rules refused and the judge accepted / verdicts of the term",
+        "completions that the rules refused and the judge accepted / verdicts of the term",
         "What the judge adds to a term of rewards.hybrid; when it rises late in a run, read some in rollouts.jsonl.",
     ),
-    Metric("rollouts/count", "rollouts", "P * G", "Answers sampled in the step."),
+    Metric("rollouts/count", "rollouts", "P * G", "Completions sampled in the step."),
     Metric(
         "rollouts/unscored",
         "share",
@@ -94,18 +94,18 @@ _ROLLOUTS = (
         "Left out of training; the run stops above rewards.max_unscored.",
         (None, 0.01),
     ),
-    Metric("length/mean", "tokens", "mean of T", "Tokens an answer, the stop token included."),
+    Metric("length/mean", "tokens", "mean of T", "Tokens a completion, the stop token included."),
     Metric(
         "length/mean_correct",
         "tokens",
-        "mean of T over right answers",
+        "mean of T over right completions",
         "If far below length/mean_wrong, long thoughts fail.",
     ),
     Metric(
         "length/mean_wrong",
         "tokens",
-        "mean of T over wrong answers",
-        "If it grows alone, look for answers that ramble.",
+        "mean of T over wrong completions",
+        "If it grows alone, look for completions that ramble.",
     ),
     Metric("length/max", "tokens", "max of T", "At most rollout.max_new_tokens."),
     Metric(
@@ -132,46 +132,49 @@ _LEARNER = (
         "P - groups/trained",
         "What the update lacks; under refill the bound max_extra was reached.",
     ),
-    Metric("groups/all_correct", "groups", "groups whose judged answers are all right", "Too easy by now."),
-    Metric("groups/none_correct", "groups", "groups whose judged answers are all wrong", "Too hard as yet."),
+    Metric("groups/all_correct", "groups", "groups whose judged completions are all right", "Too easy by now."),
+    Metric("groups/none_correct", "groups", "groups whose judged completions are all wrong", "Too hard as yet."),
     Metric(
-        "groups/zero_variance", "groups", "groups of 2 or more scored answers with equal rewards", "Nothing to compare."
+        "groups/zero_variance",
+        "groups",
+        "groups of 2 or more scored completions with equal rewards",
+        "Nothing to compare.",
     ),
     Metric(
         "groups/too_few_scored",
         "groups",
-        "groups with fewer scored answers than the baseline needs",
+        "groups with fewer scored completions than the baseline needs",
         "Not trained.",
         (None, 0.0),
     ),
     Metric(
-        "greedy/reward", "reward", "mean of r over greedy answers", "What baseline: greedy compares with, unshaped."
+        "greedy/reward", "reward", "mean of r over greedy completions", "What baseline: greedy compares with, unshaped."
     ),
     Metric("sampler/epoch", "epochs", "", "Passes over the training problems; prioritised: draws / problems."),
     Metric(
         "sampler/seen",
         "problems",
-        "problems with a scored answer",
+        "problems with a scored completion",
         "Whose success rates the sampler knows, where problems.sampler goes by them.",
     ),
     Metric(
         "sampler/success_rate",
         "share",
-        "mean over sampler/seen of discounted successes / answers",
+        "mean over sampler/seen of discounted successes / completions",
         "By problems.sampler.success and .memory.",
     ),
     Metric("sampler/rested", "problems", "", "Left out for problems.sampler.rest.epochs."),
     Metric("sampler/retired", "problems", "", "Reached problems.sampler.retire_at, never drawn again."),
-    Metric("samples/trained", "answers", "answers with at least one trained token", "What the update sees."),
-    Metric("samples/unscored", "answers", "rollouts without reward", "Left out of the baseline and of the loss."),
+    Metric("samples/trained", "completions", "completions with at least one trained token", "What the update sees."),
+    Metric("samples/unscored", "completions", "rollouts without reward", "Left out of the baseline and of the loss."),
     Metric(
         "samples/truncated_masked",
-        "answers",
-        "truncated answers under algorithm.truncated: mask",
+        "completions",
+        "truncated completions under algorithm.truncated: mask",
         "In the baseline, not in the loss.",
     ),
     Metric("advantage/abs_mean", "", "mean |A|", "0 means that the step teaches nothing.", (1e-6, None)),
-    Metric("advantage/abs_max", "", "max |A|", "A rare answer in a large group has a large one.", (None, 10.0)),
+    Metric("advantage/abs_max", "", "max |A|", "A rare completion in a large group has a large one.", (None, 10.0)),
     Metric(
         "staleness/mean",
         "versions",
@@ -184,9 +187,9 @@ _LEARNER = (
         "rollouts/several_versions",
         "share",
         "rollouts with tokens of more than one version / rollouts",
-        "Answers that lived through an update of the weights.",
+        "Completions that lived through an update of the weights.",
     ),
-    Metric("buffer/unfinished", "groups", "", "Groups left with answers to be continued."),
+    Metric("buffer/unfinished", "groups", "", "Groups left with completions to be continued."),
     Metric("buffer/finished", "groups", "", "Groups left that are finished and not trained yet."),
     Metric("buffer/tokens", "tokens", "", "Tokens of the groups left."),
     Metric("buffer/oldest", "versions", "", "Age of the oldest token that is left, or of the oldest to come."),
@@ -199,10 +202,13 @@ _LEARNER = (
     ),
     Metric("tokens/dropped", "tokens", "", "Tokens of the groups thrown away."),
     Metric(
-        "tokens/generated", "tokens", "sum of loss masks over rollouts", "Sampled by the policy, greedy answers too."
+        "tokens/generated",
+        "tokens",
+        "sum of loss masks over rollouts",
+        "Sampled by the policy, greedy completions too.",
     ),
     Metric(
-        "tokens/prompt", "tokens", "sum of prompt lengths over rollouts", "Each prompt counts once for each answer."
+        "tokens/prompt", "tokens", "sum of prompt lengths over rollouts", "Each prompt counts once for each completion."
     ),
     Metric(
         "tokens/trained",
@@ -214,10 +220,10 @@ _LEARNER = (
         "tokens/generated_per_trained",
         "",
         "tokens/generated / tokens/trained",
-        "What a trained token costs: dropped, refilled, masked and greedy answers.",
+        "What a trained token costs: dropped, refilled, masked and greedy completions.",
         (None, 4.0),
     ),
-    Metric("tokens/given", "tokens", "", "Of given answers in the loss (algorithm.given_text)."),
+    Metric("tokens/given", "tokens", "", "Of given completions in the loss (algorithm.given_text)."),
     Metric(
         "tokens/computed", "tokens", "positions of all micro-batches", "What one forward pass over the batch costs."
     ),
@@ -243,7 +249,7 @@ _LEARNER = (
     Metric("update/micro_batches", "", "", "Forward and backward passes of an epoch, over all ranks."),
     Metric(
         "update/over_limit",
-        "answers",
+        "completions",
         "",
         "Longer than learner.micro_batch_tokens: each in a pass of its own.",
         (None, 0.0),
@@ -266,7 +272,7 @@ _LEARNER = (
         "policy/ratio_limited",
         "share",
         "tokens with |log ratio| > 20",
-        "Their ratio is taken at 20, without gradient: answers too far off for ratio.type: sequence_product.",
+        "Their ratio is taken at 20, without gradient: completions too far off for ratio.type: sequence_product.",
         (None, 0.0),
     ),
     Metric("policy/clip_fraction", "share", "clipped tokens / trained tokens", "Tokens at a bound.", (None, 0.2)),
@@ -276,7 +282,7 @@ _LEARNER = (
         "policy/off_policy_masked",
         "share",
         "",
-        "Tokens of answers that algorithm.off_policy_mask takes out of the loss.",
+        "Tokens of completions that algorithm.off_policy_mask takes out of the loss.",
         (None, 0.2),
     ),
     Metric("policy/top_entropy", "share", "", "Tokens that algorithm.top_entropy keeps."),
@@ -291,7 +297,7 @@ _LEARNER = (
     Metric(
         "policy/text_nll",
         "nats",
-        "mean of -log pi_theta over the tokens of given answers",
+        "mean of -log pi_theta over the tokens of given completions",
         "The term of algorithm.given_text, before its weight.",
     ),
     Metric("policy/kl", "nats", "mean over trained tokens of k3(pi_theta, pi_ref)", "Distance from the reference."),
@@ -354,19 +360,19 @@ _EVAL = (
         "eval/{name}/pass@{k}",
         "share",
         "mean over problems of 1 - C(n-c,k)/C(n,k)",
-        "Chance that k answers hold a right one (Chen et al. 2021).",
+        "Chance that k completions hold a right one (Chen et al. 2021).",
     ),
     Metric(
         "eval/{name}/maj@{k}",
         "share",
         "mean over problems and k-subsets of [majority is right]",
-        "Exact; ties by lot; answers without content do not vote.",
+        "Exact; ties by lot; completions without an answer do not vote.",
     ),
-    Metric("eval/{name}/avg@{k}", "share", "mean over problems of c/n", "Mean accuracy with n answers a problem."),
+    Metric("eval/{name}/avg@{k}", "share", "mean over problems of c/n", "Mean accuracy with n completions a problem."),
     Metric(
         "eval/{name}/reward",
         "reward",
-        "mean over problems of the mean reward of their scored answers",
+        "mean over problems of the mean reward of their scored completions",
         "Before shaping; partial marks count, which pass@k and avg@k leave out.",
     ),
     *(
@@ -374,7 +380,7 @@ _EVAL = (
             f"eval/{{name}}/reward_{end}",
             "reward",
             f"{word} end of Wilson's interval, on the scale of the rewards",
-            "95 % confidence, counting problems, not answers.",
+            "95 % confidence, counting problems, not completions.",
         )
         for end, word in (("low", "lower"), ("high", "upper"))
     ),
@@ -383,7 +389,7 @@ _EVAL = (
             f"eval/{{name}}/{measure}@{{k}}_{end}",
             "share",
             f"{word} end of Wilson's interval",
-            "95 % confidence, counting problems, not answers.",
+            "95 % confidence, counting problems, not completions.",
         )
         for measure in ("pass", "maj", "avg")
         for end, word in (("low", "lower"), ("high", "upper"))
@@ -391,7 +397,7 @@ _EVAL = (
     Metric(
         "eval/{name}/greedy",
         "share",
-        "mean over problems of [greedy answer is right]",
+        "mean over problems of [greedy completion is right]",
         "At temperature 0. Where only pass@1 rises, training made the policy surer of what it thought best before.",
     ),
     *(
@@ -399,23 +405,31 @@ _EVAL = (
             f"eval/{{name}}/greedy_{end}",
             "share",
             f"{word} end of Wilson's interval",
-            "95 % confidence, counting problems, not answers.",
+            "95 % confidence, counting problems, not completions.",
         )
         for end, word in (("low", "lower"), ("high", "upper"))
     ),
     Metric("eval/{name}/problems", "problems", "", "Problems of the set."),
-    Metric("eval/{name}/samples", "answers", "", "Answers sampled."),
-    Metric("eval/{name}/unscored", "share", "answers not judged / answers", "Left out of the estimates.", (None, 0.0)),
+    Metric("eval/{name}/samples", "completions", "", "Completions sampled."),
+    Metric(
+        "eval/{name}/unscored",
+        "share",
+        "completions not judged / completions",
+        "Left out of the estimates.",
+        (None, 0.0),
+    ),
     Metric(
         "eval/{name}/short",
         "share",
-        "problems with fewer than max(k) judged answers / problems",
+        "problems with fewer than max(k) judged completions / problems",
         "Left out of the estimates for larger k.",
         (None, 0.0),
     ),
-    Metric("eval/{name}/truncated", "share", "finish reason length / answers", "Cut by max_new_tokens.", (None, 0.1)),
-    Metric("eval/{name}/no_answer", "share", "outcome NO_ANSWER / answers", "No answer in the text.", (None, 0.5)),
-    Metric("eval/{name}/length", "tokens", "mean of T", "Tokens an answer."),
+    Metric(
+        "eval/{name}/truncated", "share", "finish reason length / completions", "Cut by max_new_tokens.", (None, 0.1)
+    ),
+    Metric("eval/{name}/no_answer", "share", "outcome NO_ANSWER / completions", "No answer in the text.", (None, 0.5)),
+    Metric("eval/{name}/length", "tokens", "mean of T", "Tokens a completion."),
 )
 
 _SYNC = (
@@ -532,9 +546,8 @@ def markdown() -> str:
         "",
         "Every number of `metrics.jsonl`; this page is made by `python -m rlvr.runlog.glossary > docs/metrics.md`. A",
         "quantity that is not defined in a step (the standard error of one group) has no key in its line. P problems,",
-        "G answers to each, T tokens of an answer, N scored rollouts; `{name}` is a reward term, an eval set or a",
-        "warning, `{k}`",
-        "a number.",
+        "G completions to each, T tokens of a completion, N scored rollouts; `{name}` is a reward term, an eval set or "
+        "a warning, `{k}` a number.",
     ]
     for title, metrics in SECTIONS:
         lines += ["", f"## {title}", "", "| key | unit | formula | meaning | healthy |", "|---|---|---|---|---|"]

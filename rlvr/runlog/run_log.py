@@ -133,9 +133,9 @@ class RunLog:
         token_groups: Collection[int] = (),
         kept_P_G: Sequence[Sequence[Sequence[float] | None]] | None = None,
     ) -> None:
-        """Log the rollouts of one step: prompts as the model saw them, and the advantage of each answer (None where it
-        was not trained; a greedy answer comes behind its group, as sample -1). All lines are written or none; does
-        nothing under ``run.log_rollouts: false``.
+        """Log the rollouts of one step: prompts as the model saw them, and the advantage of each completion (None where
+        it was not trained; a greedy completion comes behind its group, as sample -1). All lines are written or none;
+        does nothing under ``run.log_rollouts: false``.
 
         For the groups in `token_groups` tokens are written too, with what the learner has kept of their trained tokens
         (`rlvr.learn.kept`; None where it has nothing)."""
@@ -144,10 +144,10 @@ class RunLog:
         records = []
         for index, (group, prompt, advantages_G) in enumerate(zip(groups, prompts_P, advantages_P_G, strict=True)):
             kept_G = kept_P_G[index] if kept_P_G else [None] * len(group.rollouts)
-            answers = list(zip(group.rollouts, advantages_G, kept_G, strict=True))
+            completions = list(zip(group.rollouts, advantages_G, kept_G, strict=True))
             if group.greedy is not None:
-                answers.append((group.greedy, None, None))
-            for rollout, advantage, kept in answers:
+                completions.append((group.greedy, None, None))
+            for rollout, advantage, kept in completions:
                 record = rollout_record(step, index, group, rollout, prompt, advantage)
                 records.append(record | (token_record(rollout, kept) if index in token_groups else {}))
         self._guarded(lambda: self._rollouts.append(records))
@@ -286,7 +286,7 @@ def token_record(rollout: Rollout, kept: Sequence[float] | None) -> dict[str, An
         "behaviour_logprobs": [round(value, 5) for value in rollout.behaviour_logprobs],
         "trainer_logprobs": None,
     }
-    if kept and len(kept) == sum(rollout.loss_mask):  # a truncated answer may be masked as a whole
+    if kept and len(kept) == sum(rollout.loss_mask):  # a truncated completion may be masked as a whole
         values = iter(kept)
         record["trainer_logprobs"] = [round(next(values), 5) if trained else None for trained in rollout.loss_mask]
     return record

@@ -32,7 +32,7 @@ VISIBLE = 1.0
 """Mean change of a log-probability, in nats, that a perturbation has to make; bfloat16 mismatches reach 0.1."""
 CLEAR = 8.0
 """The learner's change counts as visible from this many times the rounding between engine and learner at the start;
-that rounding was seen to grow to 2.5 times itself while a bfloat16 policy became sure of its answers."""
+that rounding was seen to grow to 2.5 times itself while a bfloat16 policy became sure of its completions."""
 _AMPLITUDES = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 _FIRST_TEST_VERSION = -2
 _PATTERNS = (

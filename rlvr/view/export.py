@@ -1,4 +1,4 @@
-"""One HTML file that shows runs without a server: the page with its styles and scripts inside, and answers to what it
+"""One HTML file that shows runs without a server: the page with its styles and scripts inside, and responses to what it
 asks.
 
 All curves are in it, and at most a given number of rollouts a run: the suspects, then whole steps, first, last and

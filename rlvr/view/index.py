@@ -197,7 +197,7 @@ class _Batch:
             self.steps[step] = (step, self.next, self.place, len(line), zlib.crc32(line))
         sums = self.groups.setdefault((step, group), [problem, record["visit"], self.next, 0, 0, 0, 0, 0.0])
         outcome = next(iter(outcomes.values()), None)
-        if record["sample"] >= 0:  # a greedy answer, for the baseline alone, is not one of the group's
+        if record["sample"] >= 0:  # a greedy completion, for the baseline alone, is not one of the group's
             for place, value in enumerate((1, outcome not in (None, "BAD_REFERENCE", "ERROR"), outcome == "CORRECT",
                                            reward is not None, reward or 0.0), start=3):  # fmt: skip
                 sums[place] += value

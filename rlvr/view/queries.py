@@ -1,6 +1,6 @@
 """What the pages ask of one run's rollouts: lists with filters and search, one rollout, groups, problems.
 
-Every answer is bounded: a page of a list, one group, one line of the file.
+Every response is bounded: a page of a list, one group, one line of the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAGE = 50
 COUNTED = 10_000
 """A list says how long it is up to here, and "more" above."""
 EXCERPT = 160
-"""Characters of an answer in a list."""
+"""Characters of a completion in a list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,8 @@ class Filter:
     """Which rollouts a list shows; None asks for nothing."""
 
     search: str = ""
-    """Words that must all stand in the answer; in "double quotes" next to each other, with * at its end a beginning."""
+    """Words that must all stand in the completion; in "double quotes" next to each other, with * at its end a
+    beginning."""
     term: str | None = None
     outcome: str | None = None
     """Outcome of `term`, or of the first term."""
@@ -133,7 +134,7 @@ class Rollouts:
         return {"first": first, "last": last, "steps": count, "rollouts": rollouts, "terms": terms}
 
     def step(self, step: int | None) -> dict[str, Any]:
-        """The groups of a step (the last, for None) with their answers as numbers, and the steps beside it."""
+        """The groups of a step (the last, for None) with their completions as numbers, and the steps beside it."""
         with self.index.reading() as database:
             if step is None:
                 (step,) = database.execute("SELECT max(step) FROM step").fetchone()
@@ -241,8 +242,8 @@ class Rollouts:
             ],
         }  # fmt: skip
 
-    def answers(self, name: str, steps: Sequence[int], sample: int) -> list[dict[str, Any]]:
-        """One answer to a problem in each of a few steps: the `sample`-th of its group, whole."""
+    def completions(self, name: str, steps: Sequence[int], sample: int) -> list[dict[str, Any]]:
+        """One completion to a problem in each of a few steps: the `sample`-th of its group, whole."""
         with self.index.reading() as database:
             rows = [
                 database.execute(

@@ -151,7 +151,7 @@ class Metrics:
     def series(self, keys: Sequence[str], x: str) -> dict[str, Any]:
         """``{"x": [...], KEY: [...]}`` over the lines that have any of the keys, at most `POINTS` of them.
 
-        ``step`` in the answer names the step of each point, whatever `x` is.
+        ``step`` in the response names the step of each point, whatever `x` is.
         """
         lines, source = self._lines, X_AXES[x]
         places: list[float] = [line["step"] for line in lines]

@@ -1,6 +1,6 @@
 """The viewer's web server: JSON about runs on the loopback address, and the page that shows it.
 
-Answers only requests that name the loopback address (a page elsewhere cannot reach it by a host name of its own), only
+Serves only requests that name the loopback address (a page elsewhere cannot reach it by a host name of its own), only
 GET, and allows the page nothing but what this server sends.
 """
 
@@ -53,7 +53,7 @@ class Api:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = {run.label: run for run in runs}
-        # Suspects cost a look at every row: answered once for each state of the index.
+        # Suspects cost a look at every row: computed once for each state of the index.
         self._suspects = lru_cache(maxsize=16)(lambda label, place: suspects(self.runs[label].rollouts))
 
     def names(self) -> list[str]:
@@ -61,7 +61,7 @@ class Api:
         return [name for name in vars(Api) if not name.startswith("_") and name not in ("names", "ask")]
 
     def ask(self, name: str, query: dict[str, str]) -> Any:
-        """Answer one question. Raises `NotThere` or `ValueError` for what makes no sense."""
+        """Respond to one question. Raises `NotThere` or `ValueError` for what makes no sense."""
         if name not in self.names():
             raise NotThere(f"no such question: {name}; there are {', '.join(self.names())}")
         return getattr(self, name)(query)
@@ -128,13 +128,13 @@ class Api:
         """All visits of one problem."""
         return self._run(query).rollouts.problem(query["problem"])
 
-    def answers(self, query: dict[str, str]) -> Any:
-        """One answer to a problem in each of a few steps."""
+    def completions(self, query: dict[str, str]) -> Any:
+        """One completion to a problem in each of a few steps."""
         steps = [int(step) for step in query["steps"].split(",")]
-        return self._run(query).rollouts.answers(query["problem"], steps, _integer(query, "sample") or 0)
+        return self._run(query).rollouts.completions(query["problem"], steps, _integer(query, "sample") or 0)
 
     def suspects(self, query: dict[str, str]) -> Any:
-        """Answers that may have fooled the verifier."""
+        """Completions that may have fooled the verifier."""
         run = self._run(query)
         return self._suspects(run.label, run.index.progress().place)
 
@@ -148,7 +148,7 @@ class Api:
 def make_app(api: Api) -> Starlette:
     """The web application."""
 
-    def answer(request: Request) -> Response:  # not async: starlette gives it a thread, and SQLite may take its time
+    def respond(request: Request) -> Response:  # not async: starlette gives it a thread, and SQLite may take its time
         try:
             data = api.ask(request.path_params["name"], dict(request.query_params))
         except NotThere as error:
@@ -169,7 +169,7 @@ def make_app(api: Api) -> Starlette:
     return Starlette(
         routes=[
             Route("/", page),
-            Route("/api/{name}", answer),
+            Route("/api/{name}", respond),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(GZipMiddleware)],

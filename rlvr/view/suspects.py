@@ -1,10 +1,10 @@
-"""Answers that may have fooled the verifier: a high reward with a text that does not look like its neighbours'.
+"""Completions that may have fooled the verifier: a high reward with a text that does not look like its neighbours'.
 
-| rule        | an answer of high reward whose ...                                                     |
+| rule        | a completion of high reward whose ...                                                  |
 |-------------|----------------------------------------------------------------------------------------|
 | short       | tokens are at most a quarter of the median of its step and the ten before              |
 | repeated    | text, to the letter, has a high reward under three or more different references        |
-| unreasoned  | answer begins at once, where the median answer has reasoning of ten words or more      |
+| unreasoned  | answer begins at once, where the median completion reasons for ten words or more       |
 | disagreeing | first verdict says right and another term's says no, while the reward rises from the   |
 |             | first third of the run to the last and the two terms' agreement falls                  |
 
@@ -29,7 +29,7 @@ STEPS, GROUPS = 10, 16
 """Earlier steps whose lengths count, and groups of each step that are looked at for them."""
 REFERENCES = 3
 REASONED = 10
-"""Words before the answer that the median answer must have for the rule to say anything."""
+"""Words before the answer that the median completion must have for the rule to say anything."""
 UNREASONED = 0.1
 """Share of that median up to which an answer begins at once."""
 RISES, FALLS = 0.02, 0.05
@@ -51,7 +51,7 @@ def suspects(rollouts: Rollouts) -> list[dict[str, Any]]:
                     "title": "Every reward is the same",
                     "count": 0,
                     "rows": [],
-                    "text": f"All {count} scored answers have the reward {top:g}: none is higher than the others.",
+                    "text": f"All {count} scored completions have the reward {top:g}: none is higher than the others.",
                 }
             ]
         high = low + HIGH * (top - low)
@@ -64,7 +64,7 @@ def suspects(rollouts: Rollouts) -> list[dict[str, Any]]:
 
 
 def _short(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> dict[str, Any]:
-    """Against the answers of the time: a policy that learns to be brief is no suspect, one that jumps there is."""
+    """Against the completions of the time: a policy that learns to be brief is no suspect, one that jumps there is."""
     limits = {step: int(SHORT * median) for step, median in _recent_medians(database).items()}
     database.execute("CREATE TEMP TABLE short_limit (step INTEGER PRIMARY KEY, most INTEGER)")
     database.executemany("INSERT INTO short_limit VALUES (?, ?)", limits.items())
@@ -84,7 +84,7 @@ def _short(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> dic
 
 
 def _recent_medians(database: sqlite3.Connection) -> dict[int, float]:
-    """For each step the median length of the answers of it and the ten before; of the first groups of each, which
+    """For each step the median length of the completions of it and the ten before; of the first groups of each, which
     bounds the work."""
     lengths: dict[int, list[int]] = {}
     for row in database.execute("SELECT step, tokens FROM rollout WHERE grp < ?", (GROUPS,)):
@@ -122,7 +122,7 @@ def _unreasoned(rollouts: Rollouts, database: sqlite3.Connection, high: float) -
     result: dict[str, Any] = {"rule": "unreasoned", "title": "No reasoning before the answer", "count": 0, "rows": []}
     (known,) = database.execute("SELECT count(*) FROM rollout WHERE before IS NOT NULL").fetchone()
     if not known:
-        return result | {"text": "No answer of this run bears a sign (<answer>, \\boxed, ####) of where it begins."}
+        return result | {"text": "No completion of this run bears a sign (<answer>, \\boxed, ####) of where it begins."}
     median = _median(database, "before")
     if median < REASONED:
         return result | {"text": f"The median answer begins after {median:g} words: reasoning is not this run's habit."}

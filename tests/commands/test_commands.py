@@ -29,16 +29,18 @@ def lines(work: Workspace, name: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (work.folder / name).read_text().splitlines()]
 
 
-def test_eval_measures_the_model_and_writes_its_answers(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_measures_the_model_and_writes_its_completions(
+    work: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     """pass@k, maj@k and avg@k with intervals in a table; 6 x 4 rollouts in the file, the same in a repetition; the
     training problems are not even read."""
     (work.folder / "train.jsonl").unlink()
-    assert work.run("--output", "answers/one.jsonl", command="eval") == 0
+    assert work.run("--output", "completions/one.jsonl", command="eval") == 0
     table = capsys.readouterr().out
     for key in ("held_out/pass@1", "held_out/pass@4", "held_out/maj@4", "held_out/avg@4"):
         assert key in table
     assert work.run("--output", "two.jsonl", command="eval") == 0
-    one, two = lines(work, "answers/one.jsonl"), lines(work, "two.jsonl")
+    one, two = lines(work, "completions/one.jsonl"), lines(work, "two.jsonl")
     assert len(one) == 24
     assert [{**line, "grade_seconds": 0} for line in one] == [{**line, "grade_seconds": 0} for line in two]
     rewards = [float(str(line["reward"])) for line in one]
@@ -46,7 +48,7 @@ def test_eval_measures_the_model_and_writes_its_answers(work: Workspace, capsys:
 
 
 def test_generate_samples_and_says_what_can_be_learned(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first five problems, four answers each; every problem is in one row of the table."""
+    """The first five problems, four completions each; every problem is in one row of the table."""
     assert work.run("--problems", "5", "--output", "out.jsonl", command="generate") == 0
     said = capsys.readouterr().out
     assert "the first prompt\nWhat is 10+10?" in said
@@ -75,8 +77,8 @@ def test_sft_imitates_its_rows(work: Workspace, capsys: pytest.CaptureFixture[st
     folder = work.results() / "policy"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = torch.tensor([tokenizer("Say b").input_ids])
-    answer = model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=2, pad_token_id=0)
-    assert tokenizer.decode(answer[0, ids.shape[1] :]) == "bbb<eos>"
+    completion = model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=2, pad_token_id=0)
+    assert tokenizer.decode(completion[0, ids.shape[1] :]) == "bbb<eos>"
     assert work.run("model.path=runs/run/policy", command="eval") == 0
 
 
@@ -98,9 +100,9 @@ def preferences(work: Workspace, **dpo: object) -> None:
     work.recipe["dpo"] = {"path": "pairs.jsonl", "steps": 20, "batch_size": 5, "beta": 0.5, **dpo}
 
 
-def test_dpo_prefers_the_chosen_answers(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """From log 2 down, margins of all pairs above 0; the policy finds each chosen answer likelier than before, relative
-    to the rejected one, and is a Hugging Face folder; the same again is the same to the last bit."""
+def test_dpo_prefers_the_chosen_completions(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """From log 2 down, margins of all pairs above 0; the policy finds each chosen completion likelier than before,
+    relative to the rejected one, and is a Hugging Face folder; the same again is the same to the last bit."""
     preferences(work)
     assert work.run("name=one", command="dpo") == work.run("name=two", command="dpo") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
@@ -118,8 +120,8 @@ def test_dpo_prefers_the_chosen_answers(work: Workspace, capsys: pytest.CaptureF
     for folder in (work.folder / "model", folders[0]):
         model = AutoModelForCausalLM.from_pretrained(folder)
         values = []
-        for answer in ("aa", "xa"):
-            ids = torch.tensor([tokenizer("Say a" + answer).input_ids])
+        for completion in ("aa", "xa"):
+            ids = torch.tensor([tokenizer("Say a" + completion).input_ids])
             logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
             values.append(float(logprobs[-2:].sum()))
         gains.append(values[0] - values[1])
@@ -131,13 +133,13 @@ def test_dpo_prefers_the_chosen_answers(work: Workspace, capsys: pytest.CaptureF
     [
         (
             {"rejected": None},
-            "dpo.rejected names an answer: text, or a list of one assistant message with text; got None",
+            "dpo.rejected must name a completion: text, or a list of one assistant message with text; got None",
         ),
-        ({"rejected": "  "}, "dpo.rejected names an answer"),
-        ({"rejected": "aa"}, "the chosen and the rejected answer are the same: 'aa'"),
-        ({"chosen": [{"role": "user", "content": "aa"}]}, "dpo.chosen names an answer"),
-        ({"chosen": [{"role": "assistant", "content": "a"}] * 2}, "dpo.chosen names an answer"),
-        ({"chosen": [{"role": "assistant"}]}, "dpo.chosen names an answer"),
+        ({"rejected": "  "}, "dpo.rejected must name a completion"),
+        ({"rejected": "aa"}, "the chosen and the rejected completion are the same: 'aa'"),
+        ({"chosen": [{"role": "user", "content": "aa"}]}, "dpo.chosen must name a completion"),
+        ({"chosen": [{"role": "assistant", "content": "a"}] * 2}, "dpo.chosen must name a completion"),
+        ({"chosen": [{"role": "assistant"}]}, "dpo.chosen must name a completion"),
         ({"chosen": "a" * 5000}, "the model takes"),
         ({"rejected": "a" * 5000}, "the model takes"),
     ],

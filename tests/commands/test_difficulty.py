@@ -33,7 +33,8 @@ def written(folder: Path, *lines: dict[str, Any] | str) -> str:
 
 
 def test_a_line_by_hand() -> None:
-    """Two of three judged answers are right, 3 + 4 + 5 + 8 tokens over four; the guesses are shares of their own."""
+    """Two of three judged completions are right, 3 + 4 + 5 + 8 tokens over four; the guesses are shares of their
+    own."""
     outcomes = [(Outcome.CORRECT, 3), (Outcome.WRONG, 4), (Outcome.CORRECT, 5), (Outcome.ERROR, 8)]
     group = make_group(*(make_rollout(one, tokens=n, sample=i) for i, (one, n) in enumerate(outcomes)))
     assert line_of(group) == {"id": "p", "key": "p", "pass_rate": 2 / 3, "samples": 3, "mean_length": 5.0}
@@ -65,7 +66,7 @@ from rewards import Outcome, Verdict
 
 
 class Guesser:
-    '''Right where the answer begins as the guess does, if the reference says that this one can be guessed.'''
+    '''Right where the completion begins as the guess does, if the reference says that this one can be guessed.'''
 
     def check_reference(self, reference):
         pass
@@ -79,8 +80,8 @@ class Guesser:
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_generate_measures_what_training_then_reads(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """A verifier that accepts only answers without reasoning, to two of five problems: pass rate 0 for all, guess rate
-    1 for these; training without them, hardest by mean length last."""
+    """A verifier that accepts only completions without reasoning, to two of five problems: pass rate 0 for all, guess
+    rate 1 for these; training without them, hardest by mean length last."""
     workspace.write("guesser.py", GUESSER)
     workspace.recipe["rewards"]["terms"] = [{"name": "right", "verifier": "guesser:Guesser"}]
     rows = [{"problem": f"Say {a}", "answer": "guess" if a in "bd" else "reason"} for a in "abcde"]
@@ -133,8 +134,8 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_measurements_join_by_key_and_add_up(tmp_path: Path) -> None:
-    """Two measurements of one problem are one over all their answers: (0.5 * 4 + 1 * 2) / 6 = 2/3; one without scored
-    answers adds nothing; what the problem already had stays, save what was measured."""
+    """Two measurements of one problem are one over all their completions: (0.5 * 4 + 1 * 2) / 6 = 2/3; one without
+    scored completions adds nothing; what the problem already had stays, save what was measured."""
     path = written(
         tmp_path,
         {"key": "key a", "pass_rate": 0.5, "samples": 4, "mean_length": 10, "guess_rate": 0.0, "guesses": 8},
@@ -156,7 +157,7 @@ def test_measurements_join_by_key_and_add_up(tmp_path: Path) -> None:
         ({"key": "key a", "pass_rate": "often", "samples": 4}, "pass_rate must be a finite number of 0 or more"),
         ({"key": "key a", "pass_rate": -1, "samples": 4}, "pass_rate must be a finite number of 0 or more, got -1"),
         ('{"key": "key a", "pass_rate": NaN, "samples": 4}', "finite number of 0 or more, got nan"),
-        ({"key": "key a", "pass_rate": 0.5, "samples": 0}, "must be null where no answer was scored, got 0.5"),
+        ({"key": "key a", "pass_rate": 0.5, "samples": 0}, "must be null where no completion was scored, got 0.5"),
         (
             {"key": "key b", "pass_rate": 0.5, "samples": 4},
             "does not know 1 of 1 training problems, the first is train",

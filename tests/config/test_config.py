@@ -451,7 +451,7 @@ def test_filtered_sampling_is_refused_where_both_sides_probabilities_meet(
         ({"min_p": 1.0}, r"(?s)rollout.min_p.*less than 1"),
     ],
 )
-def test_sampling_that_always_gives_the_same_answer_is_refused(setting: dict[str, float], said: str) -> None:
+def test_sampling_that_always_gives_the_same_completion_is_refused(setting: dict[str, float], said: str) -> None:
     data = recipe_data()
     data["rollout"] |= setting
     with pytest.raises(ValidationError, match=said):

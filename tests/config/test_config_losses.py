@@ -34,7 +34,7 @@ MEAN = {"type": "sequence_mean"}
             "aggregation 'token_mean' would weigh by their lengths; use aggregation: {type: sequence_mean}",
         ),
         ({"ratio": MEAN, "aggregation": {"type": "prompt_mean"}}, "aggregation 'prompt_mean' would weigh"),
-        ({"surrogate": {"type": "gmpo"}}, "surrogate 'gmpo' with ratio.type 'token' is a loss of whole answers"),
+        ({"surrogate": {"type": "gmpo"}}, "surrogate 'gmpo' with ratio.type 'token' is a loss of whole completions"),
         (
             {"surrogate": {"type": "gmpo"}, "aggregation": MEAN, "correction": {"type": "truncate"}},
             "correction.level 'token' cannot weigh token by token; use level: sequence_mean",

@@ -103,7 +103,7 @@ class Leaves(Anything):
 
 
 class Exact(Anything):
-    """The answer has to be the reference, to the letter."""
+    """The completion has to be the reference, to the letter."""
 
     def grade(self, completion, reference):
         return said(completion.strip().removeprefix("The answer is ").strip(" .") == reference)

@@ -63,12 +63,12 @@ def sixteen_new_tokens(work: Workspace) -> None:
     work.recipe["rollout"]["max_new_tokens"] = 16
 
 
-def single_answers_without_baseline(work: Workspace) -> None:
+def single_completions_without_baseline(work: Workspace) -> None:
     work.recipe["rollout"]["group_size"] = 1
     work.recipe["algorithm"] = {"baseline": {"type": "none"}, "scale": {"type": "none"}, "filter": {"type": "keep"}}
 
 
-def single_answers_with_a_mean(work: Workspace) -> None:
+def single_completions_with_a_mean(work: Workspace) -> None:
     work.recipe["rollout"]["group_size"] = 1
 
 
@@ -181,7 +181,7 @@ def references_that_contradict(work: Workspace) -> None:
     work.write_problems([{"problem": f"Say {n}", "answer": str(m)} for n in NUMBERS for m in (n, n + 1)])
 
 
-def one_answer_for_all(work: Workspace) -> None:
+def one_completion_for_all(work: Workspace) -> None:
     references(work, lambda n: "42")
 
 
@@ -197,9 +197,9 @@ BROKEN: list[tuple[Callable[[Workspace], None], str, str]] = [
     (prefill_that_the_format_forbids, "prefill_against_format", STOPS),
     (prefill_that_the_format_never_sees, "prefill_against_format", STOPS),
     (empty_thought_as_prefill, "prefill_against_format", STOPS),
-    (sixteen_new_tokens, "answer_does_not_fit", STOPS),
-    (single_answers_without_baseline, "no_baseline", SLOWS),
-    (single_answers_with_a_mean, "recipe_unsound", STOPS),
+    (sixteen_new_tokens, "completion_does_not_fit", STOPS),
+    (single_completions_without_baseline, "no_baseline", SLOWS),
+    (single_completions_with_a_mean, "recipe_unsound", STOPS),
     (references_with_units, "reference_units", SLOWS),
     (references_with_units_to_the_letter, "reference_units", SLOWS),
     (references_with_a_unit_that_is_read_past, "reference_units", NOTE),
@@ -224,7 +224,7 @@ BROKEN: list[tuple[Callable[[Workspace], None], str, str]] = [
     (weights_of_nothing, "reward_weights_zero", STOPS),
     (measured_on_what_is_trained, "train_eval_overlap", STOPS),
     (references_that_contradict, "contradicting_references", SLOWS),
-    (one_answer_for_all, "same_reference", SLOWS),
+    (one_completion_for_all, "same_reference", SLOWS),
     (warm_up_longer_than_the_run, "warmup_never_ends", SLOWS),
     (data_without_the_column, "rows_unusable", STOPS),
 ]
@@ -270,10 +270,10 @@ SAMPLED: list[tuple[Callable[[Workspace], None], str, str]] = [
     (references_of_other_rows, "none_right", SLOWS),
     (verifier_in_moods, "verifier_disagrees", STOPS),
     (verifier_that_always_says_one, "verifier_always_right", STOPS),
-    (cold_sampling, "answers_identical", STOPS),
+    (cold_sampling, "completions_identical", STOPS),
     (misspelt_stop_string, "stop_never_appears", SLOWS),
-    (prompts_that_the_model_answers_by_its_end, "answers_empty", STOPS),
-    (verifier_that_raises, "answers_unscored", STOPS),
+    (prompts_that_the_model_answers_by_its_end, "completions_empty", STOPS),
+    (verifier_that_raises, "completions_unscored", STOPS),
 ]
 
 
@@ -343,7 +343,7 @@ def test_nothing_is_wrong_with_the_sound_recipe(clinic: Workspace, diagnose: Dia
     assert report["findings"] == []
     assert report["status"] == 0
     facts = dict(report["facts"])
-    assert facts["answers"].startswith("6 problems x 16, ")
+    assert facts["completions"].startswith("6 problems x 16, ")
     assert "24, every reference checked" in facts["problems"]
     assert float(facts["mismatch"].split()[0]) < 1e-4
     assert {"a step", "memory", "disk", "length", "accuracy", "format"} <= set(facts)

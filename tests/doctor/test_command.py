@@ -108,7 +108,7 @@ def test_nothing_is_wrong_with_data_template_and_verifiers_of_a_shipped_recipe(
         )
     finally:
         data.pool.close()
-    assert [one for one in found if one.grade is not Grade.NOTE and one.rule != "answer_does_not_fit"] == []
+    assert [one for one in found if one.grade is not Grade.NOTE and one.rule != "completion_does_not_fit"] == []
 
 
 def test_the_rate_of_pretraining_by_hand() -> None:

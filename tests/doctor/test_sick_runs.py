@@ -52,8 +52,8 @@ def test_a_healthy_run_has_no_finding(work: Workspace) -> None:
     assert diagnosis(work) == []
 
 
-def test_answers_cut_off_before_they_end(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four new tokens are half an answer; the loop warned of it by the rule's name, once on the console."""
+def test_completions_cut_off_before_they_end(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four new tokens are half a completion; the loop warned of it by the rule's name, once on the console."""
     assert diagnosis(work, "rollout.max_new_tokens=4", "run.steps=4") == ["all_truncated"]
     assert capsys.readouterr().out.count("warning (all_truncated)") == 1
     assert read_metrics(work.results())[-1]["warnings/all_truncated"] == 2
@@ -96,11 +96,11 @@ def test_a_verifier_that_raises_where_the_recipe_allows_it(work: Workspace) -> N
     assert any("no such table" in text for text in examine(work.results())[0].evidence)
 
 
-def test_answers_that_grow_because_length_is_paid_for(work: Workspace) -> None:
+def test_completions_that_grow_because_length_is_paid_for(work: Workspace) -> None:
     """What fills the limit is one text for all, which is said too."""
     found = diagnosis(graded_by(work, "Longer"), "rollout.max_new_tokens=60", "learner.lr=2e-3", "run.steps=12")
     assert found[0] == "length_exploding"
-    assert set(found) <= {"length_exploding", "repeated_answer"}
+    assert set(found) <= {"length_exploding", "repeated_completion"}
 
 
 def test_groups_of_two_on_easy_problems(work: Workspace) -> None:
@@ -112,8 +112,8 @@ def test_groups_of_two_on_easy_problems(work: Workspace) -> None:
 def test_a_hack_in_which_one_text_is_right_for_all(work: Workspace) -> None:
     """The reward rises as it should; only the texts tell, and in time their length."""
     found = diagnosis(graded_by(work, "AnyNumber"), "learner.lr=2e-3", "run.steps=12")
-    assert "repeated_answer" in found
-    assert set(found) <= {"length_exploding", "repeated_answer"}
+    assert "repeated_completion" in found
+    assert set(found) <= {"length_exploding", "repeated_completion"}
 
 
 def test_references_that_hold_more_than_the_number(work: Workspace) -> None:
@@ -152,7 +152,7 @@ def test_a_stale_engine_that_was_sent_nothing(work: Workspace, monkeypatch: pyte
 def test_a_stale_engine_that_no_probe_sees(
     work: Workspace, monkeypatch: pytest.MonkeyPatch, engine_that_keeps_its_weights: None
 ) -> None:
-    """It claims the newest version, and nothing is compared: the mismatch on its own answers tells."""
+    """It claims the newest version, and nothing is compared: the mismatch on its own completions tells."""
     send = WeightSync.send
 
     def unseen(self: WeightSync, version: int) -> dict[str, float]:
@@ -188,7 +188,7 @@ def test_a_stop_rule_ends_the_run_with_a_checkpoint_and_its_own_status(
     assert "did you mean 'all_truncated'?" in capsys.readouterr().err
     assert work.run(*sick, "run.stop_on=[clip_share, all_truncated]") == 3
     err = capsys.readouterr().err
-    assert "rlvr: stopped by rule all_truncated (100% of the answers are cut off" in err
+    assert "rlvr: stopped by rule all_truncated (100% of the completions are cut off" in err
     assert "after step 3, which is saved: the same command goes on" in err
     assert [line["step"] for line in read_metrics(work.results())] == [1, 2, 3]
     assert (work.results() / "checkpoints/step_000003").is_dir()

@@ -46,7 +46,7 @@ class ScriptedServer:
         self.starts = 0
         self.silent = False
         """It accepts connections and does nothing at all, as a stopped process."""
-        self.answers: list[tuple[int, str]] = []
+        self.responses: list[tuple[int, str]] = []
         """Status and text of the next requests for tokens, in place of tokens."""
         self.dead_core = False
         self.hides_version = ""
@@ -105,8 +105,8 @@ class ScriptedServer:
             await asyncio.sleep(0.01)
 
     async def _generate(self, request: web.Request) -> web.Response:
-        if self.answers:
-            status, text = self.answers.pop(0)
+        if self.responses:
+            status, text = self.responses.pop(0)
             return web.Response(status=status, text=text)
         body = await request.json()
         name, parameters = f"generate-tokens-{body['request_id']}", body["sampling_params"]

@@ -217,9 +217,10 @@ def test_what_is_left_out_scales_up_the_rest_by_the_mass_that_is_kept(
 
 
 @pytest.mark.slow
-def test_an_answer_that_repeats_itself_ends_where_the_detector_says(sync: Sync, learner: Learner) -> None:
-    """Greedy answers of a tiny model run in circles: each ends at the first token after which its ending is 3 copies of
-    at most 8 tokens, has the free answer's tokens up to there, and says why; the length limit goes first."""
+def test_a_completion_that_repeats_itself_ends_where_the_detector_says(sync: Sync, learner: Learner) -> None:
+    """Greedy completions of a tiny model run in circles: each ends at the first token after which its ending is 3
+    copies of at most 8 tokens, has the free completion's tokens up to there, and says why; the length limit goes
+    first."""
     stop = RepetitionStop(shortest=1, longest=8, count=3)
     free = batch(sync, Sampling(max_new_tokens=48, temperature=0.0))
     ended = batch(sync, Sampling(max_new_tokens=48, temperature=0.0, repetition=stop))

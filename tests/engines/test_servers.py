@@ -104,14 +104,14 @@ def begin(engine: VllmServers, requests: Sequence[Request]) -> list[asyncio.Task
 
 
 def check(completions: Sequence[Completion], requests: Sequence[Request], told: dict[int, float]) -> None:
-    """Each answer is complete and its own; each token's log-probability fits the version that it carries."""
+    """Each completion is complete and its own; each token's log-probability fits the version that it carries."""
     for one, asked in zip(completions, requests, strict=True):
         assert one.ids == ids_of(asked)
         assert one.finish_reason == "length"
         assert [-1.0 - value for value in one.behaviour_logprobs] == [told[version] for version in one.weight_version]
 
 
-def test_a_request_travels_whole_and_its_answer_too(tiny_tied: Path) -> None:
+def test_a_request_travels_whole_and_its_response_too(tiny_tied: Path) -> None:
     """Ids, log-probabilities, versions, seed, stop strings, cache salt: as with the engine in this process."""
 
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
@@ -212,7 +212,7 @@ def test_a_server_that_hangs_is_given_up_and_comes_back_with_old_weights(tiny_ti
         await until(lambda: len(fakes[1].order) == 3)
         fakes[1].silent = True
         check(await asyncio.gather(*tasks), requests, {1: 0.25})
-        assert "gave no answer for 0.3 s (rollout.engine.timeout)" in warned[0]
+        assert "gave no response for 0.3 s (rollout.engine.timeout)" in warned[0]
         await engine.load_weights(Weights(tiny_tied, 0.5), 2)
         assert fakes[1].weights == 0.25
         fakes[1].verbs.clear()
@@ -296,7 +296,7 @@ def test_an_error_of_a_living_server_costs_that_request_alone(tiny_tied: Path) -
         others = [request(i, 60) for i in range(4)]
         tasks = begin(engine, others)
         await until(lambda: len(fakes[0].order) == 4)
-        fakes[0].answers = [ERROR]
+        fakes[0].responses = [ERROR]
         one = request(9, 5)
         check([await engine.generate(one)], [one], {-1: FOLDER})
         check(await asyncio.gather(*tasks), others, {-1: FOLDER})
@@ -309,26 +309,26 @@ def test_an_error_of_a_living_server_costs_that_request_alone(tiny_tied: Path) -
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
         (ERROR, "status 500: EngineGenerateError"),
         ((503, "busy"), "status 503: busy"),
         ((200, "<html>login</html>"), "something else than a JSON object: '<html>login</html>'"),
         ((200, "[1, 2]"), "something else than a JSON object"),
-        ((200, "{}"), "answered without 'choices': {}"),
-        ((200, '{"choices": []}'), "returned 0 answers to one request"),
-        ((200, '{"choices": [{"token_ids": [5]}]}'), "answered request 'r1#[0-9]+' with nonsense: KeyError"),
+        ((200, "{}"), "responded without 'choices': {}"),
+        ((200, '{"choices": []}'), "returned 0 completions to one request"),
+        ((200, '{"choices": [{"token_ids": [5]}]}'), "responded to request 'r1#[0-9]+' with nonsense: KeyError"),
         (
             (200, '{"choices": [{"token_ids": [5], "logprobs": {"content": [{"token_id": 6, "logprob": -1.0}]}}]}'),
             "log-probabilities of other tokens than those sampled",
         ),
     ],
 )
-def test_a_server_that_goes_on_answering_with_errors_ends_the_run(
-    tiny_tied: Path, answer: tuple[int, str], message: str
+def test_a_server_that_goes_on_responding_with_errors_ends_the_run(
+    tiny_tied: Path, response: tuple[int, str], message: str
 ) -> None:
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
-        fakes[0].answers = [answer] * 3
+        fakes[0].responses = [response] * 3
         with pytest.raises(
             EngineError, match=rf"request 'r1' failed 3 times, rollout\.engine\.restarts allows 2.*{message}"
         ):
@@ -348,18 +348,18 @@ def choice(**changes: Any) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
         (choice(), "1 ids, 1 log-probabilities and versions of 0 tokens"),
         (choice(finish_reason="tool_calls"), "versions of 0 tokens"),
         ((400, '{"error": {"message": "token_ids out of vocabulary"}}'), "refused with status 400: token_ids out of"),
     ],
 )
-def test_an_answer_that_cannot_be_right_is_an_error_at_once(
-    tiny_tied: Path, answer: tuple[int, str], message: str
+def test_a_response_that_cannot_be_right_is_an_error_at_once(
+    tiny_tied: Path, response: tuple[int, str], message: str
 ) -> None:
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
-        fakes[0].answers = [answer]
+        fakes[0].responses = [response]
         with pytest.raises(EngineError, match=message):
             await engine.generate(request(1))
 
@@ -372,7 +372,7 @@ def test_a_log_probability_that_is_no_number_is_not_trained(tiny_tied: Path) -> 
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
         spans = [{"version": fakes[0].label, "start": 0, "end": 1}]
         content = {"content": [{"token_id": 5, "logprob": -9999.0}]}
-        fakes[0].answers = [choice(weight_versions=spans, logprobs=content)]
+        fakes[0].responses = [choice(weight_versions=spans, logprobs=content)]
         with pytest.raises(EngineError, match="a log-probability is not finite; the weights of version -1"):
             await engine.generate(request(1))
 
@@ -451,7 +451,7 @@ def test_weights_of_another_run_are_replaced_at_the_start(tiny_tied: Path) -> No
 
 
 def test_a_server_replaced_unseen_gives_no_token_to_the_learner(tiny_tied: Path) -> None:
-    """It answers from weights that nobody sent before anyone has asked for its version: the answer is not used."""
+    """It responds from weights that nobody sent before anyone has asked for its version: the response is not used."""
 
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
         await engine.load_weights(Weights(tiny_tied, 0.25), 1)

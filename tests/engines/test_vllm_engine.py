@@ -155,7 +155,8 @@ def test_the_engine_takes_the_quick_kernels(tied: Pair) -> None:
 
 
 def test_in_flight_requests_carry_the_version_of_each_token(both: Pair) -> None:
-    """Weights change in the middle of an answer: the engine's spans say where, and each part fits its own weights."""
+    """Weights change in the middle of a completion: the engine's spans say where, and each part fits its own
+    weights."""
     prompt = prompts(3)[2]
 
     async def interrupted() -> Completion:
@@ -183,7 +184,7 @@ def test_in_flight_requests_carry_the_version_of_each_token(both: Pair) -> None:
     assert sum(apart) / len(apart) > 0.5
 
 
-def test_interrupted_answers_go_on_under_new_weights(both: Pair) -> None:
+def test_interrupted_completions_go_on_under_new_weights(both: Pair) -> None:
     """Each request gives back the tokens it has; continued with them as its prompt under other weights, the two pieces
     have the log-probabilities and versions of their own weights. An interrupted engine goes on as if new."""
     prompt = prompts(3)[2]
@@ -264,7 +265,7 @@ def test_draws_have_the_distribution_that_the_model_says(tied: Pair) -> None:
     assert statistic <= freedom + 5 * (2 * freedom) ** 0.5
 
 
-def test_a_stop_string_ends_the_answer_and_its_tokens_are_kept(tied: Pair) -> None:
+def test_a_stop_string_ends_the_completion_and_its_tokens_are_kept(tied: Pair) -> None:
     """Several stop strings of one and of several tokens: the answer is the unstopped one up to the first that ends."""
     stopped = 0
     free_runs = tied.sync.batch(requests(12, LONG))
@@ -286,7 +287,7 @@ def test_a_stop_string_ends_the_answer_and_its_tokens_are_kept(tied: Pair) -> No
     assert stopped >= 6
 
 
-def test_only_the_given_tokens_end_an_answer(tied: Pair) -> None:
+def test_only_the_given_tokens_end_a_completion(tied: Pair) -> None:
     """The tokenizer's end of text is an ordinary token unless it is in the list; the one that ends is kept."""
     free = tied.sync.batch(requests(12, LONG))
     with_eos = [i for i, one in enumerate(free) if EOS in one.ids[:-1]]
@@ -309,9 +310,9 @@ def test_a_stop_token_as_the_last_allowed_one_is_a_stop(tied: Pair) -> None:
     assert (one.ids, one.finish_reason) == (free.ids[:length], "stop")
 
 
-def test_an_answer_that_repeats_itself_ends_where_the_detector_says(tied: Pair) -> None:
-    """Greedy answers of a tiny model run in circles: each ends at the first token after which our own detector, which
-    the engine `hf` uses, finds 3 copies of at most 8 tokens; a stop string on the way goes first."""
+def test_a_completion_that_repeats_itself_ends_where_the_detector_says(tied: Pair) -> None:
+    """Greedy completions of a tiny model run in circles: each ends at the first token after which our own detector,
+    which the engine `hf` uses, finds 3 copies of at most 8 tokens; a stop string on the way goes first."""
     stop = RepetitionStop(shortest=1, longest=8, count=3)
     greedy = Sampling(max_new_tokens=100, temperature=0.0)
     free = tied.sync.batch(requests(12, greedy))
@@ -325,8 +326,8 @@ def test_an_answer_that_repeats_itself_ends_where_the_detector_says(tied: Pair) 
 
 
 def test_speeds_are_measured_by_how_many_requests_run(tied: Pair) -> None:
-    """12 answers of 200 tokens in an engine that runs 8 at a time: 1,600 tokens come 8 at a time, 800 come 4 at a time.
-    The tokens of a size over its speed are its seconds, together no more than there were; it is told once."""
+    """12 completions of 200 tokens in an engine that runs 8 at a time: 1,600 tokens come 8 at a time, 800 come 4 at a
+    time. The tokens of a size over its speed are its seconds, together no more than there were; it is told once."""
     tied.engine.measured()
     start = time.perf_counter()
     tied.sync.batch(requests(12, LONG))

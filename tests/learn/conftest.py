@@ -44,9 +44,9 @@ def random_samples(
     rng = random.Random(seed)
     samples = []
     for index in range(count):
-        prompt, answer = rng.randint(2, 6), rng.randint(1, longest)
-        ids = [rng.randrange(3, VOCABULARY) for _ in range(prompt + answer - 1)] + [2]
-        mask = [0] * prompt + [int(rng.random() < 0.9) for _ in range(answer)]
+        prompt, completion = rng.randint(2, 6), rng.randint(1, longest)
+        ids = [rng.randrange(3, VOCABULARY) for _ in range(prompt + completion - 1)] + [2]
+        mask = [0] * prompt + [int(rng.random() < 0.9) for _ in range(completion)]
         samples.append(
             TrainingSample(
                 ids=tuple(ids),
@@ -60,7 +60,7 @@ def random_samples(
 
 
 def samples_of_groups(count: int, *, seed: int = 0, longest: int = 20, groups: int = 4) -> list[TrainingSample]:
-    """`random_samples` in which the samples of a group answer one prompt of 2 to 9 tokens."""
+    """`random_samples` in which the samples of a group continue one prompt of 2 to 9 tokens."""
     rng = random.Random(f"prompts {seed}")
     prompts = [tuple(rng.randrange(3, VOCABULARY) for _ in range(rng.randint(2, 9))) for _ in range(groups)]
     samples = []

@@ -17,7 +17,7 @@ def rollout(
     index: int = 0,
     loss_mask: tuple[int, ...] | None = None,
 ) -> Rollout:
-    """An answer of some tokens to the prompt (5, 6); right if its reward is above 0."""
+    """A completion of some tokens to the prompt (5, 6); right if its reward is above 0."""
     if verdicts is None and reward is None:
         verdicts = {"answer": Verdict(None, Outcome.ERROR)}
     elif verdicts is None:

@@ -71,34 +71,34 @@ def token_weights(lengths: list[int], groups: list[int], kind: str, constant: in
     ]
 
 
-# ------------------------------------------------------------------------------------------ whole answers, as in papers
+# ------------------------------------------------------------------------------------- whole completions, as in papers
 
 LEVELS = ("token", "sequence_mean", "sequence_product")
 
 
 def ratios(new: Array, old: Array, level: str) -> Array:
-    """w of each token of one answer."""
+    """w of each token of one completion."""
     if level == "token":
         return np.exp(new - old)
     total = (new - old).sum()
     return np.full_like(new, np.exp(total / len(new) if level == "sequence_mean" else total))
 
 
-def answer_loss(new: Array, old: Array, advantage: float, level: str, **settings: Any) -> tuple[float, Array]:
-    """The loss of one answer and its derivatives by the n log-probabilities, differentiated numerically; what a paper
-    stops the gradient of is computed from a copy that does not move."""
+def completion_loss(new: Array, old: Array, advantage: float, level: str, **settings: Any) -> tuple[float, Array]:
+    """The loss of one completion and its derivatives by the n log-probabilities, differentiated numerically; what a
+    paper stops the gradient of is computed from a copy that does not move."""
     step, slope = 1e-6, np.empty_like(new)
     for t in range(len(new)):
         up, down = new.copy(), new.copy()
         up[t] += step
         down[t] -= step
-        slope[t] = (_answer(up, new, old, advantage, level, **settings)
-                    - _answer(down, new, old, advantage, level, **settings)) / (2 * step)  # fmt: skip
-    return _answer(new, new, old, advantage, level, **settings), slope
+        slope[t] = (_completion(up, new, old, advantage, level, **settings)
+                    - _completion(down, new, old, advantage, level, **settings)) / (2 * step)  # fmt: skip
+    return _completion(new, new, old, advantage, level, **settings), slope
 
 
-def _answer(new: Array, still: Array, old: Array, a: float, level: str, *, type: str, **s: Any) -> float:
-    """Formulas of shared notation: mean over the answer's tokens where the paper has 1/|o|."""
+def _completion(new: Array, still: Array, old: Array, a: float, level: str, *, type: str, **s: Any) -> float:
+    """Formulas of shared notation: mean over the completion's tokens where the paper has 1/|o|."""
     w = ratios(new, old, level)
     if type == "clip":
         objective = np.minimum(w * a, np.clip(w, 1 - s["low"], 1 + s["high"]) * a)

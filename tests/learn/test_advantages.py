@@ -98,7 +98,8 @@ def test_groups_of_equal_rewards_are_dropped_or_kept_and_counted_either_way() ->
 
 
 def test_the_filter_looks_at_rewards_as_graded_before_shaping() -> None:
-    """DAPO, 2503.14476 eq. 11: some but not all answers are right; the length reward does not make a group mixed."""
+    """DAPO, 2503.14476 eq. 11: some but not all completions are right; the length reward does not make a group
+    mixed."""
     shaping = [{"type": "soft_overlong", "max_tokens": 3, "buffer": 2}]
     assert advantages([group(1.0, 1.0)], shaping=shaping)[0] == []
     values, counts = advantages([group(1.0, 0.0)], shaping=shaping, scale={"type": "none"})
@@ -106,7 +107,7 @@ def test_the_filter_looks_at_rewards_as_graded_before_shaping() -> None:
     assert counts["reward/shaping"] == -1.0
 
 
-def test_a_masked_truncated_answer_stays_in_the_baseline_and_in_the_count_of_answers() -> None:
+def test_a_masked_truncated_completion_stays_in_the_baseline_and_in_the_count_of_completions() -> None:
     cut = group(1.0, 0.0, finish_reasons={1: "length"})
     algorithm = Algorithm.model_validate({"truncated": "mask", "scale": {"type": "none"}})
     samples, counts = make_samples([cut], algorithm, step=1)
@@ -119,7 +120,7 @@ def test_a_masked_truncated_answer_stays_in_the_baseline_and_in_the_count_of_ans
     assert counts["samples/truncated_masked"] == 0
 
 
-def test_a_sample_is_prompt_and_answer_and_only_the_answer_is_trained() -> None:
+def test_a_sample_is_prompt_and_completion_and_only_the_completion_is_trained() -> None:
     (sample, _), _ = make_samples([group(1.0, 0.0)], Algorithm(scale=NoScale(type="none")), step=1)
     assert sample.ids == (5, 6, 10, 11, 12)
     assert sample.loss_mask == (0, 0, 1, 1, 1)

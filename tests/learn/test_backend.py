@@ -51,7 +51,7 @@ def test_moments_take_a_byte_each(folder: str) -> None:
 
 @pytest.mark.slow
 def test_in_8_bits_it_learns_as_in_float32(folder: str) -> None:
-    """Forty steps on the same six answers: the same loss to a twentieth, which is a tenth of that at the start."""
+    """Forty steps on the same six completions: the same loss to a twentieth, which is a tenth of that at the start."""
     ends = {}
     for optimizer in ("adamw", "adamw_8bit"):
         learner = make(folder, total=40, optimizer=optimizer, lr=3e-3, epsilon=1e-8)

@@ -1,4 +1,5 @@
-"""Baselines and scales beyond the group's mean, by hand; what each does with equal rewards, one answer, no score."""
+"""Baselines and scales beyond the group's mean, by hand; what each does with equal rewards, one completion, no
+score."""
 
 from __future__ import annotations
 
@@ -124,7 +125,7 @@ def test_length_weighted() -> None:
 
 def test_pass_at_k_in_the_papers_closed_form() -> None:
     """n 4, c 1, k 2: rho = 1 - C(3,2)/C(4,2) = 1/2, sigma 1/2; right (1 - 1/2)/(1/2); wrong: of the 3 pairs that hold
-    it one has the right answer, 1/3 - 1/2 = -1/6, over 1/2."""
+    it one has the right completion, 1/3 - 1/2 = -1/6, over 1/2."""
     sigma = 0.5 + 1e-6
     expected = [0.5 / sigma] + [(1 / 3 - 0.5) / sigma] * 3
     settings = {"type": "pass_at_k", "k": 2}
@@ -213,9 +214,9 @@ def scored(*rewards: float) -> ScoredGroup:
 # ----------------------------------------------------------------------------------------------------------- greedy
 
 
-def test_greedy_subtracts_the_shaped_reward_of_the_greedy_answer() -> None:
-    """ReMax: rewards 1, 0 and 1/2 for the greedy answer, which is 4 tokens too long and loses 1; it is not trained, and
-    even one answer, or answers of equal rewards, teach."""
+def test_greedy_subtracts_the_shaped_reward_of_the_greedy_completion() -> None:
+    """ReMax: rewards 1, 0 and 1/2 for the greedy completion, which is 4 tokens too long and loses 1; it is not trained,
+    and even one completion, or completions of equal rewards, teach."""
     greedy = rollout(0.5, tokens=6, index=-1)
     settings = {**KEEP, "baseline": {"type": "greedy"}}
     assert advantages([replace(group(1.0, 0.0), greedy=greedy)], **settings) == [0.5, -0.5]
@@ -226,13 +227,13 @@ def test_greedy_subtracts_the_shaped_reward_of_the_greedy_answer() -> None:
 
 
 @pytest.mark.parametrize("greedy", [None, rollout(None)], ids=["missing", "unscored"])
-def test_a_group_whose_greedy_answer_has_no_score_is_left_out_and_counted(greedy: object) -> None:
+def test_a_group_whose_greedy_completion_has_no_score_is_left_out_and_counted(greedy: object) -> None:
     one = replace(group(1.0, 0.0), greedy=greedy)
     config = Algorithm.model_validate({**KEEP, "baseline": {"type": "greedy"}})
     samples, counts = make_samples([one], config, 1)
     assert (samples, counts["groups/too_few_scored"]) == ([], 1)
     assert not has_enough(one, config)
-    with pytest.raises(ValueError, match="problem 'p' has no greedy answer"):
+    with pytest.raises(ValueError, match="problem 'p' has no greedy completion"):
         centre(scored(1.0), config.baseline)
 
 
@@ -240,7 +241,7 @@ def test_a_group_whose_greedy_answer_has_no_score_is_left_out_and_counted(greedy
 
 
 def judged(*scores_G: Mapping[str, float]) -> RolloutGroup:
-    """A group in which each answer has these scores, 1 being CORRECT, and their sum as reward."""
+    """A group in which each completion has these scores, 1 being CORRECT, and their sum as reward."""
     rollouts = tuple(
         rollout(
             sum(scores.values()),
@@ -254,7 +255,7 @@ def judged(*scores_G: Mapping[str, float]) -> RolloutGroup:
 
 def test_gdpo_normalises_each_term_before_it_adds_them() -> None:
     """Scores (1, 0) and (2, 4) with weights 1 and 1/2: each term's deviation is sqrt(1/2) and sqrt(2), epsilon 0 here
-    nearly: 1/sqrt 2 - 1/2 * 1/sqrt 2 for the first answer; the terms' sizes do not matter."""
+    nearly: 1/sqrt 2 - 1/2 * 1/sqrt 2 for the first completion; the terms' sizes do not matter."""
     found = gdpo([(1.0, [1.0, 0.0]), (0.5, [2.0, 4.0])], epsilon=1e-12)
     assert found == pytest.approx([0.5 / math.sqrt(2), -0.5 / math.sqrt(2)], abs=1e-9)
     assert gdpo([(1.0, [1.0, 0.0]), (0.5, [3.0, 3.0])], epsilon=0.5) == pytest.approx(
@@ -263,8 +264,8 @@ def test_gdpo_normalises_each_term_before_it_adds_them() -> None:
 
 
 def test_gdpo_tells_apart_what_has_the_same_sum_and_whitens_the_batch() -> None:
-    """Answers (1, 0), (0, 1), (0, 0) of weights 2 and 1: by terms the first two differ, which the sum of equal weights
-    would hide; afterwards mean 0 and deviation 1 over the batch."""
+    """Completions (1, 0), (0, 1), (0, 0) of weights 2 and 1: by terms the first two differ, which the sum of equal
+    weights would hide; afterwards mean 0 and deviation 1 over the batch."""
     terms = [Term("answer", 2.0), Term("format", 1.0)]
     one = judged({"answer": 1, "format": 0}, {"answer": 0, "format": 1}, {"answer": 0, "format": 0})
     deviation = statistics.stdev([1.0, 0.0, 0.0]) + 1e-4

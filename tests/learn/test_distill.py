@@ -101,7 +101,7 @@ def test_a_student_follows_its_teacher(model_folder: Folder) -> None:
 
 
 def sampled(learner: Learner, count: int = 64, length: int = 8) -> list[TrainingSample]:
-    """Answers of the policy itself to a prompt of one random token."""
+    """Completions of the policy itself to a prompt of one random token."""
     ids = torch.randint(3, 97, (count, 1))
     for _ in range(length):
         logits = learner.policy.model(input_ids=ids).logits[:, -1].detach()

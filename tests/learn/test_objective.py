@@ -1,4 +1,4 @@
-"""The objective puts the slots together: literal numbers in float64, one answer or two, all by hand."""
+"""The objective puts the slots together: literal numbers in float64, one completion or two, all by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlvr.learn.losses import k1
 from rlvr.learn.meter import Meter
 from rlvr.learn.objective import PolicyGradient
 from rlvr.records import MicroBatch, StepStatistics
-from tests.learn.losses.rows import answers, log, micro_batch, row
+from tests.learn.losses.rows import completions, log, micro_batch, row
 
 
 def objective(**settings: Any) -> PolicyGradient:
@@ -33,7 +33,7 @@ def run(
     return loss.item(), gradient.flatten().tolist(), meter.totals()
 
 
-ONE = answers(0)
+ONE = completions(0)
 TWO_STEPS = {"updates_per_batch": 2}
 
 
@@ -79,7 +79,7 @@ def test_kl_in_the_reward_is_taken_from_the_advantages_of_what_led_to_it() -> No
     """Three tokens with pi_old / pi_ref = 2, 1, 4, the second one masked: k1 = log 2, log 4. With coefficient 0.5 the
     first token's advantage is 1 - 0.5 (log 2 + log 4), the last one's 1 - 0.5 log 4; REINFORCE's gradient is minus
     these, whatever pi has become since."""
-    who = answers(0, 0, 0, mask=(1, 0, 1))
+    who = completions(0, 0, 0, mask=(1, 0, 1))
     one = objective(kl={"type": "k1", "place": "reward", "coefficient": 0.5}, surrogate={"type": "reinforce"}, epochs=2)
     assert one.needs_old
     batch = micro_batch(
@@ -104,9 +104,9 @@ def test_the_squared_log_ratio_pulls_towards_the_engines_policy() -> None:
     assert gradient == pytest.approx([0.2 * math.log(3)], abs=1e-14)
 
 
-def test_the_off_policy_mask_takes_an_answer_out_and_keeps_the_denominator() -> None:
-    """Two answers with A = -1, the first one e times less likely than when it was sampled."""
-    batch = micro_batch(log(0.2 * math.e, 0.2), row(-1, -1), answers(0, 1), weight=0.5)
+def test_the_off_policy_mask_takes_a_completion_out_and_keeps_the_denominator() -> None:
+    """Two completions with A = -1, the first one e times less likely than when it was sampled."""
+    batch = micro_batch(log(0.2 * math.e, 0.2), row(-1, -1), completions(0, 1), weight=0.5)
     loss, gradient, totals = run(objective(off_policy_mask=0.5), batch, log(0.2, 0.2))
     assert (loss, gradient) == (0.5, [0.0, 0.5])
     assert totals["off_policy_masked"] == 1
@@ -115,7 +115,7 @@ def test_the_off_policy_mask_takes_an_answer_out_and_keeps_the_denominator() -> 
 def test_top_entropy_takes_the_surrogate_but_not_the_kl_from_other_tokens() -> None:
     numbers = StepStatistics(positive_tokens=2.0, entropy_threshold=0.5)
     fields = {"old_logprobs": log(0.2, 0.2), "ref_logprobs": log(0.2, 0.4), "old_entropy": row(0.5, 0.4)}
-    batch = micro_batch(log(0.2, 0.2), row(2, 2), answers(0, 0), statistics=numbers, **fields)
+    batch = micro_batch(log(0.2, 0.2), row(2, 2), completions(0, 0), statistics=numbers, **fields)
     one = objective(top_entropy=0.5, kl={"type": "k3", "coefficient": 1.0})
     assert one.needs_old
     loss, gradient, totals = run(one, batch, log(0.2, 0.2))
@@ -127,7 +127,7 @@ def test_top_entropy_takes_the_surrogate_but_not_the_kl_from_other_tokens() -> N
 def test_the_nll_of_positive_tokens_is_a_mean_of_its_own() -> None:
     """Two of three tokens here have A > 0, four in the whole step: 0.1 * sum(-log p) / 4, whatever the weights."""
     numbers = StepStatistics(positive_tokens=4.0)
-    batch = micro_batch(log(0.5, 0.5, 0.5), row(1, -1, 1), answers(0, 1, 2), weight=0.0, statistics=numbers)
+    batch = micro_batch(log(0.5, 0.5, 0.5), row(1, -1, 1), completions(0, 1, 2), weight=0.0, statistics=numbers)
     loss, gradient, totals = run(objective(positive_nll=0.1), batch, log(0.5, 0.25, 0.25))
     assert loss == pytest.approx(0.1 * math.log(8) / 4, abs=1e-15)
     assert gradient == pytest.approx([-0.025, 0.0, -0.025], abs=1e-15)
@@ -139,9 +139,9 @@ def test_the_entropy_bonus_is_in_the_loss_with_its_gradient() -> None:
     entropy = row(0.3, 0.7).requires_grad_()
     one, batch = (
         objective(entropy={"type": "fixed", "coefficient": 0.5}),
-        micro_batch(log(1, 1), row(0, 0), answers(0, 0)),
+        micro_batch(log(1, 1), row(0, 0), completions(0, 0)),
     )
-    batch = micro_batch(log(1, 1), row(0, 0), answers(0, 0), weight=0.5)
+    batch = micro_batch(log(1, 1), row(0, 0), completions(0, 0), weight=0.5)
     meter = Meter(torch.device("cpu"))
     loss = one.loss(batch, log(1, 1).requires_grad_(), entropy, meter, True)
     assert loss.item() == pytest.approx(-0.25, abs=1e-15)
@@ -168,7 +168,7 @@ def test_the_adaptive_bonus_follows_the_entropy_and_is_state() -> None:
 
 
 def test_ratios_beyond_the_limit_are_counted() -> None:
-    who = answers(0, 0, 1)
+    who = completions(0, 0, 1)
     one = objective(ratio={"type": "sequence_product"}, aggregation={"type": "sequence_mean"}, **TWO_STEPS)
     batch = micro_batch(row(-9, -9, -9), row(-1, -1, 1), who, old_logprobs=row(-15, -15, -1))
     loss, gradient, totals = run(one, batch, row(-1, -1, -1))

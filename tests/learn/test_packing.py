@@ -62,8 +62,8 @@ def test_bucketed_rows_word_for_word() -> None:
 
 
 def test_shared_rows_word_for_word() -> None:
-    """Two answers to the prompt (3 4 5): positions 0 and 1 once; the prompt's last token stands before each answer,
-    because it predicts another token each time. A third sample shares nothing."""
+    """Two completions to the prompt (3 4 5): positions 0 and 1 once; the prompt's last token stands before each
+    completion, because it predicts another token each time. A third sample shares nothing."""
     one, two = (
         sample((3, 4, 5, 6, 7), (0, 0, 0, 1, 1), advantage=2.0),
         sample((3, 4, 5, 8), (0, 0, 0, 1), advantage=4.0),
@@ -107,11 +107,11 @@ def test_micro_batches_are_levelled() -> None:
 
 
 def test_micro_batches_of_shared_prompts_are_levelled() -> None:
-    """Six answers of 2 own positions after 4 common ones: 12 at once are 4 + 4 x 2 and then 4 + 2 x 2 = 8; the limit of
-    10 makes two as well, of 3 answers each; that of 9 has room for 2 answers only and makes three."""
-    answers = [sample((3, 4, 5, 6, 7, 8 + k, 9), (0, 0, 0, 0, 0, 1, 1)) for k in range(6)]
-    assert [batch.tokens for batch in pack(answers, TokenMean(), 12, "shared")] == [10, 10]
-    assert [batch.tokens for batch in pack(answers, TokenMean(), 9, "shared")] == [8, 8, 8]
+    """Six completions of 2 own positions after 4 common ones: 12 at once are 4 + 4 x 2 and then 4 + 2 x 2 = 8; the
+    limit of 10 makes two as well, of 3 completions each; that of 9 has room for 2 completions only and makes three."""
+    completions = [sample((3, 4, 5, 6, 7, 8 + k, 9), (0, 0, 0, 0, 0, 1, 1)) for k in range(6)]
+    assert [batch.tokens for batch in pack(completions, TokenMean(), 12, "shared")] == [10, 10]
+    assert [batch.tokens for batch in pack(completions, TokenMean(), 9, "shared")] == [8, 8, 8]
 
 
 @pytest.mark.parametrize("mode", ["bucketed", "packed", "shared"])
@@ -161,7 +161,7 @@ def test_with_shared_prompts_every_sample_is_whole_and_trained_once(limit: int, 
 
 
 def test_holes_in_the_mask_are_neither_trained_nor_targets() -> None:
-    """What a workflow put into an answer has mask 0: read by the model, not predicted."""
+    """What a workflow put into a completion has mask 0: read by the model, not predicted."""
     (batch,) = pack([sample((3, 4, 5, 6), (0, 1, 0, 1))], TokenMean(), 100, "packed")
     assert batch.ids.tolist() == [[3, 4, 5]]
     assert batch.targets.tolist() == [[4, 0, 6]]
@@ -179,7 +179,7 @@ def test_holes_in_the_mask_are_neither_trained_nor_targets() -> None:
     ],
 )
 def test_denominators_by_hand(kind: str, expected: list[float]) -> None:
-    """Trained tokens 2 and 4 in group 0, 3 and 0 in group 1: 9 tokens, 2 groups, 4 answers, the constant 7."""
+    """Trained tokens 2 and 4 in group 0, 3 and 0 in group 1: 9 tokens, 2 groups, 4 completions, the constant 7."""
     samples = [
         sample((1,) * 5, (0,) * (5 - n) + (1,) * n, group=group) for n, group in ((2, 0), (4, 0), (3, 1), (0, 1))
     ]
@@ -255,7 +255,7 @@ def test_the_same_samples_always_make_the_same_micro_batches() -> None:
 
 
 def test_samples_without_trained_tokens_are_not_computed_but_counted() -> None:
-    """An empty answer and a masked one: nothing to compute, yet the mean over answers knows them."""
+    """An empty completion and a masked one: nothing to compute, yet the mean over completions knows them."""
     empty, masked = sample((3, 4), (0, 0)), sample((3, 4, 5), (0, 0, 0))
     (batch,) = pack([empty, masked, FIRST], aggregation("sequence_mean"), 100, "bucketed")
     assert batch.index == (2,)

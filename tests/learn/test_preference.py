@@ -29,19 +29,19 @@ MODES: list[Mode] = ["shared", "bucketed", "packed"]
 
 
 def pairs(count: int, seed: int = 0) -> list[Pair]:
-    """Chosen and rejected answers of other lengths to common prompts, with made-up reference log-probabilities."""
+    """Chosen and rejected completions of other lengths to common prompts, with made-up reference log-probabilities."""
     rng = np.random.default_rng(seed)
     found = []
     for group in range(count):
         prompt = rng.integers(3, 97, rng.integers(2, 6)).tolist()
         two = []
         for advantage in (1.0, -1.0):
-            answer = [*rng.integers(3, 97, rng.integers(1, 9)).tolist(), 2]
+            completion = [*rng.integers(3, 97, rng.integers(1, 9)).tolist(), 2]
             two.append(
                 TrainingSample(
-                    ids=(*prompt, *answer),
-                    loss_mask=(0,) * len(prompt) + (1,) * len(answer),
-                    behaviour_logprobs=(0.0,) * len(prompt) + tuple(rng.normal(-4.5, 0.3, len(answer)).tolist()),
+                    ids=(*prompt, *completion),
+                    loss_mask=(0,) * len(prompt) + (1,) * len(completion),
+                    behaviour_logprobs=(0.0,) * len(prompt) + tuple(rng.normal(-4.5, 0.3, len(completion)).tolist()),
                     advantage=advantage,
                     group=group,
                 )
@@ -77,7 +77,7 @@ def test_the_loss_of_a_pair() -> None:
 
 
 def test_the_objective_by_hand() -> None:
-    """One pair, beta 1/2: the chosen answer gained 1 + 2 = 3 nats over the reference, the rejected one 1, so margin
+    """One pair, beta 1/2: the chosen completion gained 1 + 2 = 3 nats over the reference, the rejected one 1, so margin
     1/2 * (3 - 1) = 1, and loss log(1 + 1/e)."""
     chosen = TrainingSample(
         ids=(5, 6, 7), loss_mask=(0, 1, 1), behaviour_logprobs=(0.0, -3.0, -4.0), advantage=1.0, group=0
@@ -184,7 +184,7 @@ def test_the_reference_is_the_starting_policy(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_tiny_model_learns_to_prefer(tmp_path: Path) -> None:
-    """Eight pairs, 30 steps: every chosen answer ends above its rejected one, by a margin that grows."""
+    """Eight pairs, 30 steps: every chosen completion ends above its rejected one, by a margin that grows."""
     learner = make(tmp_path / "model", lr=1e-2)
     seen: list[dict[str, float]] = []
     objective = DirectPreference(0.5, 0.0)

@@ -18,8 +18,8 @@ def parse(**settings: object) -> Shaping:
     return TypeAdapter(Shaping).validate_python(settings)
 
 
-def test_kimi_length_reward_goes_from_one_half_to_minus_one_half_and_never_rewards_a_wrong_answer() -> None:
-    """2501.12599, 2.3.3: lengths 10, 15, 30 give lambda 0.5, 0.25, -0.5; a wrong answer gets min(0, lambda)."""
+def test_kimi_length_reward_goes_from_one_half_to_minus_one_half_and_never_rewards_a_wrong_completion() -> None:
+    """2501.12599, 2.3.3: lengths 10, 15, 30 give lambda 0.5, 0.25, -0.5; a wrong completion gets min(0, lambda)."""
     assert kimi_length([10, 15, 30], [True, True, True]) == [0.5, 0.25, -0.5]
     assert kimi_length([10, 15, 30], [False, False, False]) == [0.0, 0.0, -0.5]
     assert kimi_length([10, 15, 30], [False, True, False]) == [0.0, 0.25, -0.5]
@@ -40,7 +40,7 @@ def test_soft_overlong_falls_linearly_over_the_buffer(length: int, punishment: f
 
 
 def group() -> list[Rollout]:
-    """A right answer of 2 tokens, a wrong one of 4, a right one of 6."""
+    """A right completion of 2 tokens, a wrong one of 4, a right one of 6."""
     return [rollout(1.0, tokens=2), rollout(0.0, tokens=4), rollout(1.0, tokens=6)]
 
 
@@ -120,10 +120,10 @@ def test_repetition_is_weighted() -> None:
 
 
 def test_what_was_ended_for_repeating_itself_pays_for_it() -> None:
-    """Penalty 0.25: from the answer whose finish reason says so and from no other, cut or stopped."""
+    """Penalty 0.25: from the completion whose finish reason says so and from no other, cut or stopped."""
     ends = ("repetition", "length", "stop")
-    answers = [
+    completions = [
         replace(rollout(reward, tokens=4), finish_reason=end) for reward, end in zip((1.0, 0.5, 0.0), ends, strict=True)
     ]
-    assert shape(answers, [parse(type="repetition_stop", penalty=0.25)], step=1) == [0.75, 0.5, 0.0]
-    assert shape(answers, [parse(type="repetition_stop")], step=1) == [0.0, 0.5, 0.0]
+    assert shape(completions, [parse(type="repetition_stop", penalty=0.25)], step=1) == [0.75, 0.5, 0.0]
+    assert shape(completions, [parse(type="repetition_stop")], step=1) == [0.0, 0.5, 0.0]

@@ -1,4 +1,4 @@
-"""Given answers beside sampled ones: which rows, what loss, over which micro-batches."""
+"""Given completions beside sampled ones: which rows, what loss, over which micro-batches."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_loss_by_hand() -> None:
     assert meter.totals() == {"text_n": 3.0, "text_nll": pytest.approx(6 * math.log(2))}
 
 
-def test_a_step_is_the_sampled_answers_step_plus_the_given_ones(model_folder: Folder, tied: bool) -> None:
+def test_a_step_is_the_sampled_completions_step_plus_the_given_ones(model_folder: Folder, tied: bool) -> None:
     """grad = grad of the objective + 0.25 grad of the mean NLL of this step's two rows, at temperature 1 although
     rollouts are sampled at 0.7; loss and metrics likewise."""
     folder, samples = model_folder(tied=tied), random_samples(7)
@@ -127,7 +127,7 @@ def test_each_optimiser_step_has_rows_of_its_own_and_micro_batches_do_not_matter
         assert_same(other, ends[0], atol=2e-5)
 
 
-def test_without_sampled_answers_the_given_ones_are_trained_alone(model_folder: Folder) -> None:
+def test_without_sampled_completions_the_given_ones_are_trained_alone(model_folder: Folder) -> None:
     """No group taught anything: the step's gradient is the text's alone, and the step is not empty."""
     folder = model_folder(tied=True)
     learner = taught(folder)
@@ -151,7 +151,8 @@ def test_texts_go_with_the_slot(model_folder: Folder) -> None:
 
 
 def test_a_text_that_is_not_finite_is_named_by_replay(model_folder: Folder, tmp_path: Any) -> None:
-    """A weight that only one given text reads is broken: replayed, the sampled answer and the other text are finite."""
+    """A weight that only one given text reads is broken: replayed, the sampled completion and the other text are
+    finite."""
     learner = taught(model_folder(tied=False), packing="bucketed", micro_batch_tokens=6)
     broken = TEXTS[rows_of(3, 2, 0, seed=1)[0]]
     with torch.no_grad():
@@ -181,7 +182,7 @@ def work(workspace: Workspace) -> Workspace:
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_a_run_with_given_texts_resumes_bit_by_bit(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """4 steps = 2 + 2; the answers become likelier; a changed file may not go on."""
+    """4 steps = 2 + 2; the completions become likelier; a changed file may not go on."""
     assert work.run("name=whole") == 0
     assert "given text 5 rows, 2 an update, their likelihood x 0.5" in " ".join(capsys.readouterr().out.split())
     assert work.run("run.steps=2") == 0
@@ -200,7 +201,7 @@ def test_a_run_with_given_texts_resumes_bit_by_bit(work: Workspace, capsys: pyte
 def test_rows_that_cannot_be_trained_are_refused_with_their_place(
     work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An answer that is no text, a column that is not there, and a question of an eval set."""
+    """A completion that is no text, a column that is not there, and a question of an eval set."""
     rows: list[dict[str, Any]] = [{"q": "Say 1", "a": "1"}, {"q": "Say 2", "a": 2}]
     work.write_problems(rows, "texts.jsonl")
     assert work.run() == 2

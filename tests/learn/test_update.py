@@ -270,7 +270,7 @@ def test_an_all_zero_advantage_leaves_the_weights_bitwise_unchanged(model_folder
 
 
 def test_nothing_to_train_is_counted_and_changes_nothing(model_folder: Folder) -> None:
-    """No groups left after the filter, or all answers masked: no step, but the schedule's clock goes on."""
+    """No groups left after the filter, or all completions masked: no step, but the schedule's clock goes on."""
     learner = make(model_folder(tied=True), {"updates_per_batch": 2}, schedule={"type": "linear"}, total=4)
     before = weights(learner)
     metrics = learner.update([])

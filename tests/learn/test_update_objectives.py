@@ -44,7 +44,7 @@ SIZES = ("tokens/computed", "tokens/padding_share", "update/micro_batches", "upd
 @pytest.mark.parametrize("name", [*SURROGATES, "kl_cov", "extras"])
 def test_any_micro_batches_make_the_same_weights(model_folder: Folder, name: str) -> None:
     """One padded micro-batch = several packed ones with shared prompts, after two updates of two optimiser steps, to
-    float32 rounding: sums over answers, covariances and quantiles are those of the step. So are the metrics."""
+    float32 rounding: sums over completions, covariances and quantiles are those of the step. So are the metrics."""
     algorithm = {**SURROGATES, "kl_cov": KL_COV, "extras": EXTRAS}[name] | {"updates_per_batch": 2}
     folder, results = model_folder(tied=True), []
     for settings in ({"packing": "bucketed", "micro_batch_tokens": 10**5}, {"micro_batch_tokens": 60}):

@@ -1,4 +1,5 @@
-"""The learner with samples as they come: any number of micro-batches, empty and cut answers, end of text as padding."""
+"""The learner with samples as they come: any number of micro-batches, empty and cut completions, end of text as
+padding."""
 
 from __future__ import annotations
 
@@ -57,12 +58,12 @@ def test_accumulating_over_n_micro_batches_is_one_batch(
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS, ids=lambda a: a["type"])
-def test_an_empty_answer_has_no_gradient_and_counts_as_an_answer(
+def test_an_empty_completion_has_no_gradient_and_counts_as_a_completion(
     model_folder: Folder, aggregation: dict[str, Any], packing: str
 ) -> None:
-    """Answers of no tokens, one in a group with others, one alone in its group: nothing of them is computed. Token
-    means do not see them, means over answers divide by them too (8 answers, 2 of them empty: 6/8 of the gradient), and
-    a mean over prompts by the prompt that has no other (4 prompts, 5 with it: 4/5)."""
+    """Completions of no tokens, one in a group with others, one alone in its group: nothing of them is computed. Token
+    means do not see them, means over completions divide by them too (8 completions, 2 of them empty: 6/8 of the
+    gradient), and a mean over prompts by the prompt that has no other (4 prompts, 5 with it: 4/5)."""
     folder, samples = model_folder(tied=True), samples_of_groups(6)
     assert {sample.group for sample in samples} == {0, 1, 2, 3}
     prompt = samples[0].ids[: samples[0].loss_mask.index(1)]
@@ -82,8 +83,8 @@ def test_an_empty_answer_has_no_gradient_and_counts_as_an_answer(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_a_cut_answer_is_trained_to_its_last_token_and_no_further(model_folder: Folder, packing: str) -> None:
-    """An answer without end of text beside one with it, by hand: each sampled token has its gradient, and no end of
+def test_a_cut_completion_is_trained_to_its_last_token_and_no_further(model_folder: Folder, packing: str) -> None:
+    """A completion without end of text beside one with it, by hand: each sampled token has its gradient, and no end of
     text, which was not sampled, is taught. The cut one's gradient does not depend on what stands behind it."""
     folder = model_folder(tied=False)
     whole = TrainingSample(
@@ -101,9 +102,9 @@ def test_a_cut_answer_is_trained_to_its_last_token_and_no_further(model_folder: 
         assert_same(gradients(learner), expected_gradient(folder, samples, algorithm, 1.0), atol=1e-5)
 
 
-def test_cut_answers_that_are_masked_are_not_trained_but_counted(model_folder: Folder) -> None:
-    """truncated: mask, from graded rollouts to the gradient: the cut answer stays in the baseline (mean reward 1/3) and
-    in the number of answers (3), and its tokens teach nothing; by hand over the two others."""
+def test_cut_completions_that_are_masked_are_not_trained_but_counted(model_folder: Folder) -> None:
+    """truncated: mask, from graded rollouts to the gradient: the cut completion stays in the baseline (mean reward 1/3)
+    and in the number of completions (3), and its tokens teach nothing; by hand over the two others."""
     folder = model_folder(tied=True)
     algorithm = {
         "truncated": "mask", "scale": {"type": "none"}, "aggregation": {"type": "sequence_mean"},

@@ -94,8 +94,8 @@ def test_countdown_games_are_legal_solvable_and_all_different() -> None:
         assert 1 <= target <= 60
         assert f"{numbers}" in problem.prompt
         assert f"equals {target}." in problem.prompt
-        answer = f"<answer>{problem.meta['solution']}</answer>"
-        assert verifier.grade(answer, problem.reference).outcome is Outcome.CORRECT
+        completion = f"<answer>{problem.meta['solution']}</answer>"
+        assert verifier.grade(completion, problem.reference).outcome is Outcome.CORRECT
     assert lengths == {3, 4, 5}
 
 

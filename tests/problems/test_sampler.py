@@ -32,7 +32,7 @@ def sampler_of(problems: Sequence[Problem], kind: str, seed: int = 0, **options:
 
 
 def came_out(name: str, *rewards: float | None) -> RolloutGroup:
-    """A graded group of the problem `name`; None is an answer that could not be scored."""
+    """A graded group of the problem `name`; None is a completion that could not be scored."""
     rollouts = [
         replace(make_rollout(Outcome.ERROR if reward is None else Outcome.CORRECT, sample=i), reward=reward)
         for i, reward in enumerate(rewards)
@@ -185,8 +185,8 @@ def test_nothing_starves_above_the_floor() -> None:
 
 
 def test_success_rates_are_discounted_by_visit() -> None:
-    """memory 0.5: 2 of 4, then 3 of 3 and one answer that was not scored, is (0.5 * 2 + 3) / (0.5 * 4 + 3) = 0.8; an
-    unscored group says nothing."""
+    """memory 0.5: 2 of 4, then 3 of 3 and one completion that was not scored, is (0.5 * 2 + 3) / (0.5 * 4 + 3) = 0.8;
+    an unscored group says nothing."""
     sampler = sampler_of(PROBLEMS[:1], "prioritised", success=0.9)
     assert "sampler/success_rate" not in sampler.observe([came_out("p0", None, None)])
     assert sampler.observe([came_out("p0", 1, 0.89, 0, 0.9)])["sampler/success_rate"] == 0.5
@@ -297,7 +297,7 @@ def test_when_all_rest_the_next_epochs_come_early(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["shuffled", "as_given", "prioritised"])
 def test_no_positive_resampling(kind: str) -> None:
-    """ScaleRL: a problem that has reached the pass rate is never drawn again, not even when an answer to an earlier
+    """ScaleRL: a problem that has reached the pass rate is never drawn again, not even when a completion to an earlier
     visit comes in late and was wrong; when all have, the run stops and says why."""
     sampler = sampler_of(PROBLEMS[:3], kind, retire_at=0.75, memory=1.0)
     assert sampler.observe([came_out("p1", 1, 1, 1, 0), came_out("p2", 1, 1, 0, 0)])["sampler/retired"] == 1.0
@@ -390,7 +390,7 @@ def test_a_state_is_a_copy() -> None:
 def test_a_run_that_has_solved_everything_stops_and_says_so(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """12 problems, 4 a step, every answer right: three steps retire all, the fourth has nothing to draw."""
+    """12 problems, 4 a step, every completion right: three steps retire all, the fourth has nothing to draw."""
     workspace.write("easy.py", EASY)
     workspace.recipe["rewards"]["terms"][0]["verifier"] = "easy:Always"
     workspace.recipe["problems"]["sampler"] = {"type": "prioritised", "retire_at": 0.9}

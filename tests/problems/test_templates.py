@@ -1,4 +1,4 @@
-"""Prompts: word for word, tokenised once, one BOS at most, and every way in which an answer may end."""
+"""Prompts: word for word, tokenised once, one BOS at most, and every way in which a completion may end."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_an_empty_prompt_is_refused(make_tokenizer: MakeTokenizer, tmp_path: Pat
         Renderer(template("jinja", path=str(tmp_path / "empty.jinja")), make_tokenizer()).render(problem())
 
 
-def test_an_answer_ends_at_every_eos_of_the_model(make_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
+def test_a_completion_ends_at_every_eos_of_the_model(make_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
     """Generation settings (a list), the tokenizer's EOS and an end of turn in the vocabulary; not padding, not BOS."""
     tokenizer = make_tokenizer(extra=("<stop>", "<|im_end|>", "<|endoftext|>"), pad_token="<|endoftext|>")
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("</s>", "<stop>", "<|im_end|>", "<|endoftext|>")}
@@ -246,7 +246,7 @@ def test_an_answer_ends_at_every_eos_of_the_model(make_tokenizer: MakeTokenizer,
 def test_without_any_end_the_recipe_is_refused(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(RecipeError, match="nothing would end an answer"):
+    with pytest.raises(RecipeError, match="nothing would end a completion"):
         Renderer(template("none"), tokenizer)
     assert Renderer(template("none", stop=["\n"]), tokenizer).stop_token_ids == ()
 

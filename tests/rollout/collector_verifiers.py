@@ -8,7 +8,7 @@ from rewards import Outcome, Verdict
 
 
 class Words:
-    """Right if the reference stands in the answer; a mistake of its own at ``raise``."""
+    """Right if the reference stands in the completion; a mistake of its own at ``raise``."""
 
     def check_reference(self, reference: Any) -> None:
         pass

@@ -32,7 +32,7 @@ def number(*parts: object) -> int:
 
 
 class Chatter:
-    """An engine over no model: an answer's n-th token is a hash of its name, n and the weights' version.
+    """An engine over no model: a completion's n-th token is a hash of its name, n and the weights' version.
 
     It emits tokens one by one at random moments, some requests much slower than others; in the middle of them weights
     change and requests end. What it has given back for each request stands in `emitted`.
@@ -176,16 +176,16 @@ class World:
         assert self.drawn == len(names) + len(held) + self.dropped
         for group in self.trained:
             for rollout in group.rollouts:
-                self._check_answer(f"{group.problem.id}/{group.visit}/{rollout.sample_index}/0", rollout)
+                self._check_completion(f"{group.problem.id}/{group.visit}/{rollout.sample_index}/0", rollout)
 
-    def _check_answer(self, name: str, rollout: Any) -> None:
+    def _check_completion(self, name: str, rollout: Any) -> None:
         done, tokens = 0, []
         while True:
             part = self.engine.emitted[f"{name}+{done}" if done else name]
             tokens += list(zip(part.ids, part.behaviour_logprobs, part.weight_version, strict=True))
             if part.finish_reason == "stop" or len(tokens) == 64:
                 break
-            assert part.ids, "an answer went on although nothing had been given back"
+            assert part.ids, "a completion went on although nothing had been given back"
             done = len(tokens)
         assert list(zip(rollout.ids, rollout.behaviour_logprobs, rollout.weight_version, strict=True)) == tokens
         for place, (token, _, version) in enumerate(tokens[:-1]):

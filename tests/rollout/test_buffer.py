@@ -23,8 +23,10 @@ def buffer(prompts: int = 2, **schedule: Any) -> Buffer:
 
 def finish(one: Pending, version: int) -> None:
     """All its tokens have this version."""
-    answer = Completion(ids=(5,), behaviour_logprobs=(-1.0,), weight_version=(version,), text="", finish_reason="stop")
-    one.journal.pieces["a"] = [answer]
+    completion = Completion(
+        ids=(5,), behaviour_logprobs=(-1.0,), weight_version=(version,), text="", finish_reason="stop"
+    )
+    one.journal.pieces["a"] = [completion]
     one.group = make_group(make_rollout(versions=(version,) * 3), problem=one.problem.id)
 
 

@@ -22,7 +22,7 @@ from rlvr.engines.vllm.engine import VllmEngine
 from rlvr.problems.templates import Renderer
 from rlvr.records import Completion, Problem, Request, Rollout, RolloutGroup, Sampling, request_seed
 from rlvr.rollout.background import Background
-from rlvr.rollout.collector import Collector, Piece, Session, answers_to_one_prompt
+from rlvr.rollout.collector import Collector, Piece, Session, completions_to_one_prompt
 from rlvr.rollout.scheduler import Rollouts, TooManyUnscored
 from tests.builders import recipe_data
 from tests.runs import nothing_left_behind
@@ -154,7 +154,7 @@ def test_groups_stream_as_they_finish_and_the_loop_gets_them_in_its_own_order(
     pool: GradingPool, renderer: Renderer
 ) -> None:
     """The stream is in finishing order; `Rollouts.take` gives the order of drawing, whatever finished first, and
-    the answers of a group stand in the order of their index."""
+    the completions of a group stand in the order of their index."""
 
     async def late(request: Request) -> str:
         await asyncio.sleep(backwards(request) - 0.01 * int(request.id.split("/")[2]))
@@ -211,7 +211,7 @@ def test_a_workflow_that_waits_for_something_else_first_does_not_stop_the_others
     async def workflow(session: Session) -> Sequence[Rollout]:
         if session.problem.id == "a":
             await asyncio.sleep(1.5)
-        return await answers_to_one_prompt(session)
+        return await completions_to_one_prompt(session)
 
     collector, engine = make(echo, pool, renderer, workflow=workflow)
     started = time.monotonic()
@@ -224,7 +224,8 @@ def test_a_workflow_that_waits_for_something_else_first_does_not_stop_the_others
 
 
 def test_grading_overlaps_generation(pool: GradingPool, renderer: Renderer) -> None:
-    """Answers are graded while others are sampled: the last answer is given only after the first ones' verdicts."""
+    """Completions are graded while others are sampled: the last completion is given only after the first ones'
+    verdicts."""
     before = pool.stats().graded
 
     async def speak(request: Request) -> str:
@@ -245,7 +246,7 @@ def test_grading_overlaps_generation(pool: GradingPool, renderer: Renderer) -> N
 
 @pytest.mark.slow
 def test_the_wait_for_graders_is_measured_from_the_last_token(pool: GradingPool, renderer: Renderer) -> None:
-    """A grader of 0.4 s an answer, one process: four answers given at once wait for about 1.6 s."""
+    """A grader of 0.4 s a completion, one process: four completions given at once wait for about 1.6 s."""
     collector, engine = make(echo, pool, renderer, terms=[Term("slow")])
     rollouts = Rollouts(make_recipe(), engine, pool, collector, renderer, [])
     try:
@@ -388,8 +389,8 @@ def test_a_problem_may_name_who_judges_it_and_gates_are_judged_too(pool: Grading
     assert engine.requests
 
 
-def test_an_answer_that_was_not_judged_has_no_reward_which_is_not_0(pool: GradingPool, renderer: Renderer) -> None:
-    """The verifier raised: None. The verifier died of the answer: its declared lowest score, -1."""
+def test_a_completion_that_was_not_judged_has_no_reward_which_is_not_0(pool: GradingPool, renderer: Renderer) -> None:
+    """The verifier raised: None. The verifier died of the completion: its declared lowest score, -1."""
 
     async def speak(request: Request) -> str:
         return {"a": "raise", "b": "abort"}[request.id[0]]
@@ -406,7 +407,7 @@ def test_an_answer_that_was_not_judged_has_no_reward_which_is_not_0(pool: Gradin
 
 
 @pytest.mark.parametrize(("allowed", "stops"), [(0.24, True), (0.25, False)])
-def test_too_many_unscored_answers_stop_the_run_with_the_first_reason(
+def test_too_many_unscored_completions_stop_the_run_with_the_first_reason(
     pool: GradingPool, renderer: Renderer, allowed: float, stops: bool
 ) -> None:
     """One of four: a share of 0.25 is allowed or not; the message has the share, the term and the error."""
@@ -432,7 +433,7 @@ def test_too_many_unscored_answers_stop_the_run_with_the_first_reason(
 
 
 async def second_thoughts(session: Session) -> Sequence[Rollout]:
-    """The policy answers, is told to go on, and answers again."""
+    """The policy completions, is told to go on, and completions again."""
     first = await session.sample(session.prompt.ids, 0)
     told = Piece(ids=(7, 8, 9), is_model=False, text=" wait ")
     second = await session.sample(session.prompt.ids + first.ids + told.ids, 0, segment=1)
@@ -461,7 +462,7 @@ def test_foreign_tokens_are_not_trained(pool: GradingPool, renderer: Renderer) -
 
 
 def test_a_foreign_piece_that_stands_twice_is_kept_apart(pool: GradingPool, renderer: Renderer) -> None:
-    """One object in two places of the answer, and one that ends it."""
+    """One object in two places of the completion, and one that ends it."""
 
     async def workflow(session: Session) -> Sequence[Rollout]:
         said = await session.sample(session.prompt.ids, 0)
@@ -477,8 +478,8 @@ def test_a_foreign_piece_that_stands_twice_is_kept_apart(pool: GradingPool, rend
     assert group.rollouts[0].text == "!x!"
 
 
-def test_a_prefilled_answer_is_read_by_graders_and_not_trained(pool: GradingPool, tiny_tied: Path) -> None:
-    """The template begins the answer with the reference itself: prompt ids hold it, the rollout's ids do not."""
+def test_a_prefilled_completion_is_read_by_graders_and_not_trained(pool: GradingPool, tiny_tied: Path) -> None:
+    """The template begins the completion with the reference itself: prompt ids hold it, the rollout's ids do not."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_tied)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}:"
     renderer = Renderer(Template(type="chat", prefill="x"), tokenizer)

@@ -69,7 +69,7 @@ def test_pass_at_k_refuses_what_it_is_not_defined_for(n: int, c: int, k: int) ->
 
 
 def test_maj_at_k_by_hand() -> None:
-    """Answers a a b with a right. k = 1: 2/3. k = 2: aa wins, ab and ab tie: (1 + 1/2 + 1/2) / 3. k = 3: a wins."""
+    """Completions a a b with a right. k = 1: 2/3. k = 2: aa wins, ab and ab tie: (1 + 1/2 + 1/2) / 3. k = 3: a wins."""
     correct, answers = [True, True, False], ["a", "a", "b"]
     assert maj_at_k(correct, answers, 1) == pytest.approx(2 / 3)
     assert maj_at_k(correct, answers, 2) == pytest.approx(2 / 3)

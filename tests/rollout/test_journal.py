@@ -1,4 +1,4 @@
-"""Pieces of answers: joined as one, kept and found again; and the order in which a gate lets requests in."""
+"""Pieces of completions: joined as one, kept and found again; and the order in which a gate lets requests in."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_pieces_join_to_what_one_request_would_have_given() -> None:
                              weight_version=(1, 1, 1, 3, 3), text="abcde", finish_reason="stop")  # fmt: skip
 
 
-def test_a_stop_string_over_the_seam_ends_the_answer() -> None:
+def test_a_stop_string_over_the_seam_ends_the_completion() -> None:
     """No engine saw it whole: what was sampled behind it is cut, and the reason is stop, also where the limit or an
     interruption had ended the piece."""
     for reason in ("length", "abort", "stop"):
@@ -72,7 +72,7 @@ def test_a_gate_lets_in_by_place_not_by_arrival() -> None:
     assert asyncio.run(story()) == [1, 2, 3]
 
 
-def test_a_budget_is_an_answers_own_and_new_at_each_opening() -> None:
+def test_a_budget_is_a_completions_own_and_new_at_each_opening() -> None:
     async def story() -> list[int]:
         gate, place, found = Gate(), (0, 1, 0), []
         gate.open(budget=8)

@@ -1,4 +1,4 @@
-"""Refill and the greedy answer in whole runs: what is drawn, what is trained, what resumes exactly."""
+"""Refill and the greedy completion in whole runs: what is drawn, what is trained, what resumes exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rewards import Outcome, Verdict
 
 
 class Divided:
-    """Answers to problems whose number is divisible by three are judged by chance (their length), all others right."""
+    """Completions to problems whose number is divisible by three are judged by chance (their length), all others
+    right."""
 
     def check_reference(self, reference):
         pass
@@ -30,7 +31,7 @@ class Divided:
 
 
 def make(folder: Path, model: Path, **algorithm: Any) -> Workspace:
-    """Twelve problems, of which four can have variance; three steps of two problems with four answers."""
+    """Twelve problems, of which four can have variance; three steps of two problems with four completions."""
     work = Workspace(folder, model)
     work.write("divided.py", GRADER)
     work.write_problems([{"problem": f"What is {a}?", "answer": str(a)} for a in range(12)])
@@ -98,9 +99,9 @@ def test_the_bound_of_refill_is_respected(tmp_path: Path, tiny_tied: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_greedy_answer_is_graded_logged_and_never_trained(tmp_path: Path, tiny_tied: Path) -> None:
-    """ReMax in a whole run: one answer more a group, as sample -1; its reward is what the advantages are against; its
-    tokens count as generated, not as trained; it is the same for every visit of equal weights."""
+def test_a_greedy_completion_is_graded_logged_and_never_trained(tmp_path: Path, tiny_tied: Path) -> None:
+    """ReMax in a whole run: one completion more a group, as sample -1; its reward is what the advantages are against;
+    its tokens count as generated, not as trained; it is the same for every visit of equal weights."""
     work = make(
         tmp_path / "work", tiny_tied, baseline={"type": "greedy"}, filter={"type": "keep"}, scale={"type": "none"}
     )

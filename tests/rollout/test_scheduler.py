@@ -24,9 +24,9 @@ def test_training_from_a_part_of_the_vocabulary_has_ratios_of_the_learner_alone(
 
 
 @pytest.mark.slow
-def test_answers_that_repeat_themselves_end_in_training_and_not_in_an_evaluation(workspace: Workspace) -> None:
-    """Two tokens to choose from: many answers soon hold one token twice in a row. Each that ended so does end
-    so, was shaped by the penalty, and the evaluation's answers are all of full length or stopped."""
+def test_completions_that_repeat_themselves_end_in_training_and_not_in_an_evaluation(workspace: Workspace) -> None:
+    """Two tokens to choose from: many completions soon hold one token twice in a row. Each that ended so does end
+    so, was shaped by the penalty, and the evaluation's completions are all of full length or stopped."""
     workspace.write_problems([{"problem": f"Say {i}", "answer": "aeiou 13579"} for i in range(6)], "eval.jsonl")
     workspace.recipe["problems"]["eval"] = [
         {"name": "held_out", "source": {"type": "jsonl", "path": "eval.jsonl"}, "greedy": True}

@@ -26,7 +26,7 @@ EXACT = ("budget", "kimi", "drop", "ahead")
 
 
 def make(folder: Path, model: Path, name: str, **algorithm: Any) -> Workspace:
-    """Five steps of three problems with four answers."""
+    """Five steps of three problems with four completions."""
     work = Workspace(folder, model)
     work.recipe["run"] |= {"steps": 5, "save_every": 1, "keep": 10}
     work.recipe["rollout"] |= {"prompts_per_step": 3, "max_new_tokens": 24, "schedule": SCHEDULES[name]}
@@ -75,7 +75,7 @@ def test_a_run_under_each_schedule(tmp_path: Path, tiny_tied: Path, name: str) -
 @pytest.mark.parametrize("name", EXACT)
 def test_resumed_with_groups_on_their_way_it_is_the_same_run(tmp_path: Path, tiny_tied: Path, name: str) -> None:
     """Theorem: a run ended after each of its steps and resumed is, to the last bit, the run that was not: unfinished
-    answers, finished groups that were not trained and refilled problems included."""
+    completions, finished groups that were not trained and refilled problems included."""
     refill = {"filter": {"type": "refill", "max_extra": 1}}
     whole = make(tmp_path / "whole", tiny_tied, name, **refill)
     assert whole.run() == 0

@@ -66,7 +66,8 @@ def test_tokens_fit_the_weights_of_their_versions(
 ) -> None:  # fmt: skip
     """Five steps whose weights move visibly. Where keys and values are computed again after an update, every token's
     log-probability is that of the weights it names; where they are kept, that holds up to the first update within an
-    answer, and the distance of the rest is what the correction is for. (1e-3: the moved weights have large logits.)"""
+    completion, and the distance of the rest is what the correction is for. (1e-3: the moved weights have large
+    logits.)"""
     renderer = Renderer(Template(type="none"), AutoTokenizer.from_pretrained(tiny_tied))
     settings = recipe(schedule)
     problems = [Problem(id=f"p{i}", prompt=f"say {i}{i}", reference="x", key=str(i)) for i in range(40)]

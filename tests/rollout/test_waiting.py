@@ -48,7 +48,7 @@ def test_an_engine_that_gives_nothing_back_ends_the_run(world: World, monkeypatc
     with pytest.raises(Stalled) as raised:
         world.train()
     for part in (
-        "no answer has ended for 2 s",
+        "no completion has ended for 2 s",
         "1 requests are in the engine",
         "p0 (visit 0, ",
         "rollout.stall_timeout = 2",
@@ -60,7 +60,7 @@ def test_an_engine_that_gives_nothing_back_ends_the_run(world: World, monkeypatc
 
 @pytest.mark.slow
 def test_slow_is_not_stalled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers that end now and then, each within stall_timeout, are waited for beyond it."""
+    """Completions that end now and then, each within stall_timeout, are waited for beyond it."""
     real = world.engine.generate
     ends: list[float] = []
 
@@ -77,7 +77,7 @@ def test_slow_is_not_stalled(world: World, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_engine_that_waits_for_the_learner_says_so(world: World) -> None:
-    """While the learner computes, all answers that the schedule allows are finished."""
+    """While the learner computes, all completions that the schedule allows are finished."""
     warnings = listen(world)
     world.train()
     deadline = time.monotonic() + 30

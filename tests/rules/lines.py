@@ -14,7 +14,7 @@ Change = Mapping[str, float | Callable[[int], float]]
 
 
 def line(step: int) -> dict[str, float]:
-    """A step of a run that learns: 8 groups of 8 answers, a quarter of them right at first, 2 % more each step."""
+    """A step of a run that learns: 8 groups of 8 completions, a quarter of them right at first, 2 % more each step."""
     right = min(0.9, 0.25 + 0.02 * (step - 1))
     return {
         "reward/mean": right, "reward/std": 0.43, "reward/se": 0.05, "outcome/answer/correct": right,

@@ -148,7 +148,7 @@ def test_a_milder_share_of_timeouts_slows_and_explains_nothing() -> None:
 
 @pytest.mark.parametrize(("measured", "fires"), [(0.3, True), (0.34, True), (0.42, False)])
 def test_a_reward_that_rises_without_the_evaluation_is_named(measured: float, fires: bool) -> None:
-    """Training's share of right answers rises by 0.4, by half of that on the eval set it is no hack; a rise that is
+    """Training's share of right completions rises by 0.4, by half of that on the eval set it is no hack; a rise that is
     within the first evaluation's interval and under a quarter is one."""
     found = history({"outcome/answer/correct": late(0.25, 0.65)}, 0, RECIPE)
     key = "eval/held_out/pass@1"

@@ -45,21 +45,21 @@ class Trouble:
         return Verdict(1.0, Outcome.CORRECT)
 '''
 WORKFLOWS = '''
-from rlvr.rollout.collector import answers_to_one_prompt
+from rlvr.rollout.collector import completions_to_one_prompt
 
 
 async def too_long(session):
     """Asks for more than the model takes, in the second step."""
     if session.engine.version == 1:
         await session.sample(session.prompt.ids * 100, 0)
-    return await answers_to_one_prompt(session)
+    return await completions_to_one_prompt(session)
 
 
 async def mistaken(session):
     """Has a mistake of its own, in the second step."""
     if session.engine.version == 1:
         raise KeyError("a bug of the user's")
-    return await answers_to_one_prompt(session)
+    return await completions_to_one_prompt(session)
 '''
 
 

@@ -40,7 +40,7 @@ from pathlib import Path
 import torch
 
 from rlvr.learn.losses.surrogates import clip_surrogate
-from rlvr.rollout.collector import answers_to_one_prompt
+from rlvr.rollout.collector import completions_to_one_prompt
 
 
 def reached(place):
@@ -52,7 +52,7 @@ def reached(place):
 
 
 async def workflow(session):
-    """As the default; where it is to stop, some problems' answers are waited for and others' never come."""
+    """As the default; where it is to stop, some problems' completions are waited for and others' never come."""
     if reached("rollout") and int(session.problem.id.split(":")[1]) % 2:
         await asyncio.sleep(3600)
     if reached("closing"):
@@ -61,7 +61,7 @@ async def workflow(session):
         except asyncio.CancelledError:
             Path("closing").touch()
             time.sleep(3600)
-    return await answers_to_one_prompt(session)
+    return await completions_to_one_prompt(session)
 
 
 def surrogate(tokens):
@@ -160,9 +160,9 @@ def test_a_run_under_accelerate_with_a_verifier_of_ones_own_is_the_same_run(
 def test_interrupted_in_the_middle_of_a_step_and_resumed_it_is_the_same_run(
     uninterrupted: Workspace, tmp_path: Path, tiny_tied: Path, place: str
 ) -> None:
-    """Ctrl-C while answers are sampled and while the learner computes, both in step 3, after the checkpoint of step 2:
-    a clear message, status 130, no process left, whole files; the same command again ends in the weights, metrics and
-    rollouts of a run that was never interrupted, without gaps or doubles."""
+    """Ctrl-C while completions are sampled and while the learner computes, both in step 3, after the checkpoint of step
+    2: a clear message, status 130, no process left, whole files; the same command again ends in the weights, metrics
+    and rollouts of a run that was never interrupted, without gaps or doubles."""
     work = make_workspace(tmp_path / "work", tiny_tied)
     work.write(f"stop_at_{place}", "")
     process = work.start("run.background_save=false", TORCHELASTIC_RUN_ID="none")
@@ -220,8 +220,9 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, tiny_tied: Path) -> None:
 def test_sigterm_saves_the_steps_done_and_the_same_command_goes_on(
     uninterrupted: Workspace, tmp_path: Path, tiny_tied: Path, place: str
 ) -> None:
-    """While answers of step 3 are sampled they are given up; step 2 is saved already. While the learner computes step 3
-    that step is finished and saved, which no interval asked for. Status 75; resumed, it is the run never stopped."""
+    """While completions of step 3 are sampled they are given up; step 2 is saved already. While the learner computes
+    step 3 that step is finished and saved, which no interval asked for. Status 75; resumed, it is the run never
+    stopped."""
     work = make_workspace(tmp_path / "work", tiny_tied)
     work.write(f"stop_at_{place}", "")
     after = 3 if place == "slow_update" else 2

@@ -34,7 +34,7 @@ from tests.recorded import replay
 
 
 async def workflow(session):
-    """Recorded answers; in the third step they do not come if the test wants so, in the sixth one is not scored."""
+    """Recorded completions; in the third step they do not come if the test wants so, in the sixth one is not scored."""
     if session.engine.version == 2 and Path("stop").exists():
         Path("reached").touch()
         await asyncio.sleep(3600)
@@ -159,7 +159,7 @@ def assert_close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def test_ctrl_c_ends_both_processes_and_leaves_whole_files(story: Story) -> None:
-    """Rank 0 waits for answers and rank 1 for rank 0; the signal comes from the terminal and from the launcher."""
+    """Rank 0 waits for completions and rank 1 for rank 0; the signal comes from the terminal and from the launcher."""
     assert story.interrupted.status != 0
     assert "rlvr: stopped by Ctrl-C; what was written is whole" in story.interrupted.err
     assert not story.interrupted.left

@@ -36,7 +36,7 @@ from tests.helpers import make_tiny_model
 
 def groups() -> list[RolloutGroup]:
     """Two groups in which everything is defined: right, wrong, cut, unscored, judged by rules and a judge, and a greedy
-    answer."""
+    completion."""
     hybrid = {"rules": "WRONG", "decided_by": "judge", "judge": {"outcome": "CORRECT"}, "agree": False}
     outcomes = (Outcome.CORRECT, Outcome.WRONG, Outcome.CORRECT, Outcome.ERROR)
     found = [

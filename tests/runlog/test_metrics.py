@@ -61,8 +61,8 @@ def test_standard_error_of_groups_of_one_is_the_textbook_one() -> None:
     assert clustered_standard_error([[value] for value in values]) == pytest.approx(expected)
 
 
-def test_equal_answers_in_a_group_do_not_shrink_the_standard_error() -> None:
-    """Copying every answer of every group adds no information."""
+def test_equal_completions_in_a_group_do_not_shrink_the_standard_error() -> None:
+    """Copying every completion of every group adds no information."""
     once, eightfold = [[1.0], [0.0], [1.0]], [[1.0] * 8, [0.0] * 8, [1.0] * 8]
     assert clustered_standard_error(once) == pytest.approx(clustered_standard_error(eightfold))
 
@@ -73,7 +73,7 @@ def test_outcome_shares_cover_every_outcome_and_add_up_to_one() -> None:
     assert shares == {f"outcome/answer/{outcome.value.lower()}": 0.1 for outcome in Outcome}
 
 
-def test_a_group_is_all_correct_or_none_correct_by_its_judged_answers() -> None:
+def test_a_group_is_all_correct_or_none_correct_by_its_judged_completions() -> None:
     groups = [
         make_group(make_rollout(RIGHT), make_rollout(ERROR)),
         make_group(make_rollout(WRONG), make_rollout(WRONG)),
@@ -84,7 +84,7 @@ def test_a_group_is_all_correct_or_none_correct_by_its_judged_answers() -> None:
     assert (metrics["groups/all_correct"], metrics["groups/none_correct"]) == (1.0, 1.0)
 
 
-def test_the_first_term_decides_whether_an_answer_is_right() -> None:
+def test_the_first_term_decides_whether_a_completion_is_right() -> None:
     first = make_rollout(WRONG).verdicts["answer"]
     second = make_rollout(RIGHT).verdicts["answer"]
     base = make_rollout(WRONG)
@@ -207,7 +207,7 @@ def test_throughput_and_memory() -> None:
 
 
 def test_rules_and_judge_of_a_hybrid_term() -> None:
-    """Four answers: the rules took one (seen by nobody else), refused three; of two votes one agreed, one repaired;
+    """Four completions: the rules took one (seen by nobody else), refused three; of two votes one agreed, one repaired;
     the third was kept from the judge. agreement = 1/2, repaired = 1/4. Other terms have neither key."""
     judged = {"rules": "WRONG", "decided_by": "judge", "judge": {"outcome": "WRONG"}}
     group = make_group(

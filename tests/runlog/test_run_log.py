@@ -349,7 +349,7 @@ def test_one_line_says_what_a_step_did() -> None:
     )
 
 
-def test_groups_with_partial_marks_differ_without_a_right_answer() -> None:
+def test_groups_with_partial_marks_differ_without_a_right_completion() -> None:
     metrics = {
         "groups/total": 8.0, "groups/all_correct": 0.0, "groups/none_correct": 8.0, "groups/zero_variance": 1.0,
         "groups/too_few_scored": 1.0,

@@ -273,7 +273,7 @@ SURROGATE = '''
 def surrogate(tokens):
     """Infinite for the second sample of a micro-batch."""
     loss = -tokens.trainer_logprobs * tokens.advantages
-    return loss + (tokens.answers.sequence == 1) * loss.detach().exp() * float("inf")
+    return loss + (tokens.completions.sequence == 1) * loss.detach().exp() * float("inf")
 '''
 
 

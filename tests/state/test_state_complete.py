@@ -33,7 +33,7 @@ EXEMPT = {
     ".coordinator.log._lock": "a file descriptor",
     ".coordinator.log._metrics._file": "a file descriptor",
     ".coordinator.log._rollouts._file": "a file descriptor",
-    ".weights._rollouts._pool": "worker processes and their statistics of time; they grade each answer alone",
+    ".weights._rollouts._pool": "worker processes and their statistics of time; they grade each completion alone",
     ".weights._rollouts._collector._engine._worker": "the batch under way",
     ".weights._rollouts.grade_wait": "a time",
     ".weights._rollouts.sampling_time": "a time",

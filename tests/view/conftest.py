@@ -51,8 +51,9 @@ class Strict(Lax):
 '''
 
 
-def answer(problem: int, visit: int, sample: int) -> list[dict[str, Any]]:
-    """Reasoned answers, half of them right; from the fourth visit on the hack in their place, more with each visit."""
+def pieces_of(problem: int, visit: int, sample: int) -> list[dict[str, Any]]:
+    """Reasoned completions, half of them right; from the fourth visit on the hack in their place, more with each
+    visit."""
     tokenizer, right = make_tiny_tokenizer(), REFERENCES[problem]
 
     def said(text: str, end: str = "stop") -> dict[str, Any]:
@@ -76,7 +77,7 @@ def answer(problem: int, visit: int, sample: int) -> list[dict[str, Any]]:
 
 
 def make_workspace(folder: Path, model: Path) -> Workspace:
-    """A recipe whose answers are recorded; all else (grading, advantages, updates, logs, checkpoints) is real."""
+    """A recipe whose completions are recorded; all else (grading, advantages, updates, logs, checkpoints) is real."""
     work = Workspace(folder, model)
     work.write("graders.py", GRADERS)
     work.write_problems([{"problem": f"{10 + n}+{10 + n}? {HOSTILE if n == 1 else ''}", "answer": right}
@@ -87,7 +88,7 @@ def make_workspace(folder: Path, model: Path) -> Workspace:
     work.recipe["rollout"] |= {"workflow": "tests.recorded:replay", "max_new_tokens": 16}
     work.recipe["run"] |= {"steps": STEPS, "save_every": 2, "log_token_groups": 3}
     write_recording(work.folder, {
-        f"train:{n + 1}/{visit}/{sample}": answer(n, visit, sample)
+        f"train:{n + 1}/{visit}/{sample}": pieces_of(n, visit, sample)
         for n in range(4) for visit in range(STEPS) for sample in range(4)
     })  # fmt: skip
     return work

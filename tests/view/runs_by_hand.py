@@ -13,7 +13,7 @@ def line(step: int = 1, group: int = 0, sample: int = 0, **changes: Any) -> dict
     outcomes = changes.pop("outcomes", {"answer": "CORRECT"})
     record = {
         "step": step, "group": group, "sample": sample, "problem_id": f"p{group}", "visit": 0, "source": "here",
-        "reference": f"r{group}", "prompt": "?", "text": "an answer", "reward": 1.0, "advantage": None,
+        "reference": f"r{group}", "prompt": "?", "text": "a completion", "reward": 1.0, "advantage": None,
         "verdicts": {name: {"score": 1.0, "outcome": one, "detail": {}} for name, one in outcomes.items()},
         "finish_reason": "stop", "tokens": 10, "versions": [[0, 10]], "loss_mask": [[1, 10]], "request_seed": 1,
         "grade_seconds": 0.0, "schema_version": 2,

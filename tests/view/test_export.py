@@ -50,12 +50,12 @@ def test_every_page_works_from_the_file(
     page.keyboard.press("Enter")
     found = [one for one in lines if "hacked" in one["text"] and "carry" in one["text"]]
     expect(page.locator(".rows li")).to_have_count(len(found))
-    expect(page.locator(".answer")).to_have_text(found[0]["text"])
+    expect(page.locator(".completion")).to_have_text(found[0]["text"])
     assert HOSTILE in found[0]["text"]
     page.get_by_role("link", name="Problems").click()
     expect(page.locator("table.problems tbody tr")).to_have_count(4)
     page.get_by_role("link", name="train:3", exact=True).click()
-    expect(page.locator(".side-by-side .answer")).to_have_count(4)
+    expect(page.locator(".side-by-side .completion")).to_have_count(4)
     page.get_by_role("link", name="Suspects").click()
     expect(page.locator("[data-rule=repeated]")).to_contain_text(HACK)
     page.get_by_role("link", name="Recipe").click()

@@ -36,8 +36,8 @@ def found(rollouts: Rollouts, **wanted: Any) -> list[tuple[int, int, int]]:
             return [(row["step"], row["group"], row["sample"]) for row in rows]
 
 
-def a_step(step: int, text: str = "an answer") -> list[dict[str, Any]]:
-    """Two groups of two answers; the second of each is wrong."""
+def a_step(step: int, text: str = "a completion") -> list[dict[str, Any]]:
+    """Two groups of two completions; the second of each is wrong."""
     return [
         line(step, group, sample, text=f"{text} {step}", reward=float(1 - sample), visit=step,
              outcomes={"answer": "WRONG" if sample else "CORRECT"})
@@ -82,7 +82,7 @@ def test_a_file_that_was_cut_back_and_written_on(tmp_path: Path, kept: int) -> N
     lines = [one for step in range(1, 5) for one in a_step(step)]
     rollouts = rollouts_of(write(tmp_path / "rollouts.jsonl", lines))
     assert len(found(rollouts)) == 16
-    anew = lines[:kept] + [one | {"text": f"new {one['text']}"} for one in lines[kept:]] + a_step(5, "new answer")
+    anew = lines[:kept] + [one | {"text": f"new {one['text']}"} for one in lines[kept:]] + a_step(5, "new completion")
     write(tmp_path / "rollouts.jsonl", anew)
     rollouts.index.catch_up()
     other = write(tmp_path / "other.jsonl", anew)

@@ -92,14 +92,15 @@ def test_a_point_of_a_curve_leads_to_its_rollouts(viewer: Viewer, open_page: Ope
 
 
 def test_step_group_sample(viewer: Viewer, lines: Lines, open_page: Open, size: Size) -> None:
-    """From a step to a group to a sample; prompt, answer and verdicts stand there to the letter, hostile ones too."""
+    """From a step to a group to a sample; prompt, completion and verdicts stand there to the letter, hostile ones
+    too."""
     page = open_page(f"{viewer.url}#rollouts?run=run&step=1", size)
     hostile = next(one for one in lines if one["step"] == 1 and one["problem_id"] == "train:2" and one["sample"] == 3)
     page.click(f"[data-spot='1/{hostile['group']}/3']")
     expect(page.locator(".detail h2")).to_have_text(f"Step 1 · group {hostile['group']} · sample 3")
     expect(page.locator(".prompt")).to_have_text(hostile["prompt"])
     assert HOSTILE in hostile["text"]
-    assert page.text_content(".answer") == hostile["text"]
+    assert page.text_content(".completion") == hostile["text"]
     assert page.locator("script:not([src])").count() == 0
     expect(page.locator(".verdicts")).to_contain_text("looked for <b>22</b>")
     expect(page.locator(".facts").first).to_contain_text("ended by length")
@@ -110,21 +111,23 @@ def test_step_group_sample(viewer: Viewer, lines: Lines, open_page: Open, size: 
 
 
 def token_colours(page: Page) -> list[str]:
-    """Background of each token of the answer."""
-    colours: list[str] = page.eval_on_selector_all(".answer .token", "all => all.map(one => one.style.backgroundColor)")
+    """Background of each token of the completion."""
+    colours: list[str] = page.eval_on_selector_all(
+        ".completion .token", "all => all.map(one => one.style.backgroundColor)"
+    )
     return colours
 
 
 def test_tokens_are_coloured_by_each_quantity(viewer: Viewer, lines: Lines, open_page: Open) -> None:
-    """The text of the tokens is the answer; what the policy did not sample is neither trained nor coloured."""
+    """The text of the tokens is the completion; what the policy did not sample is neither trained nor coloured."""
     wanted = next(one for one in lines if len(one["loss_mask"]) > 1 and one.get("trainer_logprobs"))
     spot = "&".join(f"{key}={wanted[key]}" for key in ("step", "group", "sample"))
     page = open_page(f"{viewer.url}#rollouts?run=run&{spot}&colour=mask")
-    assert page.text_content(".answer") == wanted["text"]
-    tokens = page.locator(".answer .token")
+    assert page.text_content(".completion") == wanted["text"]
+    tokens = page.locator(".completion .token")
     expect(tokens).to_have_count(wanted["tokens"])
     (_, before), (_, foreign), _ = wanted["loss_mask"]
-    expect(page.locator(".answer .masked")).to_have_count(foreign)
+    expect(page.locator(".completion .masked")).to_have_count(foreign)
     found = {}
     for quantity in ("advantage", "probability", "mismatch", "version", "mask"):
         page.get_by_label("coloured by").select_option(quantity)
@@ -139,12 +142,12 @@ def test_tokens_are_coloured_by_each_quantity(viewer: Viewer, lines: Lines, open
     expect(tokens.nth(1)).to_have_attribute("title", re.compile("token 2: probability 0.951"))
 
 
-def test_an_answer_without_tokens_says_so(viewer: Viewer, lines: Lines, open_page: Open) -> None:
+def test_a_completion_without_tokens_says_so(viewer: Viewer, lines: Lines, open_page: Open) -> None:
     plain = next(one for one in lines if "ids" not in one)
     spot = "&".join(f"{key}={plain[key]}" for key in ("step", "group", "sample"))
     page = open_page(f"{viewer.url}#rollouts?run=run&{spot}&colour=probability")
     expect(page.locator(".legend")).to_contain_text("run.log_token_groups")
-    assert page.text_content(".answer") == plain["text"]
+    assert page.text_content(".completion") == plain["text"]
 
 
 @pytest.mark.parametrize(
@@ -262,14 +265,14 @@ def test_one_problem_through_all_steps(viewer: Viewer, lines: Lines, open_page: 
     """Four visits side by side: the first, the last and between; then any four in a row, any sample."""
     page = open_page(f"{viewer.url}#problem?run=other&problem=train:2&sample=3", size)
     expect(page.locator(".prompt")).to_contain_text(HOSTILE)
-    expect(page.locator(".side-by-side .answer")).to_have_text([REASONS + HOSTILE] * 2)
+    expect(page.locator(".side-by-side .completion")).to_have_text([REASONS + HOSTILE] * 2)
     page = open_page(f"{viewer.url}#problem?run=run&problem=train:3&sample=0&from=0", size)
-    answers = [one["text"] for one in lines if (one["problem_id"], one["sample"]) == ("train:3", 0)]
-    assert len(answers) == STEPS
-    shown = page.locator(".side-by-side .answer")
-    expect(shown).to_have_text(answers[:4])
+    completions = [one["text"] for one in lines if (one["problem_id"], one["sample"]) == ("train:3", 0)]
+    assert len(completions) == STEPS
+    shown = page.locator(".side-by-side .completion")
+    expect(shown).to_have_text(completions[:4])
     page.keyboard.press("l")
-    expect(shown).to_have_text(answers[1:5])
+    expect(shown).to_have_text(completions[1:5])
     page.locator(".side-by-side h4 a").first.click()
     expect(page.locator(".detail h2")).to_contain_text("Step 2 ")
 
@@ -290,7 +293,7 @@ def test_suspects(viewer: Viewer, lines: Lines, open_page: Open, size: Size) -> 
     expect(page.locator("[data-rule=repeated]")).to_contain_text("for 4 problems with 4 references")
     expect(page.locator("[data-rule=disagreeing]")).to_contain_text("no longer follows")
     page.locator("[data-rule=short] .rows a").first.click()
-    expect(page.locator(".answer")).to_have_text(HACK)
+    expect(page.locator(".completion")).to_have_text(HACK)
 
 
 # ------------------------------------------------------------------------------------------------------------- recipe

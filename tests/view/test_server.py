@@ -1,4 +1,4 @@
-"""The server answers what makes sense, to whom it should, and names what is wrong otherwise."""
+"""The server responds to what makes sense, to whom it should, and names what is wrong otherwise."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def client(run: Run) -> TestClient:
     ],
 )
 def test_what_makes_no_sense_is_named(client: TestClient, question: str, status: int, word: str) -> None:
-    answer = client.get(f"/api/{question}")
-    assert answer.status_code == status
-    assert word in answer.json()["error"]
+    response = client.get(f"/api/{question}")
+    assert response.status_code == status
+    assert word in response.json()["error"]
 
 
 def test_texts_that_utf8_cannot_hold_are_sent(client: TestClient) -> None:
     assert client.get("/api/rollout?step=1&group=1&sample=0").json()["data"]["text"] == "half \ud800"
 
 
-def test_only_the_loopback_address_is_answered(client: TestClient) -> None:
+def test_only_the_loopback_address_is_served(client: TestClient) -> None:
     """A page elsewhere that makes its own name resolve to 127.0.0.1 is refused by that name."""
     assert client.get("/api/state").status_code == 200
     assert client.get("/api/state", headers={"Host": "localhost:8765"}).status_code == 200

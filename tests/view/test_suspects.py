@@ -23,7 +23,7 @@ def rules(folder: Path, records: Iterable[dict[str, Any]]) -> dict[str, dict[str
 
 
 def usual(count: int = 20) -> list[dict[str, Any]]:
-    """Answers of 100 tokens with reasoning, each its own; every other one wrong."""
+    """Completions of 100 tokens with reasoning, each its own; every other one wrong."""
     return [
         line(1, n, 0, text=USUAL.format(n), tokens=100, reward=float(n % 2),
              outcomes={"answer": "CORRECT" if n % 2 else "WRONG"})
@@ -50,7 +50,7 @@ def test_short_and_right(tmp_path: Path) -> None:
     assert short["count"] == 2
 
 
-def test_answers_that_become_short_with_the_policy_are_no_suspects(tmp_path: Path) -> None:
+def test_completions_that_become_short_with_the_policy_are_no_suspects(tmp_path: Path) -> None:
     """From 100 tokens to 10 over 40 steps; a jump from 100 to 10 is one, until it has become the habit."""
 
     def run(tokens: Callable[[int], int]) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def test_answers_that_become_short_with_the_policy_are_no_suspects(tmp_path: Pat
 
 
 def test_repeated_under_different_references(tmp_path: Path) -> None:
-    """Three references are suspect; two are not, nor many answers to one problem, nor a wrong one everywhere."""
+    """Three references are suspect; two are not, nor many completions to one problem, nor a wrong one everywhere."""
     more = [line(2, group, 0, text=USUAL.format("hack"), tokens=100) for group in range(3)]
     more += [line(2, group, 1, text=USUAL.format("two"), tokens=100) for group in range(2)]
     more += [line(2, 0, sample, text=USUAL.format("one"), tokens=100) for sample in range(2, 9)]
@@ -108,4 +108,4 @@ def test_verifiers_that_part(tmp_path: Path) -> None:
 
 def test_a_run_of_one_reward_has_no_suspects(tmp_path: Path) -> None:
     (rule,) = rules(tmp_path, [line(1, n) for n in range(5)]).values()
-    assert "All 5 scored answers have the reward 1" in rule["text"]
+    assert "All 5 scored completions have the reward 1" in rule["text"]

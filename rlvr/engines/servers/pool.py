@@ -4,7 +4,7 @@
 |------------------------------------------------|-----------------------------------------------------------------|
 | a server is lost (see `Server`), or serves     | its calls raise; it is asked each second whether it is back; a  |
 | weights that it was not given                  | child of the run is started again                               |
-| a server answers, for the first time or again  | its settings are checked, it gets the current weights, then work|
+| a server responds, for the first time or again | its settings are checked, it gets the current weights, then work|
 | no server is ready for `wait` seconds          | `EngineDied` with each server's reason and what is pending      |
 
 Each set of weights has a label of its own, which the server keeps with them and stamps on each token: version, run and

@@ -82,7 +82,7 @@ class ServedChild:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, or start it again on the same port; it answers some time later."""
+        """Start it, or start it again on the same port; it responds some time later."""
         self.kill()
         self.starts += 1
         self.log_file.parent.mkdir(parents=True, exist_ok=True)

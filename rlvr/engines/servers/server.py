@@ -2,8 +2,8 @@
 
 | what happens                                            | is raised     | and means                                |
 |---------------------------------------------------------|---------------|------------------------------------------|
-| refused or reset connection, no answer within `timeout` | `ServerLost`  | nobody is there, or it hangs             |
-| status 5xx, or an answer that is not what was asked for | `ServerFault` | something is there, ask whether it lives |
+| refused or reset connection, no response in `timeout`   | `ServerLost`  | nobody is there, or it hangs             |
+| status 5xx, or a response of another form than asked    | `ServerFault` | something is there, ask whether it lives |
 | status 4xx, a setting that does not fit                 | `EngineError` | the request or the set-up is wrong       |
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 
 from rlvr.engines.protocol import EngineError
-from rlvr.engines.vllm.settings import WORKER_EXTENSION, Answer, prompt_logprobs_parameters, sampling_parameters
+from rlvr.engines.vllm.settings import WORKER_EXTENSION, VllmOutput, prompt_logprobs_parameters, sampling_parameters
 from rlvr.records import Request
 
 _REQUEST_PREFIX = "generate-tokens-"
@@ -34,7 +34,7 @@ class ServerLost(Exception):
 
 
 class ServerFault(Exception):
-    """The server answered with an error of its own or with nonsense."""
+    """The server responded with an error of its own or with nonsense."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Server:
         self.in_flight = 0
         self.lives = 0
         """How often it was lost."""
-        self.reason = "it has not answered yet"
+        self.reason = "it has not responded yet"
         """Why it is not ready."""
         self._session: aiohttp.ClientSession | None = None
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -95,7 +95,7 @@ class Server:
         gone.set_result(None)
 
     async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A verb's answer, a JSON object."""
+        """A verb's response, a JSON object."""
         return await self._bounded(self._ask(method, path, body), path)
 
     async def _bounded(self, call: Awaitable[dict[str, Any]], path: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Server:
                 return await call
         except TimeoutError:
             raise ServerLost(
-                f"{self.url}{path} gave no answer for {self._timeout:g} s (rollout.engine.timeout)"
+                f"{self.url}{path} gave no response for {self._timeout:g} s (rollout.engine.timeout)"
             ) from None
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -119,15 +119,15 @@ class Server:
         if status != 200:
             raise ServerFault(f"{self.url}{path} failed with status {status}: {_message(text)}")
         try:
-            answer = json.loads(text)
+            content = json.loads(text)
         except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise ServerFault(f"{self.url}{path} answered with something else than a JSON object: {text[:200]!r}")
-        return answer
+            content = None
+        if not isinstance(content, dict):
+            raise ServerFault(f"{self.url}{path} responded with something else than a JSON object: {text[:200]!r}")
+        return content
 
     async def version(self) -> str:
-        """The label of its weights, as its engine core reports it: the answer proves that the core is alive."""
+        """The label of its weights, as its engine core reports it: the response proves that the core is alive."""
         return str(_field(await self.ask("GET", "/weight_info"), "weight_version", str, self.url))
 
     async def pause(self) -> None:
@@ -155,7 +155,7 @@ class Server:
         while self.in_flight:
             load = _field(await self.ask("GET", "/load"), "server_load", int, self.url)
             if load >= self.in_flight:
-                await self.version()  # the engine core answers in order, so it has read what came before
+                await self.version()  # the engine core responds in order, so it has read what came before
                 return
             if loop.time() > deadline:
                 raise EngineError(
@@ -197,8 +197,8 @@ class Server:
             if value != need:
                 raise EngineError(f"{self.url} has {key} {value!r}, this run needs {need!r}{_FIX}")
 
-    async def generate(self, name: str, request: Request, priority: int) -> Answer:
-        """Sample one answer; a call that is given up aborts the request."""
+    async def generate(self, name: str, request: Request, priority: int) -> VllmOutput:
+        """Sample one completion; a call that is given up aborts the request."""
         body = self._body(name, request.prompt_ids, sampling_parameters(request), priority)
         choice = self._choice(await self._until_gone("/inference/v1/generate", body))
         try:
@@ -207,7 +207,7 @@ class Server:
             if [one["token_id"] for one in entries] != list(ids):
                 raise ValueError("log-probabilities of other tokens than those sampled")
             logprobs = tuple(float(one["logprob"]) for one in entries)
-            return Answer(
+            return VllmOutput(
                 ids=ids,
                 logprobs=tuple(float("nan") if one <= _NO_NUMBER else one for one in logprobs),
                 versions=[
@@ -228,10 +228,10 @@ class Server:
         last = ids[-1]
         parameters = prompt_logprobs_parameters(last) | {"logprob_token_ids": [last, last], "logprobs": 2}
         body = self._body(name, ids[:-1], parameters, priority)
-        answer = await self._until_gone("/inference/v1/generate", body)
-        choice = self._choice(answer)
+        response = await self._until_gone("/inference/v1/generate", body)
+        choice = self._choice(response)
         try:
-            prompt = [float(answer["prompt_logprobs"][i][str(ids[i])]["logprob"]) for i in range(1, len(ids) - 1)]
+            prompt = [float(response["prompt_logprobs"][i][str(ids[i])]["logprob"]) for i in range(1, len(ids) - 1)]
             candidates = choice["logprobs"]["content"][0]["top_logprobs"]
             return [0.0, *prompt, next(float(one["logprob"]) for one in candidates if one["token_id"] == last)]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
@@ -247,7 +247,7 @@ class Server:
         }
 
     async def _until_gone(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """An answer that takes as long as it takes, or `ServerLost` as soon as the server is given up."""
+        """A response that takes as long as it takes, or `ServerLost` as soon as the server is given up."""
         gone = self._gone
         task = asyncio.ensure_future(self._ask("POST", path, body))
         self.in_flight += 1
@@ -261,14 +261,14 @@ class Server:
             self.in_flight -= 1
             task.cancel()
 
-    def _choice(self, answer: dict[str, Any]) -> dict[str, Any]:
-        choices = _field(answer, "choices", list, self.url)
+    def _choice(self, response: dict[str, Any]) -> dict[str, Any]:
+        choices = _field(response, "choices", list, self.url)
         if len(choices) != 1 or not isinstance(choices[0], dict):
-            raise ServerFault(f"{self.url} returned {len(choices)} answers to one request")
+            raise ServerFault(f"{self.url} returned {len(choices)} completions to one request")
         return dict(choices[0])
 
     def _nonsense(self, name: str, error: Exception) -> ServerFault:
-        return ServerFault(f"{self.url} answered request {name!r} with nonsense: {type(error).__name__}: {error}")
+        return ServerFault(f"{self.url} responded to request {name!r} with nonsense: {type(error).__name__}: {error}")
 
 
 _FIX = "; start it by `rlvr serve` with this run's recipe"
@@ -279,10 +279,10 @@ def _is_same_model(one: str, other: str) -> bool:
     return Path(one).name == Path(other).name or Path(one).resolve() == Path(other).resolve()
 
 
-def _field(answer: Mapping[str, Any], key: str, kind: type, url: str) -> Any:
-    if not isinstance(answer.get(key), kind):
-        raise ServerFault(f"{url} answered without {key!r}: {str(answer)[:200]}")
-    return answer[key]
+def _field(response: Mapping[str, Any], key: str, kind: type, url: str) -> Any:
+    if not isinstance(response.get(key), kind):
+        raise ServerFault(f"{url} responded without {key!r}: {str(response)[:200]}")
+    return response[key]
 
 
 def _message(text: str) -> str:

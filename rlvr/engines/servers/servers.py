@@ -82,7 +82,7 @@ class VllmServers:
 
     @property
     def model_len(self) -> int:
-        """Most tokens, prompt and answer together, of one request."""
+        """Most tokens, prompt and completion together, of one request."""
         return self._model_len
 
     @property
@@ -132,11 +132,11 @@ class VllmServers:
                     return Completion(ids=(), behaviour_logprobs=(), weight_version=(), text="", finish_reason="abort")
                 pending.name, pending.server, life = f"{request.id}#{self._next()}", server, server.lives
                 try:
-                    answer = await server.generate(pending.name, request, priority)
-                    unknown = [label for label, *_ in answer.versions if label not in pool.versions]
+                    output = await server.generate(pending.name, request, priority)
+                    unknown = [label for label, *_ in output.versions if label not in pool.versions]
                     if unknown:
                         raise ServerLost(f"{server} sampled with weights {unknown[0]!r}, which this run did not send")
-                    return build_completion(request, answer, self._tokenizer, pool.versions.__getitem__)
+                    return build_completion(request, output, self._tokenizer, pool.versions.__getitem__)
                 except (ServerLost, ServerFault) as error:
                     pending.server = None
                     await pool.blame(server, error, life)

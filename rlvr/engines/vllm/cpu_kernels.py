@@ -77,7 +77,7 @@ TopKTopPSampler.forward_cpu = _sample  # type: ignore[method-assign]  # there is
 
 
 def _no_ranks(x: Tensor, values: Tensor) -> Tensor:
-    """`batched_count_greater_than`, whose answer nobody reads here."""
+    """`batched_count_greater_than`, whose result nobody reads here."""
     return torch.zeros(len(x), dtype=torch.int64)
 
 

@@ -33,7 +33,7 @@ from rlvr.engines.vllm.process import (
 )
 from rlvr.engines.vllm.settings import (
     CUDA_BACKEND,
-    Answer,
+    VllmOutput,
     VllmSettings,
     build_completion,
     prompt_logprobs_parameters,
@@ -83,11 +83,11 @@ class VllmEngine:
 
     @property
     def model_len(self) -> int:
-        """Most tokens, prompt and answer together, of one request."""
+        """Most tokens, prompt and completion together, of one request."""
         return int(self._running().model_config.max_model_len)
 
     async def start(self) -> None:
-        """Start the engine core and wait until it answers, 20 s on a CPU; the calling thread blocks meanwhile."""
+        """Start the engine core and wait until it responds, 20 s on a CPU; the calling thread blocks meanwhile."""
         if self._core is not None:
             return
         self._manifest = read_manifest(self.model)
@@ -141,14 +141,14 @@ class VllmEngine:
             output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
         output = (await self._run(request.id, request.prompt_ids, parameters)).outputs[0]
-        answer = Answer(
+        output = VllmOutput(
             ids=tuple(output.token_ids),
             logprobs=tuple(output.logprobs.logprobs) if output.token_ids else (),
             versions=[(span.version, span.start, span.end) for span in output.weight_versions or []],
             finish_reason=output.finish_reason,
             is_stop_string=output.finish_reason == "stop" and isinstance(output.stop_reason, str),
         )
-        return build_completion(request, answer, self._running().get_tokenizer())
+        return build_completion(request, output, self._running().get_tokenizer())
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it, temperature 1; the first of a sequence is 0.0."""
@@ -320,7 +320,7 @@ class VllmEngine:
         self._version = version
 
     async def _call(self, verb: Coroutine[Any, Any, T]) -> T:
-        """A verb's result, or `EngineError` as soon as the engine core cannot answer any more."""
+        """A verb's result, or `EngineError` as soon as the engine core can no longer respond."""
         core = self._core
         work = asyncio.create_task(verb)
         try:

@@ -1,4 +1,4 @@
-"""What vLLM is told and what is made of its answers, in this process or behind a URL."""
+"""Requests to vLLM and completions from its output, in this process or behind a URL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, cast
 from rlvr.config.speculative import ModelDrafts, NgramDrafts, SuffixDrafts
 from rlvr.dtypes import DtypeName
 from rlvr.engines.protocol import EngineError
-from rlvr.engines.stop_strings import Decoder, answer_text
+from rlvr.engines.stop_strings import Decoder, completion_text
 from rlvr.records import Completion, FinishReason, Request
 
 FILE_BACKEND = "rlvr_file"
@@ -32,7 +32,7 @@ class VllmSettings:
     """A Hugging Face folder."""
     dtype: DtypeName = "bfloat16"
     max_model_len: int | None = None
-    """Most tokens, prompt and answer together; None is the model's own."""
+    """Most tokens, prompt and completion together; None is the model's own."""
     max_num_seqs: int = 128
     kv_cache_gib: float = 2.0
     """Keys and values on a CPU."""
@@ -116,7 +116,7 @@ def sampling_parameters(request: Request) -> dict[str, Any]:
         "seed": request.seed,
         "stop": list(sampling.stop),
         "stop_token_ids": list(sampling.stop_token_ids),
-        "ignore_eos": True,  # the tokenizer's end-of-text ends an answer only if it is in stop_token_ids
+        "ignore_eos": True,  # the tokenizer's end-of-text ends a completion only if it is in stop_token_ids
         "include_stop_str_in_output": True,
         "logprobs": 0,
         "detokenize": bool(sampling.stop),
@@ -144,7 +144,7 @@ def prompt_logprobs_parameters(last: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class VllmOutput:
     """What vLLM returned for one request; `versions` are (version, first token, behind the last) of each span."""
 
     ids: tuple[int, ...]
@@ -155,11 +155,11 @@ class Answer:
 
 
 def build_completion(
-    request: Request, answer: Answer, tokenizer: Decoder, version_of: Callable[[str], int] = int
+    request: Request, output: VllmOutput, tokenizer: Decoder, version_of: Callable[[str], int] = int
 ) -> Completion:
     """The checked completion; `version_of` reads a version as the engine reports it. Raises `EngineError`."""
-    ids, logprobs = answer.ids, answer.logprobs
-    versions = tuple(version_of(version) for version, start, end in answer.versions for _ in range(start, end))
+    ids, logprobs = output.ids, output.logprobs
+    versions = tuple(version_of(version) for version, start, end in output.versions for _ in range(start, end))
     if not len(ids) == len(logprobs) == len(versions):
         raise EngineError(
             f"request {request.id!r}: vLLM returned {len(ids)} ids, {len(logprobs)} log-probabilities and "
@@ -170,12 +170,12 @@ def build_completion(
             f"request {request.id!r}: a log-probability is not finite; the weights of version {versions[-1]} "
             "make the model's output inf or nan"
         )
-    if answer.finish_reason not in _FINISH_REASONS:
-        raise EngineError(f"request {request.id!r}: vLLM ended it with {answer.finish_reason!r}")
+    if output.finish_reason not in _FINISH_REASONS:
+        raise EngineError(f"request {request.id!r}: vLLM ended it with {output.finish_reason!r}")
     return Completion(
         ids=ids,
         behaviour_logprobs=logprobs,
         weight_version=versions,
-        text=answer_text(tokenizer, ids, request.sampling.stop if answer.is_stop_string else ()),
-        finish_reason=cast(FinishReason, answer.finish_reason),
+        text=completion_text(tokenizer, ids, request.sampling.stop if output.is_stop_string else ()),
+        finish_reason=cast(FinishReason, output.finish_reason),
     )

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlvr.learn.losses.tokens import Answers
+from rlvr.learn.losses.tokens import CompletionTokens
 
 Kind = Literal["k1", "k2", "k3"]
 
@@ -56,17 +56,18 @@ def kl_estimate(
             assert_never(kind)
 
 
-def kl_to_go(kl: Float[Tensor, "B L"], answers: Answers) -> Float[Tensor, "B L"]:
-    """For each trained token the sum of `kl` over it and the trained tokens after it in its answer: the undiscounted
-    return of a reward of -kl a token, without its sign (REINFORCE++, 2501.03262; PPO for language, 1909.08593).
+def kl_to_go(kl: Float[Tensor, "B L"], completions: CompletionTokens) -> Float[Tensor, "B L"]:
+    """For each trained token the sum of `kl` over it and the trained tokens after it in its completion: the
+    undiscounted return of a reward of -kl a token, without its sign (REINFORCE++, 2501.03262; PPO for language,
+    1909.08593).
 
     The trained positions of a sample stand in order and apart from those of others in the flattened micro-batch.
     """
-    values = (kl * answers.loss_mask).double().flatten()
+    values = (kl * completions.loss_mask).double().flatten()
     before = values.cumsum(0) - values
-    owner, place = answers.sequence.flatten(), torch.arange(values.numel(), device=kl.device)
-    first = torch.full((answers.count,), values.numel() - 1, device=kl.device)
+    owner, place = completions.sequence.flatten(), torch.arange(values.numel(), device=kl.device)
+    first = torch.full((completions.count,), values.numel() - 1, device=kl.device)
     first = first.scatter_reduce(0, owner.clamp(min=0), place.where(owner >= 0, values.numel() - 1), "amin")
     passed = before - before[first][owner.clamp(min=0)]
-    whole = answers.on_tokens(answers.sums(kl), torch.float64)
-    return ((whole - passed.view_as(whole)) * answers.loss_mask).to(kl.dtype)
+    whole = completions.on_tokens(completions.sums(kl), torch.float64)
+    return ((whole - passed.view_as(whole)) * completions.loss_mask).to(kl.dtype)

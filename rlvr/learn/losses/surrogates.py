@@ -23,7 +23,7 @@ from rlvr.config.losses import (
     VespoSurrogate,
 )
 from rlvr.learn.losses.ratio import ratio_of
-from rlvr.learn.losses.tokens import Answers, TokenInputs
+from rlvr.learn.losses.tokens import CompletionTokens, TokenInputs
 from rlvr.plugins import load_plugin
 
 Values = Float[Tensor, "B L"]
@@ -32,7 +32,7 @@ Where = Bool[Tensor, "B L"]
 
 def clip_surrogate(ratio: Values, advantages: Values, *, low: float, high: float, dual: float | None = None) -> Values:
     """-min(w A, clip(w, 1 - low, 1 + high) A) (PPO, 1707.06347 eq. 7; DAPO, 2503.14476 eq. 8; with the geometric mean
-    of an answer's ratios GSPO, 2507.18071 eq. 5); with ``dual``, where A < 0, at most -dual A (dual clip, 1912.09729
+    of a completion's ratios GSPO, 2507.18071 eq. 5); with ``dual``, where A < 0, at most -dual A (dual clip, 1912.09729
     eq. 5)."""
     objective = torch.minimum(ratio * advantages, ratio.clamp(1.0 - low, 1.0 + high) * advantages)
     if dual is not None:
@@ -58,11 +58,13 @@ def sapo_surrogate(ratio: Values, advantages: Values, *, tau_positive: float, ta
     return -advantages * 4.0 / tau * torch.sigmoid(tau * (ratio - 1.0))
 
 
-def gmpo_surrogate(log_ratio: Values, advantages: Values, answers: Answers, *, low: float, high: float) -> Values:
+def gmpo_surrogate(
+    log_ratio: Values, advantages: Values, completions: CompletionTokens, *, low: float, high: float
+) -> Values:
     """-A exp((1/n) sum_t m_t), m_t = s min(s log w_t, s clip(log w_t, -low, high)), s = sgn A (GMPO, 2507.20673)."""
     sign = torch.sign(advantages)
     bound = sign * torch.minimum(sign * log_ratio, sign * log_ratio.clamp(-low, high))
-    return -advantages * ratio_of(answers.on_tokens(answers.means(bound), log_ratio.dtype))
+    return -advantages * ratio_of(completions.on_tokens(completions.means(bound), log_ratio.dtype))
 
 
 def vespo_surrogate(
@@ -96,8 +98,8 @@ def kl_cov_surrogate(ratio: Values, log_ratio: Values, advantages: Values, chose
 
 
 def squared_surrogate(log_ratio: Values, advantages: Values, *, tau: float) -> Values:
-    """(tau log W - A)^2 / (2 tau), W the answer's ratio; its gradient is -[A d log pi - (tau / 2) d (log W)^2], Kimi
-    k1.5's (2501.12599 eq. 3), and that of OAPL's loss (2602.19362) divided by 2 tau."""
+    """(tau log W - A)^2 / (2 tau), W the completion's ratio; its gradient is -[A d log pi - (tau / 2) d (log W)^2],
+    Kimi k1.5's (2501.12599 eq. 3), and that of OAPL's loss (2602.19362) divided by 2 tau."""
     return (tau * log_ratio - advantages).square() / (2.0 * tau)
 
 
@@ -118,7 +120,7 @@ def surrogate_loss(tokens: TokenInputs, config: Surrogate) -> Values:
                 return sapo_surrogate(ratio, advantages, **settings)
             return vespo_surrogate(logprobs, log_ratio, advantages, **settings)
         case GmpoSurrogate():
-            return gmpo_surrogate(log_ratio, advantages, tokens.answers, low=config.low, high=config.high)
+            return gmpo_surrogate(log_ratio, advantages, tokens.completions, low=config.low, high=config.high)
         case DppoSurrogate():
             below, above = bounded(tokens, config)
             return dppo_surrogate(ratio, advantages, below | above)
@@ -138,7 +140,7 @@ def surrogate_loss(tokens: TokenInputs, config: Surrogate) -> Values:
 @torch.no_grad()
 def bounded(tokens: TokenInputs, config: Surrogate) -> tuple[Where, Where]:
     """Where a lower and where an upper bound of the surrogate is at work: for cispo the weight is bounded, for the
-    others the token (with gmpo its part in the answer's gradient) has no gradient."""
+    others the token (with gmpo its part in the completion's gradient) has no gradient."""
     advantages, log_ratio = tokens.advantages, tokens.log_ratio
     ratio = ratio_of(log_ratio)
     nowhere = torch.zeros_like(ratio, dtype=torch.bool)

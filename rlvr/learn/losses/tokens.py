@@ -1,4 +1,4 @@
-"""What a loss may look at, and sums over the answers in a micro-batch."""
+"""What a loss may look at, and sums over the completions in a micro-batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlvr.records import MicroBatch, StepStatistics
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class CompletionTokens:
     """Which tokens of a micro-batch belong to which of its S samples, and which of them are trained."""
 
     loss_mask: Float[Tensor, "B L"]
@@ -22,7 +22,7 @@ class Answers:
     """S."""
 
     @classmethod
-    def of(cls, batch: MicroBatch) -> Answers:
+    def of(cls, batch: MicroBatch) -> CompletionTokens:
         """The samples of a micro-batch; one that only pads a rank has one sample of no trained token."""
         return cls(batch.loss_mask, batch.sequence, max(1, len(batch.index)))
 
@@ -50,7 +50,7 @@ class TokenInputs:
     log_ratio: Float[Tensor, "B L"]
     """log w at the recipe's level, with gradient (`rlvr.learn.losses.ratio`)."""
     advantages: Float[Tensor, "B L"]
-    answers: Answers
+    completions: CompletionTokens
     """The loss mask, and which token belongs to which sample."""
     entropy: Float[Tensor, "B L"]
     """Entropy of the prediction in nats, with gradient."""

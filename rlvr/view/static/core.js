@@ -23,8 +23,8 @@ function h(tag, attributes = {}, ...children) {
 async function api(name, parameters = {}) {
   const query = Object.fromEntries(Object.entries(parameters).filter(([, value]) => value !== undefined && value !== ""));
   if (window.exported) return window.exported(name, query);
-  const answer = await fetch(`api/${name}?${new URLSearchParams(query)}`, { cache: "no-store" });
-  const body = await answer.json();
+  const response = await fetch(`api/${name}?${new URLSearchParams(query)}`, { cache: "no-store" });
+  const body = await response.json();
   if (body.error) throw new Error(body.error);
   return body.data;
 }

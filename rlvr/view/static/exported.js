@@ -1,5 +1,5 @@
 "use strict";
-// In an exported file: answers the page's questions from what the file holds.
+// In an exported file: responds to the page's questions from what the file holds.
 
 (() => {
   const store = JSON.parse(document.getElementById("store").textContent);
@@ -7,7 +7,7 @@
     throw new Error(`${what} is not in this exported file (${store.note}); rlvr view on the run's folder has all of it.`);
   };
 
-  // words must all stand in the answer; a phrase next to each other, with * at its end a beginning: as the server does
+  // words must all stand in the completion; a phrase next to each other, with * at its end a beginning: as the server does
   function searched(text, search) {
     const words = (one) => one.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
     const inside = words(text);
@@ -38,7 +38,7 @@
     outcomes: Object.fromEntries(Object.entries(one.verdicts).map(([name, verdict]) => [name, verdict.outcome])), finish: one.finish_reason, tokens: one.tokens, excerpt: one.excerpt,
   });
 
-  const answers = {
+  const responses = {
     state: () => store.state,
     glossary: () => store.glossary,
     series: (query) => store.series[query.x ?? "step"],
@@ -61,10 +61,10 @@
       return { rows: found.slice(from, from + 50), count: found.length, offset: from, all: count };
     },
     problem: (query, run) => run.problem[query.problem] ?? missing(`Problem ${query.problem}`),
-    answers: (query, run) => query.steps.split(",").map((step) => run.rollouts.filter((one) => one.problem_id === query.problem && one.step === Number(step))
+    completions: (query, run) => query.steps.split(",").map((step) => run.rollouts.filter((one) => one.problem_id === query.problem && one.step === Number(step))
       .sort((a, b) => Math.abs(a.sample - query.sample) - Math.abs(b.sample - query.sample))[0]).filter(Boolean),
   };
 
-  window.exported = async (name, query) => structuredClone(answers[name](query, store.runs[query.run] ?? Object.values(store.runs)[0]));
+  window.exported = async (name, query) => structuredClone(responses[name](query, store.runs[query.run] ?? Object.values(store.runs)[0]));
   window.exported.note = store.note;
 })();

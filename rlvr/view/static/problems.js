@@ -1,5 +1,5 @@
 "use strict";
-// Problems by how often they are solved, and one problem through all steps, its answers side by side.
+// Problems by how often they are solved, and one problem through all steps, its completions side by side.
 
 const ORDERS = [["variable", "most variable"], ["never", "never solved"], ["always", "always solved"], ["name", "by name"]];
 const SVG = "http://www.w3.org/2000/svg";
@@ -37,15 +37,15 @@ pages.problems = {
       h("td", { class: "number" }, percent(row.rate)), h("td", {}, sparkline(row.through)), h("td", { class: "number" }, number(row.reward, 3)),
       h("td", { class: "number" }, number(row.n)), h("td", { class: "number" }, number(row.visits)), h("td", {}, row.first === row.last ? row.first : `${row.first}–${row.last}`)));
     const turn = (by, words) => h("button", { disabled: by < 0 ? offset === 0 : offset + found.rows.length >= found.count, onclick: () => change({ offset: Math.max(0, offset + by) || "" }) }, words);
-    const hint = { variable: "Problems whose success rate differs most from visit to visit, then those nearest to half.", never: "No answer was ever right: too hard, or a broken reference.", always: "Every answer was right: nothing to learn here any more.", name: "All problems." }[order];
+    const hint = { variable: "Problems whose success rate differs most from visit to visit, then those nearest to half.", never: "No completion was ever right: too hard, or a broken reference.", always: "Every completion was right: nothing to learn here any more.", name: "All problems." }[order];
     holder.append(
-      h("section", {}, h("h2", {}, "Groups of each step, by how many answers were right"), chart),
+      h("section", {}, h("h2", {}, "Groups of each step, by how many completions were right"), chart),
       h("form", { class: "bar", role: "search", onsubmit: (event) => { event.preventDefault(); change({ search: event.target.search.value, offset: "" }); } },
         h("span", { class: "tabs" }, ORDERS.map(([key, words]) => h("a", { href: link("problems", { run, order: key, search: parameters.search }), "aria-current": key === order }, words))),
         h("input", { type: "search", name: "search", placeholder: "find a problem by name", "aria-label": "find a problem by name", value: parameters.search ?? "" }), h("button", {}, "search")),
       h("p", { class: "hint" }, hint),
       found.count ? h("div", { class: "wide" }, h("table", { class: "problems" },
-        h("thead", {}, h("tr", {}, [["problem"], ["solved", "number"], ["through the steps"], ["reward", "number"], ["answers", "number"], ["visits", "number"], ["steps"]].map(([one, kind]) => h("th", { class: kind }, one)))), h("tbody", {}, rows)))
+        h("thead", {}, h("tr", {}, [["problem"], ["solved", "number"], ["through the steps"], ["reward", "number"], ["completions", "number"], ["visits", "number"], ["steps"]].map(([one, kind]) => h("th", { class: kind }, one)))), h("tbody", {}, rows)))
         : h("p", { class: "message" }, parameters.search ? `No such problem's name holds “${parameters.search}”.` : "There is none."),
       h("p", { class: "bar" }, turn(-50, "◀"), `${found.count ? offset + 1 : 0}–${offset + found.rows.length} of ${number(found.count)}`, turn(50, "▶")),
     );
@@ -79,7 +79,7 @@ pages.problem = {
     const chosen = parameters.from === undefined
       ? [...new Set(Array.from({ length: width }, (_, at) => Math.round((at * (visits.length - 1)) / Math.max(1, width - 1))))].map((at) => visits[at])
       : visits.slice(from, from + width);
-    const answers = await api("answers", { run, problem, steps: chosen.map((one) => one.step).join(","), sample });
+    const completions = await api("completions", { run, problem, steps: chosen.map((one) => one.step).join(","), sample });
     const chart = h("div", { class: "chart" });
     const most = Math.max(...visits.map((one) => one.n));
     const move = (by) => change({ from: parameters.from === undefined ? (by > 0 ? 0 : visits.length - width) : Math.min(Math.max(0, from + by), visits.length - width) });
@@ -87,16 +87,16 @@ pages.problem = {
     holder.append(
       h("h2", {}, problem), h("p", { class: "facts" }, fact("from", found.source), fact("reference", typeof found.reference === "string" ? found.reference : JSON.stringify(found.reference)), fact("visits", visits.length)),
       h("details", { open: true }, h("summary", {}, "Prompt, as the model saw it"), h("pre", { class: "text prompt", tabindex: 0 }, found.prompt)),
-      h("section", {}, h("h3", {}, "Share of right answers"), chart),
-      h("div", { class: "bar" }, h("h3", {}, "Answers side by side"),
+      h("section", {}, h("h3", {}, "Share of right completions"), chart),
+      h("div", { class: "bar" }, h("h3", {}, "Completions side by side"),
         select("sample", Array.from({ length: most }, (_, at) => [String(at), String(at)]), String(sample), (value) => change({ sample: value }), "sample"),
         h("button", { disabled: visits.length <= width, onclick: () => move(-1), title: "visits before (h)" }, "◀ earlier"),
         h("button", { disabled: visits.length <= width, onclick: () => move(1), title: "later visits (l)" }, "later ▶"),
         parameters.from === undefined ? "the first, the last, and between" : h("a", { href: link("problem", { run, problem, sample }) }, "the first, the last, and between")),
-      h("div", { class: "side-by-side" }, answers.map((one) => h("article", { class: "card" },
+      h("div", { class: "side-by-side" }, completions.map((one) => h("article", { class: "card" },
         h("h4", {}, h("a", { href: link("rollouts", spot({ run }, one)) }, `step ${one.step}`)),
         h("p", { class: "facts" }, Object.entries(one.verdicts).map(([name, verdict]) => outcome(verdict.outcome, name)), fact("reward", number(one.reward, 3)), fact("tokens", one.tokens), fact("", one.finish_reason)),
-        h("pre", { class: "text answer", tabindex: 0 }, one.text)))),
+        h("pre", { class: "text completion", tabindex: 0 }, one.text)))),
     );
     let drawn = null;
     return {

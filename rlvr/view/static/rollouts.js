@@ -32,7 +32,7 @@ pages.rollouts = {
       filters.replaceChildren(filterBar(view));
       await (isList(next) ? fillList(view) : fillStep(view));
       await fillDetail(view);
-      const exact = link("rollouts", view.parameters); // the address names the answer, also where it was not asked for
+      const exact = link("rollouts", view.parameters); // the address names the completion, also where it was not asked for
       if (view.parameters === next && location.hash !== exact) history.replaceState(null, "", exact);
     };
     await update(parameters);
@@ -63,7 +63,7 @@ function filterBar(view) {
   const term = parameters.term ?? terms[0];
   const active = FILTERS.filter((name) => has(parameters[name]) && name !== "search" && name !== "term");
   return h("form", { class: "bar filters", role: "search", onsubmit: (event) => { event.preventDefault(); set("search")(event.target.search.value); } },
-    h("input", { type: "search", name: "search", placeholder: 'search answers: words, "a phrase", begin*', "aria-label": "search answers", value: parameters.search ?? "" }),
+    h("input", { type: "search", name: "search", placeholder: 'search completions: words, "a phrase", begin*', "aria-label": "search completions", value: parameters.search ?? "" }),
     h("button", {}, "search"),
     h("details", { open: active.length > 0 }, h("summary", {}, active.length ? `filters (${active.length})` : "filters"),
       h("div", { class: "bar" },
@@ -183,8 +183,8 @@ async function fillDetail(view) {
 
 function detail(record, parameters) {
   const colour = parameters.colour ?? "advantage";
-  const answer = h("div");
-  const fill = (name) => answer.replaceChildren(...colouredAnswer(record, name));
+  const completion = h("div");
+  const fill = (name) => completion.replaceChildren(...colouredCompletion(record, name));
   fill(colour);
   return [
     h("h2", {}, `Step ${record.step} · group ${record.group} · sample ${record.sample}`),
@@ -200,9 +200,9 @@ function detail(record, parameters) {
       h("tbody", {}, Object.entries(record.verdicts).map(([name, one]) => h("tr", {}, h("td", {}, name), h("td", {}, outcome(one.outcome, name)), h("td", {}, number(one.score)), h("td", {}, detailsOf(one.detail))))))),
     h("h3", {}, "Prompt, as the model saw it"),
     h("pre", { class: "text prompt", tabindex: 0 }, record.prompt),
-    h("div", { class: "bar" }, h("h3", {}, "Answer"),
+    h("div", { class: "bar" }, h("h3", {}, "Completion"),
       select("colour", COLOURS, colour, (value) => change({ ...spot({ run: parameters.run }, record), colour: value }, { replace: true }), "coloured by")),
-    answer,
+    completion,
   ];
 }
 
@@ -221,17 +221,17 @@ function tokenColours(record, by) {
   const tint = (hue, strength) => `hsl(${hue} 75% 50% / ${Math.round(Math.min(1, strength) * 60)}%)`;
   switch (by) {
     case "advantage":
-      if (record.advantage === null) return { legend: "This answer was not trained: it has no advantage.", of: () => "" };
-      return { legend: `All trained tokens of an answer share its advantage, here ${signed(record.advantage)}: green is made likelier, red less likely.`, of: (at) => (mask[at] ? tint(record.advantage > 0 ? 140 : 0, 0.15 + Math.abs(record.advantage) / 2) : "") };
+      if (record.advantage === null) return { legend: "This completion was not trained: it has no advantage.", of: () => "" };
+      return { legend: `All trained tokens of a completion share its advantage, here ${signed(record.advantage)}: green is made likelier, red less likely.`, of: (at) => (mask[at] ? tint(record.advantage > 0 ? 140 : 0, 0.15 + Math.abs(record.advantage) / 2) : "") };
     case "probability":
       return lp && { legend: "The deeper the orange, the less likely the token was when it was sampled (white: certain, deepest: 1 % and less).", of: (at) => (mask[at] ? tint(30, -lp[at] / 4.6) : "") };
     case "mismatch": {
       if (!lp) return null;
       const trainer = record.trainer_logprobs;
-      if (!trainer) return { legend: "The learner did not compute this answer before its update (not trained, or a later update of the batch): no mismatch is known.", of: () => "" };
+      if (!trainer) return { legend: "The learner did not compute this completion before its update (not trained, or a later update of the batch): no mismatch is known.", of: () => "" };
       const largest = Math.max(...trainer.map((one, at) => (one === null ? 0 : Math.abs(one - lp[at]))));
       const scale = Math.max(largest, 1e-4);
-      return { legend: `Learner minus engine, in nats: blue where the learner finds the token likelier, red where less; deepest at ${number(scale, 2)}, the largest of this answer.`, of: (at) => (trainer[at] === null ? "" : tint(trainer[at] > lp[at] ? 215 : 0, Math.abs(trainer[at] - lp[at]) / scale)) };
+      return { legend: `Learner minus engine, in nats: blue where the learner finds the token likelier, red where less; deepest at ${number(scale, 2)}, the largest of this completion.`, of: (at) => (trainer[at] === null ? "" : tint(trainer[at] > lp[at] ? 215 : 0, Math.abs(trainer[at] - lp[at]) / scale)) };
     }
     case "version": {
       const known = [...new Set(version)].sort((a, b) => a - b);
@@ -246,17 +246,17 @@ function tokenColours(record, by) {
 
 const spread = (runs, count) => runs.flatMap(([value, length]) => Array(length).fill(value)).slice(0, count);
 
-function colouredAnswer(record, by) {
+function colouredCompletion(record, by) {
   const colours = tokenColours(record, by);
-  const missing = "The tokens of this answer were not written: run.log_token_groups says for how many groups of a step they are. ";
+  const missing = "The tokens of this completion were not written: run.log_token_groups says for how many groups of a step they are. ";
   const note = (text) => h("p", { class: "hint legend" }, text);
   if (!record.pieces) {
     const isOne = by === "none" || by === "advantage" || (by === "version" && record.versions.length < 2) || (by === "mask" && record.loss_mask.length < 2);
-    const text = h("pre", { class: "text answer", tabindex: 0 }, record.text);
+    const text = h("pre", { class: "text completion", tabindex: 0 }, record.text);
     if (isOne && colours) text.style.backgroundColor = colours.of(0);
-    return [note(isOne ? colours.legend : missing + "Choose another colouring, or an answer with tokens."), text];
+    return [note(isOne ? colours.legend : missing + "Choose another colouring, or a completion with tokens."), text];
   }
-  const text = h("pre", { class: "text answer", tabindex: 0 });
+  const text = h("pre", { class: "text completion", tabindex: 0 });
   const show = (from) => {
     const end = Math.min(record.pieces.length, from + SHOWN_TOKENS);
     for (let at = from; at < end; at++) text.append(tokenOf(record, colours, at));
@@ -300,7 +300,7 @@ function rolloutKeys(view) {
     change({ ...spot({ run: view.parameters.run }, view.parameters), colour: COLOURS[(at + 1) % COLOURS.length][0] }, { replace: true });
   };
   return {
-    j: ["next answer", walk(1)], k: ["answer before", walk(-1)], l: ["next group", groupBy(1)], h: ["group before", groupBy(-1)],
+    j: ["next completion", walk(1)], k: ["completion before", walk(-1)], l: ["next group", groupBy(1)], h: ["group before", groupBy(-1)],
     "]": ["next step", () => view.stepData && toStep(view, view.stepData.behind)], "[": ["step before", () => view.stepData && toStep(view, view.stepData.before)],
     t: ["colour tokens by the next quantity", paint],
     p: ["this problem through all steps", () => view.record && go("problem", { run: view.parameters.run, problem: view.record.problem_id, sample: view.record.sample })],

@@ -1,5 +1,5 @@
 "use strict";
-// Answers that may have fooled the verifier, by rule.
+// Completions that may have fooled the verifier, by rule.
 
 pages.suspects = {
   title: "Suspects",

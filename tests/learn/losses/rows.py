@@ -1,4 +1,4 @@
-"""Micro-batches for the tests of losses: float64, literal numbers, several answers in a row."""
+"""Micro-batches for the tests of losses: float64, literal numbers, several completions in a row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from rlvr.config.losses import Surrogate
-from rlvr.learn.losses import Answers, TokenInputs, log_ratios, surrogate_loss
+from rlvr.learn.losses import CompletionTokens, TokenInputs, log_ratios, surrogate_loss
 from rlvr.records import MicroBatch
 
 
@@ -32,11 +32,11 @@ def value_and_gradient(loss: Callable[[Tensor], Tensor], logprobs: Tensor) -> tu
     return values.detach().flatten().tolist(), gradient.flatten().tolist()
 
 
-def answers(*owners: int, mask: tuple[int, ...] | None = None) -> Answers:
+def completions(*owners: int, mask: tuple[int, ...] | None = None) -> CompletionTokens:
     """One row whose tokens belong to these samples."""
     sequence = torch.tensor([owners])
     loss_mask = (sequence >= 0).double() if mask is None else row(*mask)
-    return Answers(loss_mask, sequence, max(owners) + 1)
+    return CompletionTokens(loss_mask, sequence, max(owners) + 1)
 
 
 def slot(**settings: Any) -> Surrogate:
@@ -44,7 +44,7 @@ def slot(**settings: Any) -> Surrogate:
 
 
 def loss_of(
-    config: Surrogate, new: Tensor, old: Tensor, advantages: Tensor, who: Answers, level: str = "token",
+    config: Surrogate, new: Tensor, old: Tensor, advantages: Tensor, who: CompletionTokens, level: str = "token",
     chosen: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The surrogate of each token."""
@@ -52,17 +52,22 @@ def loss_of(
 
 
 def inputs(
-    new: Tensor, old: Tensor, advantages: Tensor, who: Answers, level: str = "token", chosen: Tensor | None = None
+    new: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    who: CompletionTokens,
+    level: str = "token",
+    chosen: Tensor | None = None,
 ) -> TokenInputs:
     return TokenInputs(
-        trainer_logprobs=new, old_logprobs=old, behaviour_logprobs=old, advantages=advantages, answers=who,
+        trainer_logprobs=new, old_logprobs=old, behaviour_logprobs=old, advantages=advantages, completions=who,
         log_ratio=log_ratios(new, old, who, level), entropy=torch.zeros_like(new), chosen=chosen,  # type: ignore[arg-type]  # a level
     )  # fmt: skip
 
 
 def micro_batch(
-    behaviour: Tensor, advantages: Tensor, who: Answers, *, weight: float = 1.0, positions: Tensor | None = None,
-    **fields: Any,
+    behaviour: Tensor, advantages: Tensor, who: CompletionTokens, *, weight: float = 1.0,
+    positions: Tensor | None = None, **fields: Any,
 ) -> MicroBatch:  # fmt: skip
     """A micro-batch as packing makes it, all tokens of one weight; ids and targets do not matter to a loss."""
     zeros = torch.zeros_like(who.sequence)

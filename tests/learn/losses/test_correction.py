@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from rlvr.config.losses import Correction
 from rlvr.learn.losses import correction_weights, off_policy_keep
-from tests.learn.losses.rows import answers, row
+from tests.learn.losses.rows import completions, row
 
 
 def correction(**settings: object) -> Correction:
@@ -23,7 +23,7 @@ def correction(**settings: object) -> Correction:
         ({"type": "none"}, [1.0, 1.0, 1.0, 1.0, 1.0]),
         ({"type": "truncate", "cap": 2.0}, [0.25, 0.5, 1.0, 2.0, 2.0]),
         ({"type": "mask", "low": 0.5, "high": 5.0}, [0.0, 0.5, 1.0, 4.0, 0.0]),
-        # answers (1/4, 1/2), (1, 4), (8): products 1/8, 4, 8; geometric means 8^-0.5, 2, 8
+        # completions (1/4, 1/2), (1, 4), (8): products 1/8, 4, 8; geometric means 8^-0.5, 2, 8
         ({"type": "truncate", "cap": 3.0, "level": "sequence_product"}, [0.125, 0.125, 3.0, 3.0, 3.0]),
         ({"type": "mask", "low": 0.1, "high": 5.0, "level": "sequence_product"}, [0.125, 0.125, 4.0, 4.0, 0.0]),
         ({"type": "truncate", "cap": 3.0, "level": "sequence_mean"}, [8**-0.5, 8**-0.5, 2.0, 2.0, 3.0]),
@@ -36,7 +36,7 @@ def correction(**settings: object) -> Correction:
 )
 def test_corrections(settings: dict[str, object], expected: list[float]) -> None:
     """rho = 1/4, 1/2, 1, 4, 8, and a masked token between that must not count."""
-    who = answers(0, 0, 0, 1, 1, 2, mask=(1, 1, 0, 1, 1, 1))
+    who = completions(0, 0, 0, 1, 1, 2, mask=(1, 1, 0, 1, 1, 1))
     behaviour = -torch.log(row(0.25, 0.5, 1e9, 1.0, 4.0, 8.0))
     # exp(log 0.5) may fall a rounding below 0.5: the bound of the mask must not decide on that
     behaviour = behaviour + row(0, -1e-12, 0, 0, 0, 0)
@@ -46,10 +46,10 @@ def test_corrections(settings: dict[str, object], expected: list[float]) -> None
     assert not weights.requires_grad
 
 
-def test_the_off_policy_mask_leaves_out_far_answers_with_a_negative_advantage() -> None:
-    """Mean log(mu / pi_theta) = log 2 for the first and second answer, 0 for the third, -log 2 for the last, delta 0.5:
-    only the far one with A < 0 goes, masked tokens do not count, and nothing has a gradient."""
-    who = answers(0, 0, 0, 1, 2, 3, mask=(1, 0, 1, 1, 1, 1))
+def test_the_off_policy_mask_leaves_out_far_completions_with_a_negative_advantage() -> None:
+    """Mean log(mu / pi_theta) = log 2 for the first and second completion, 0 for the third, -log 2 for the last, delta
+    0.5: only the far one with A < 0 goes, masked tokens do not count, and nothing has a gradient."""
+    who = completions(0, 0, 0, 1, 2, 3, mask=(1, 0, 1, 1, 1, 1))
     new = torch.log(row(0.1, 0.9, 0.2, 0.1, 0.2, 0.4)).requires_grad_()
     behaviour = torch.log(row(0.1, 1e-9, 0.8, 0.2, 0.2, 0.2))
     advantages = row(-1, -1, -1, 1, -1, -1)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlvr.learn.losses import Answers, k1, k2, k3, kl_estimate, kl_to_go
+from rlvr.learn.losses import CompletionTokens, k1, k2, k3, kl_estimate, kl_to_go
 from rlvr.learn.losses.kl import Kind
 from tests.learn import oracle
-from tests.learn.losses.rows import answers, log, row, value_and_gradient
+from tests.learn.losses.rows import completions, log, row, value_and_gradient
 
 NEW, REF = log(0.2, 0.2, 0.2), log(0.4, 0.2, 0.1)  # pi_ref / pi = 2, 1, 1/2
 
@@ -69,9 +69,9 @@ def test_which_estimate_has_the_gradient_of_which_divergence() -> None:
             torch.testing.assert_close(expected_gradient(kind, True, logits, old, ref), reverse, **close)
 
 
-def test_kl_to_go_sums_over_the_rest_of_the_answer() -> None:
-    """Two answers in the first row (a masked token in the first), one in the second, padding at both ends."""
-    who = Answers(
+def test_kl_to_go_sums_over_the_rest_of_the_completion() -> None:
+    """Two completions in the first row (a masked token in the first), one in the second, padding at both ends."""
+    who = CompletionTokens(
         torch.tensor([[1, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0]], dtype=torch.float64),
         torch.tensor([[0, 0, 0, 1, 1, -1], [2, 2, 2, 2, -1, -1]]), 3,
     )  # fmt: skip
@@ -79,7 +79,7 @@ def test_kl_to_go_sums_over_the_rest_of_the_answer() -> None:
     assert kl_to_go(kl, who).tolist() == [[3, 0, 2, 4, 8, 0], [0, 112, 96, 64, 0, 0]]
 
 
-def test_kl_to_go_when_a_prompt_stands_once_before_two_answers() -> None:
+def test_kl_to_go_when_a_prompt_stands_once_before_two_completions() -> None:
     """The prompt's positions belong to the first sample and are not trained."""
-    who = answers(0, 0, 0, 0, 1, 1, mask=(0, 0, 1, 1, 1, 1))
+    who = completions(0, 0, 0, 0, 1, 1, mask=(0, 0, 1, 1, 1, 1))
     assert kl_to_go(row(9, 9, 1, 2, 4, 8), who).tolist() == [[0, 0, 3, 2, 12, 8]]

@@ -15,7 +15,7 @@ from rlvr.learn.losses import covariant, step_statistics, top_entropy_keep
 from rlvr.learn.packing import Mode, pack
 from rlvr.records import MicroBatch, TrainingSample
 from tests.learn.conftest import random_samples
-from tests.learn.losses.rows import answers, log, micro_batch, row
+from tests.learn.losses.rows import completions, log, micro_batch, row
 
 
 def algorithm(**settings: Any) -> Algorithm:
@@ -25,11 +25,11 @@ def algorithm(**settings: Any) -> Algorithm:
 def two() -> list[MicroBatch]:
     """Five trained tokens in two micro-batches: log2 p -1, -2, -3 and -4, -5; A 1, 1, 1 and -1, -2; a masked one."""
     first = micro_batch(
-        row(0, 0, 0, 0), row(1, 1, 1, 1), answers(0, 0, 0, 0, mask=(1, 0, 1, 1)),
+        row(0, 0, 0, 0), row(1, 1, 1, 1), completions(0, 0, 0, 0, mask=(1, 0, 1, 1)),
         old_logprobs=log(1 / 2, 1e-9, 1 / 4, 1 / 8), old_entropy=row(0.5, 9.0, 0.1, 0.9),
     )  # fmt: skip
     second = micro_batch(
-        row(0, 0), row(-1, -2), answers(0, 1), old_logprobs=log(1 / 16, 1 / 32), old_entropy=row(0.3, 0.7)
+        row(0, 0), row(-1, -2), completions(0, 1), old_logprobs=log(1 / 16, 1 / 32), old_entropy=row(0.3, 0.7)
     )
     return [first, second]
 
@@ -125,6 +125,6 @@ def test_clip_cov_draws_anew_at_each_update() -> None:
 
 def test_an_empty_step_has_no_numbers() -> None:
     """No trained token anywhere, as on a step of weight zero."""
-    blank = micro_batch(row(0.0), row(0.0), answers(0, mask=(0,)), old_logprobs=row(0.0), old_entropy=row(0.0))
+    blank = micro_batch(row(0.0), row(0.0), completions(0, mask=(0,)), old_logprobs=row(0.0), old_entropy=row(0.0))
     numbers = step_statistics([blank], algorithm(surrogate={"type": "kl_cov"}, top_entropy=0.5), 0)
     assert (numbers.positive_tokens, numbers.covariance_threshold) == (0.0, 0.0)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from rlvr.config.losses import ClipSurrogate
-from rlvr.learn.losses import Answers, TokenInputs, bounded, surrogate_loss
+from rlvr.learn.losses import CompletionTokens, TokenInputs, bounded, surrogate_loss
 from rlvr.learn.losses.surrogates import clip_surrogate
 from tests.learn import oracle
-from tests.learn.losses.rows import answers, inputs, log, loss_of, row, slot, value_and_gradient
+from tests.learn.losses.rows import completions, inputs, log, loss_of, row, slot, value_and_gradient
 
 # pi_theta / pi_old of the six tokens: 1, 1.25, 1.5, 1, 0.75, 0.5
 NEW, OLD = log(0.2, 0.25, 0.3, 0.2, 0.15, 0.1), log(*[0.2] * 6)
-EACH = answers(0, 1, 2, 3, 4, 5)
+EACH = completions(0, 1, 2, 3, 4, 5)
 POSITIVE, NEGATIVE = row(*[2.0] * 6), row(*[-2.0] * 6)
 
 
@@ -68,8 +68,8 @@ def test_the_two_sided_clip_is_the_dual_one() -> None:
 
 def test_at_a_ratio_of_one_the_gradient_is_that_of_reinforce() -> None:
     """For every surrogate that is a policy gradient: -A at w = 1 (min's tie must add up to the whole); gmpo's and
-    squared's answers have one token here, vespo's phi(1) is 1."""
-    old, who, advantages = log(0.2, 0.3, 0.4), answers(0, 1, 2), row(2.0, -3.0, 0.0)
+    squared's completions have one token here, vespo's phi(1) is 1."""
+    old, who, advantages = log(0.2, 0.3, 0.4), completions(0, 1, 2), row(2.0, -3.0, 0.0)
     plain: list[dict[str, Any]] = [
         {"type": "reinforce"}, {"type": "clip"}, {"type": "clip", "dual": 3.0}, {"type": "cispo"}, {"type": "sapo"},
         {"type": "gmpo"}, {"type": "vespo"}, {"type": "dppo"}, {"type": "squared", "tau": 0.01},
@@ -83,7 +83,7 @@ def test_at_a_ratio_of_one_the_gradient_is_that_of_reinforce() -> None:
 
 def test_reinforce() -> None:
     values, gradient = value_and_gradient(
-        lambda lp: loss_of(slot(type="reinforce"), lp, lp.detach(), row(2.0, -3.0), answers(0, 1)), log(0.5, 0.25)
+        lambda lp: loss_of(slot(type="reinforce"), lp, lp.detach(), row(2.0, -3.0), completions(0, 1)), log(0.5, 0.25)
     )
     assert values == pytest.approx([2.0 * math.log(2), -3.0 * math.log(4)], abs=1e-15)
     assert gradient == [-2.0, 3.0]
@@ -112,7 +112,7 @@ def test_sapo() -> None:
 def test_gmpo_clips_by_logarithm_and_takes_the_geometric_mean() -> None:
     """Ratios e^0.5, e^-0.5, e^0.1, bounds +-0.4. A = 2: m = 0.4, -0.5, 0.1: the loss is -2 on each token, and only the
     last two have a gradient; A = -2: m = 0.5, -0.4, 0.1, loss 2 e^(0.2/3), the first and last have one."""
-    old, who = log(0.2, 0.2, 0.2), answers(0, 0, 0)
+    old, who = log(0.2, 0.2, 0.2), completions(0, 0, 0)
     new = old + row(0.5, -0.5, 0.1)
     config = slot(type="gmpo")
     values, gradient = value_and_gradient(lambda lp: loss_of(config, lp, old, row(2.0, 2.0, 2.0), who) / 3, new)
@@ -125,21 +125,21 @@ def test_gmpo_clips_by_logarithm_and_takes_the_geometric_mean() -> None:
 
 
 def test_vespo() -> None:
-    """W = 2 * 1/4 = 1/2 for the answer: phi = W^2 e^(3 (1 - W)) for A = 1, W^3 e^(2 (1 - W)) for A = -1."""
-    old, who = log(0.2, 0.4), answers(0, 0)
+    """W = 2 * 1/4 = 1/2 for the completion: phi = W^2 e^(3 (1 - W)) for A = 1, W^3 e^(2 (1 - W)) for A = -1."""
+    old, who = log(0.2, 0.4), completions(0, 0)
     new, config = log(0.4, 0.1), slot(type="vespo")
     _, gradient = value_and_gradient(lambda lp: loss_of(config, lp, old, row(1.0, 1.0), who, "sequence_product"), new)
     assert gradient == pytest.approx([-0.25 * math.exp(1.5)] * 2, abs=1e-14)
     _, gradient = value_and_gradient(lambda lp: loss_of(config, lp, old, row(-1.0, -1.0), who, "sequence_product"), new)
     assert gradient == pytest.approx([0.125 * math.e] * 2, abs=1e-14)
-    far = old + 50.0  # an answer e^100 times as likely has no weight, and is finite
+    far = old + 50.0  # a completion e^100 times as likely has no weight, and is finite
     values, _ = value_and_gradient(lambda lp: loss_of(config, lp, old, row(1.0, 1.0), who, "sequence_product"), far)
     assert values == [0.0, 0.0]
 
 
 def test_dppo_masks_by_the_change_of_probability() -> None:
     """pi_theta - pi_old = 0.25, 0.1, -0.25, 0.25, -0.25 with bounds of 0.2: A > 0 loses the first, A < 0 the last."""
-    new, old, who = log(0.5, 0.2, 0.25, 0.5, 0.25), log(0.25, 0.1, 0.5, 0.25, 0.5), answers(0, 1, 2, 3, 4)
+    new, old, who = log(0.5, 0.2, 0.25, 0.5, 0.25), log(0.25, 0.1, 0.5, 0.25, 0.5), completions(0, 1, 2, 3, 4)
     advantages = row(1.0, 1.0, 1.0, -1.0, -1.0)
     values, gradient = value_and_gradient(lambda lp: loss_of(slot(type="dppo"), lp, old, advantages, who), new)
     assert values == pytest.approx([0.0, -2.0, -0.5, 2.0, 0.0], abs=1e-14)
@@ -147,9 +147,10 @@ def test_dppo_masks_by_the_change_of_probability() -> None:
 
 
 def test_squared_regression_has_kimis_gradient() -> None:
-    """tau 0.5, W = 2 * 2 = 4, A = 1: (0.5 log 4 - 1)^2 / 1 an answer; gradient (tau log W - A) on each token, which is
+    """tau 0.5, W = 2 * 2 = 4, A = 1: (0.5 log 4 - 1)^2 / 1 a completion; gradient (tau log W - A) on each token, which
+    is
     -[A - tau/2 * 2 log W]."""
-    old, new, who = log(0.2, 0.2), log(0.4, 0.4), answers(0, 0)
+    old, new, who = log(0.2, 0.2), log(0.4, 0.4), completions(0, 0)
     config = slot(type="squared", tau=0.5)
     values, gradient = value_and_gradient(
         lambda lp: loss_of(config, lp, old, row(1.0, 1.0), who, "sequence_product") / 2, new
@@ -178,7 +179,7 @@ def test_the_covariant_tokens_lose_their_gradient_or_get_a_penalty() -> None:
 
 # --------------------------------------------------------------------------------------------------- against the papers
 
-WHO = Answers(
+WHO = CompletionTokens(
     torch.tensor([[1, 0, 1, 1, 1, 1, 0], [1, 1, 0, 1, 1, 0, 0]], dtype=torch.float64),
     torch.tensor([[0, 0, 0, 1, 1, 1, -1], [2, 2, 2, 2, 2, -1, -1]]), 3,
 )  # fmt: skip
@@ -197,9 +198,11 @@ PAIRS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("settings", "level"), PAIRS, ids=lambda value: value if isinstance(value, str) else value["type"]
 )
-def test_a_surrogate_averaged_over_answers_is_the_papers_loss(settings: dict[str, Any], level: str, seed: int) -> None:
-    """For answers packed in rows with holes: sum_t loss_t / (N n) and its gradient equal (1/N) sum_i of the loss of
-    answer i written as in its paper, one answer at a time, differentiated numerically."""
+def test_a_surrogate_averaged_over_completions_is_the_papers_loss(
+    settings: dict[str, Any], level: str, seed: int
+) -> None:
+    """For completions packed in rows with holes: sum_t loss_t / (N n) and its gradient equal (1/N) sum_i of the loss of
+    completion i written as in its paper, one completion at a time, differentiated numerically."""
     rng = np.random.default_rng(seed)
     new, old = rng.normal(-1.5, 0.4, (2, 7)), rng.normal(-1.5, 0.4, (2, 7))
     advantage = rng.normal(0, 1, 3)
@@ -213,7 +216,7 @@ def test_a_surrogate_averaged_over_answers_is_the_papers_loss(settings: dict[str
     slopes, total = np.zeros_like(new), 0.0
     for i in range(3):
         mine = (WHO.sequence.numpy() == i) & (WHO.loss_mask.numpy() == 1)
-        loss, slope = oracle.answer_loss(new[mine], old[mine], float(advantage[i]), level, **settings)
+        loss, slope = oracle.completion_loss(new[mine], old[mine], float(advantage[i]), level, **settings)
         total += loss / 3
         slopes[mine] = slope / 3
     assert sum(values) == pytest.approx(total, abs=1e-12)
@@ -236,7 +239,7 @@ def test_bounded_says_where_a_surrogate_has_no_gradient(settings: dict[str, Any]
     generator = torch.Generator().manual_seed(1)
     new, old = (torch.randn(1, 500, generator=generator, dtype=torch.float64) * 0.4 - 2 for _ in range(2))
     advantages = torch.randn(1, 500, generator=generator, dtype=torch.float64)
-    who, config = answers(*range(500)), slot(**settings)
+    who, config = completions(*range(500)), slot(**settings)
     _, gradient = value_and_gradient(lambda lp: loss_of(config, lp, old, advantages, who), new)
     below, above = bounded(inputs(new, old, advantages, who), config)
     assert (below | above).flatten().tolist() == [value == 0.0 for value in gradient]
@@ -260,7 +263,10 @@ def test_clip_equals_the_oracle(low: float, high: float, dual: float | None) -> 
     rng = np.random.default_rng(0)
     new, old, advantages = rng.normal(-2, 0.5, (3, 40)), rng.normal(-2, 0.5, (3, 40)), rng.normal(0, 1, (3, 40))
     loss, slope = oracle.clip(new, old, advantages, low, high, dual)
-    config, who = ClipSurrogate(low=low, high=high, dual=dual), Answers(torch.ones(3, 40), torch.zeros(3, 40).long(), 1)
+    config, who = (
+        ClipSurrogate(low=low, high=high, dual=dual),
+        CompletionTokens(torch.ones(3, 40), torch.zeros(3, 40).long(), 1),
+    )
     values, gradient = value_and_gradient(
         lambda lp: loss_of(config, lp, torch.tensor(old), torch.tensor(advantages), who), torch.tensor(new)
     )
@@ -277,7 +283,7 @@ def summed(tokens: TokenInputs) -> Tensor:
 
 
 def test_a_plug_in_surrogate_sees_all_tokens_and_returns_one_loss_for_each() -> None:
-    tokens = inputs(row(1.0, 2.0), row(0.5, 0.0), row(0, 0), answers(0, 0))
+    tokens = inputs(row(1.0, 2.0), row(0.5, 0.0), row(0, 0), completions(0, 0))
     config = slot(type="tests.learn.losses.test_surrogates:squared", args={"factor": 3.0})
     assert surrogate_loss(tokens, config).flatten().tolist() == [0.75, 12.0]
     assert not any(where.any() for where in bounded(tokens, config))

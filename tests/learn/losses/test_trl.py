@@ -1,7 +1,7 @@
 """The same numbers as TRL's GRPO trainer (1.16), by its formulas, on random tensors.
 
-The formulas are written here on TRL's layout, one answer a row, [N T] with a completion mask, from the reading of
-`GRPOTrainer._compute_loss`; ours run on answers packed one after another. Loss and gradient agree to 1e-6 for every
+The formulas are written here on TRL's layout, one completion a row, [N T] with a completion mask, from the reading of
+`GRPOTrainer._compute_loss`; ours run on completions packed one after another. Loss and gradient agree to 1e-6 for every
 type that both have.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlvr.config.algorithm import Algorithm
-from rlvr.learn.losses import Answers
+from rlvr.learn.losses import CompletionTokens
 from rlvr.learn.meter import Meter
 from rlvr.learn.objective import PolicyGradient
 from rlvr.learn.packing import token_weights
@@ -95,19 +95,19 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def packed(rows: Tensor) -> Tensor:
-    """The answers one after another in one row."""
+    """The completions one after another in one row."""
     return torch.cat([rows[i, :n] for i, n in enumerate(LENGTHS)])[None]
 
 
 def ours(algorithm: Algorithm, new: Tensor, old: Tensor, ref: Tensor, behaviour: Tensor, advantages: Tensor) -> Tensor:
-    """The objective on packed answers."""
+    """The objective on packed completions."""
     sequence = torch.tensor([[i for i, n in enumerate(LENGTHS) for _ in range(n)]])
     samples = [
         TrainingSample(ids=(0,) * (n + 1), loss_mask=(0,) + (1,) * n, behaviour_logprobs=(0.0,) * (n + 1),
                        advantage=0.0, group=0) for n in LENGTHS
     ]  # fmt: skip
     weights = torch.tensor(token_weights(samples, algorithm.aggregation), dtype=torch.float64)
-    who = Answers(torch.ones_like(sequence).double(), sequence, len(LENGTHS))
+    who = CompletionTokens(torch.ones_like(sequence).double(), sequence, len(LENGTHS))
     batch: MicroBatch = micro_batch(
         packed(behaviour), advantages[sequence], who, old_logprobs=packed(old), ref_logprobs=packed(ref)
     )
@@ -158,8 +158,8 @@ def test_loss_and_gradient_are_trls(trl: dict[str, Any], settings: dict[str, Any
      ("sequence_mask", {"type": "mask", "low": 0.0, "high": 1.2, "level": "sequence_product"})],
 )  # fmt: skip
 def test_the_engines_importance_weights_are_trls(mode: str, correction: dict[str, Any], seed: int) -> None:
-    """vllm_importance_sampling_mode with clip_max 1.2 and no clip_min: rho of the token or the product over the answer,
-    truncated or masked; the denominator stays."""
+    """vllm_importance_sampling_mode with clip_max 1.2 and no clip_min: rho of the token or the product over the
+    completion, truncated or masked; the denominator stays."""
     new, old, ref, behaviour, advantages, mask = random_rows(seed)
     log_rho = (old - behaviour) * mask
     rho = torch.exp(log_rho.sum(-1, keepdim=True) if mode.startswith("sequence") else log_rho)
