@@ -174,7 +174,7 @@ class ProgramVerifier:
             "level": level,
         }
         if judgement.message:
-            detail["message"] = judgement.message[:_MESSAGE_KEPT]
+            detail["message"] = _printable(judgement.message[:_MESSAGE_KEPT])
         if judgement.weak:
             detail["weak"] = list(judgement.weak)
             if self._refuse_weak:
@@ -250,15 +250,18 @@ class ProgramVerifier:
         return _Judgement("WA", message=f"wrote {result.stdout[:200]!r}")
 
     def _ask_checker(self, checker: str, stdin: str, stdout: bytes, expected: str, limits: Limits) -> _Judgement:
-        """The user's checker, in a sandbox of its own; when it fails, the tests are at fault, not the program."""
+        """The user's checker, in a sandbox of its own. An output on which it fails is wrong, unless the checker could
+        not have worked on any."""
         payload = _call_payload(checker, "check", [stdin, stdout.decode("utf-8", "replace"), expected], {})
         result = self._sandbox.run(Job(payload), limits)
         value = _returned(result, payload["nonce"])
-        if isinstance(value, _Judgement) or not isinstance(value, bool | int | float) or not 0 <= value <= 1:
-            found = value.message if isinstance(value, _Judgement) else _preview(value)
-            raise SandboxError(
-                f"the checker must return a truth value or a share of 1, it gave: {found or result.killed}"
-            )
+        if isinstance(value, _Judgement):
+            if value.word == "CE" or value.message.startswith(("NameError", "ImportError", "ModuleNotFoundError")):
+                raise BadReference(f"checker: it cannot run: {value.message}")
+            why = f"ended by its limit of {result.killed}" if result.killed else value.message
+            return _Judgement("WA", message=f"the checker failed on the output: {why}")
+        if not isinstance(value, bool | int | float) or not 0 <= value <= 1:
+            return _Judgement("WA", message=f"the checker gave no truth value or share of 1: {_preview(value)}")
         return _Judgement("AC" if value == 1 else "WA", float(value), message="" if value == 1 else "says the checker")
 
     def _judge_call(self, code: str, function: str, case: dict[str, Any], limits: Limits) -> _Judgement:
@@ -340,12 +343,14 @@ class ProgramVerifier:
         payload = {"mode": "compile", "code": code, "file_name": file_name, "command": command}
         result = self._sandbox.run(Job(payload), _COMPILE_LIMITS)
         message = result.messages[0] if result.messages else {}
-        if message.get("kind") == "program":
-            return bytes.fromhex(message["binary"])
+        if message.get("kind") == "program" and result.exit == 0:
+            return b"".join(bytes.fromhex(part["part"]) for part in result.messages)
         if not message and result.exit == 127:
             said = result.stderr.rstrip().rpartition(b"\n")[2].decode("utf-8", "replace")
             raise SandboxError(f"the compiler {command[0]} did not start: {said}")
-        return _Judgement("CE", message=str(message.get("message", f"the compiler was ended: {result.killed}")))
+        return _Judgement(
+            "CE", message=str(message.get("message", f"the compiler was ended: {result.killed or result.overflow}"))
+        )
 
 
 def _remote(url: str | None, min_level: str, force_level: str | None) -> RemoteSandbox:
@@ -356,6 +361,13 @@ def _remote(url: str | None, min_level: str, force_level: str | None) -> RemoteS
             "min_level, force_level: they are for this machine's sandbox; on a server, isolation is its own"
         )
     return RemoteSandbox(url)
+
+
+def _printable(text: str) -> str:
+    """Text of a program's for logs and terminals: control characters and halves of surrogate pairs as escapes."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def _preview(value: Any) -> str:

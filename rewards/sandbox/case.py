@@ -16,7 +16,6 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import time
 import traceback
@@ -30,6 +29,8 @@ SAMPLE_SECONDS = 0.04
 """Seconds between two looks at the memory and processor time of a running tree."""
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_SOCKET_BYTES = 416 << 10
+"""The most that may lie in one socket: twice Linux's default of net.core.wmem_max."""
 PAYLOAD, READY = 4, 5
 """Descriptors in the untrusted process, after 0, 1, 2 and the channel, 3; gone when foreign code runs."""
 _SCRATCH_FLAGS = linux.MS_NOSUID | linux.MS_NODEV
@@ -42,10 +43,12 @@ class Host:
     level: Level
     mounts: bool
     """True in a jail of our own making, where the zygote may mount and make user namespaces."""
-    seccomp: bytes | None
-    """The filter; None where the kernel takes none."""
+    seccomp: bool
+    """True where the kernel takes a filter of system calls."""
+    host_sockets: bool
+    """True where the program shares the host's files or network: the filter then keeps it from the host's sockets."""
     unscoped_signals: bool
-    """True where only the filter can keep signals in: no pid namespace, and a Landlock before ABI 6."""
+    """True where only the filter can keep signals in: no pid namespace, and no Landlock, or one before ABI 6."""
     ruleset: int | None
     """Descriptor of the Landlock rules."""
     scratch: str
@@ -115,16 +118,39 @@ def _drop_scratch(host: Host) -> None:
     if host.mounts:
         linux.unmount(host.scratch)
         return
-    above = os.path.dirname(host.scratch)  # the program may write there too
-    for directory, names, _ in os.walk(above):
-        for name in names:
-            os.chmod(os.path.join(directory, name), 0o700, follow_symlinks=False)
-    for name in os.listdir(above):
-        path = os.path.join(above, name)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
+    empty_directory(os.path.dirname(host.scratch))  # the program may write there too
+
+
+def empty_directory(path: str) -> None:
+    """Remove all that is in a directory, however deep: it goes down and up by one descriptor, and never by a path."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    here = os.open(path, flags)
+    left = [_remove_files(here)]  # of each directory from `path` down to here: the directories in it
+    try:
+        while left[-1] or len(left) > 1:
+            if left[-1]:
+                there = os.open(left[-1][-1], flags, dir_fd=here)
+                left.append(_remove_files(there))
+            else:
+                there = os.open("..", flags, dir_fd=here)
+                left.pop()
+                os.rmdir(left[-1].pop(), dir_fd=there)
+            os.close(here)
+            here = there
+    finally:
+        os.close(here)
+
+
+def _remove_files(directory: int) -> list[str]:
+    """Remove what is in a directory and is none itself; returns the directories in it, made accessible."""
+    found = []
+    for name in os.listdir(directory):
+        try:
+            os.unlink(name, dir_fd=directory)
+        except IsADirectoryError:
+            os.chmod(name, 0o700, dir_fd=directory)
+            found.append(name)
+    return found
 
 
 def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any]:
@@ -139,14 +165,14 @@ def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any
         events = poll.poll(max(0.0, min(left, SAMPLE_SECONDS)) * 1000)
         if any(descriptor == ended for descriptor, _ in events):
             break
-        cpu, memory = _usage()
+        cpu, memory = _usage(limits.open_files)
         if events:
             killed = "caller"
         elif left <= 0:
             killed = "wall"
         elif cpu > limits.cpu_seconds:
             killed = "cpu"
-        elif memory > limits.memory_mb << 20 and _proportional_memory() > limits.memory_mb << 20:
+        elif memory > limits.memory_mb << 20 and _proportional_memory(limits.open_files) > limits.memory_mb << 20:
             killed = "memory"
     wall = time.monotonic() - start
     if killed is not None:
@@ -162,9 +188,12 @@ def _watch(host: Host, limits: Limits, program: int, life: int) -> dict[str, Any
     }
 
 
-def _usage() -> tuple[float, int]:
-    """Processor seconds and resident bytes of all processes below the keeper; shared pages count in each of them."""
-    cpu, memory = 0, 0
+def _usage(open_files: int) -> tuple[float, int]:
+    """Processor seconds and bytes of all processes below the keeper; pages that they share count in each of them.
+
+    Bytes: what is resident, and what the buffers of their sockets can hold, which is in no process's own account.
+    """
+    cpu, memory, sockets = 0, 0, set()  # type: int, int, set[str]
     for name in descendants():
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
@@ -173,16 +202,41 @@ def _usage() -> tuple[float, int]:
             continue
         cpu += sum(map(int, numbers[11:15]))
         memory += int(numbers[21]) * _PAGE
-    return cpu / _TICK, memory
+        sockets |= _sockets_of(name, open_files)
+    return cpu / _TICK, memory + len(sockets) * _SOCKET_BYTES
 
 
-def _proportional_memory() -> int:
-    """Resident bytes of all processes below the keeper, where a page that n of them share counts as 1/n in each."""
-    total = 0
+def _sockets_of(process: str, open_files: int) -> set[str]:
+    """The sockets that a process has open, by their names in /proc; of a process that hides: as many as it may have."""
+    found = set()
+    try:
+        with os.scandir(f"/proc/{process}/fd") as descriptors:
+            for descriptor in descriptors:
+                with contextlib.suppress(OSError):
+                    target = os.readlink(descriptor.path)
+                    if target.startswith("socket:"):
+                        found.add(target)
+    except PermissionError:
+        return {f"hidden: {process} {index}" for index in range(open_files)}
+    except OSError:  # it has ended
+        pass
+    return found
+
+
+def _proportional_memory(open_files: int) -> int:
+    """As `_usage`, but a page that n processes share counts as 1/n in each. A process that hides counts in full."""
+    total, sockets = 0, set()  # type: int, set[str]
     for name in descendants():
-        with contextlib.suppress(OSError), open(f"/proc/{name}/smaps_rollup", "rb") as file:
-            total += sum(int(line.split()[1]) << 10 for line in file if line.startswith(b"Pss:"))
-    return total
+        sockets |= _sockets_of(name, open_files)
+        try:
+            with open(f"/proc/{name}/smaps_rollup", "rb") as file:
+                total += sum(int(line.split()[1]) << 10 for line in file if line.startswith(b"Pss:"))
+        except PermissionError:
+            with contextlib.suppress(OSError), open(f"/proc/{name}/statm", "rb") as file:
+                total += int(file.read().split()[1]) * _PAGE
+        except OSError:  # it has ended
+            continue
+    return total + len(sockets) * _SOCKET_BYTES
 
 
 def descendants() -> list[str]:
@@ -258,6 +312,7 @@ def _confine(host: Host, limits: Limits, given: Descriptors, ready: int) -> dict
     _arrange_descriptors(given, ready, host.ruleset)
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the zygote has none
     linux.prctl(linux.PR_SET_DUMPABLE, 1)  # the keeper is not; the program may look at itself in /proc
     if host.mounts:
         user, group = os.geteuid(), os.getegid()
@@ -274,8 +329,9 @@ def _confine(host: Host, limits: Limits, given: Descriptors, ready: int) -> dict
     if host.ruleset is not None:
         landlock.restrict(6)
         os.close(6)
-    if host.seccomp is not None:
-        linux.set_seccomp_filter(seccomp.build_filter(os.getpid()) if host.unscoped_signals else host.seccomp)
+    if host.seccomp:
+        only_signal = os.getpid() if host.unscoped_signals else None
+        linux.set_seccomp_filter(seccomp.build_filter(only_signal, host.host_sockets))
     with open(PAYLOAD, "rb", closefd=False) as file:
         payload: dict[str, Any] = json.loads(file.readline())
         payload["offset"] = file.tell()

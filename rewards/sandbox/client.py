@@ -281,9 +281,9 @@ class _Running:
             return True
         if not chunk:
             return False
-        limit = (
-            frames.LIMIT if name == "channel" and self._job.payload["mode"] == "compile" else self._limits.output_bytes
-        )
+        limit = self._limits.output_bytes
+        if name == "channel" and self._job.payload["mode"] == "compile":  # the program, in hexadecimal
+            limit = (2 * self._limits.files_mb + 1) << 20
         if len(content) < limit:
             content += chunk
         if len(content) >= limit and self.result.overflow is None:

@@ -10,10 +10,12 @@ class Level(IntEnum):
     """How far a program is kept from the machine."""
 
     RLIMIT_ONLY = 0
-    """Resource limits and a scrubbed environment: no protection against a hostile program."""
+    """Resource limits, a scrubbed environment, and seccomp where the kernel takes it: no network and no signals or
+    limits of other processes, but all files that the user may read or write."""
     LANDLOCK = 1
-    """Landlock, seccomp and resource limits: no files, no network, no other processes; no namespaces, so that the end
-    of a whole process tree rests on the keeper and the guard, and not on the kernel, if somebody kills both."""
+    """Landlock, seccomp and resource limits: no files, no network, no sockets but connected pairs, no other processes;
+    no namespaces, so that the end of a whole process tree rests on the keeper and the guard, and not on the kernel, if
+    somebody kills both."""
     FULL = 2
     """Own user, pid, mount, network, IPC and host-name namespaces, a private root, seccomp; Landlock where there is."""
 

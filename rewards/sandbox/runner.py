@@ -21,6 +21,7 @@ from typing import Any
 from . import codec, frames, referee, remote
 
 CHANNEL = 3
+_PROGRAM_PART = frames.LIMIT // 4
 _TEXT_KEPT = 2000
 _OWN_MODULES = [
     __package__ or "",
@@ -160,18 +161,21 @@ def _execute(payload: dict[str, Any], scratch: str) -> int:
 
 
 def _compile_binary(payload: dict[str, Any], scratch: str) -> int:
-    """Run a compiler over the source and send the program that it made, in hexadecimal."""
+    """Run a compiler over the source and send the program that it made, in hexadecimal, in parts."""
     directory = os.path.join(scratch, "code")
     source, program = os.path.join(directory, payload["file_name"]), os.path.join(directory, "program")
     with open(source, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(payload["code"])
     command = [part.format(source=source, program=program) for part in payload["command"]]
     os.set_inheritable(CHANNEL, False)
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode != 0:
-        message = done.stderr.decode("utf-8", "replace")[-_TEXT_KEPT:]
-        frames.send(CHANNEL, {"kind": "compile_error", "message": message})
-        return 1
-    with open(program, "rb") as file:
-        frames.send(CHANNEL, {"kind": "program", "binary": file.read().hex()})
-    return 0
+    with open(os.path.join(directory, "errors"), "w+b") as errors:  # a file has a limit, which memory would not have
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, check=False)
+        errors.seek(max(errors.seek(0, os.SEEK_END) - _TEXT_KEPT, 0))
+        message = errors.read().decode("utf-8", "replace")
+    if done.returncode == 0 and os.path.isfile(program):
+        with open(program, "rb") as file:
+            while part := file.read(_PROGRAM_PART):
+                frames.send(CHANNEL, {"kind": "program", "part": part.hex()})
+        return 0
+    frames.send(CHANNEL, {"kind": "compile_error", "message": message or f"exit status {done.returncode}"})
+    return 1

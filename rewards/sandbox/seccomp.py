@@ -2,11 +2,16 @@
 
 A denied call returns EPERM, so that a program that only tried goes on; a call newer than the list, and `clone3`,
 whose flags a filter cannot read, return ENOSYS, so that the C library falls back. Sockets exist only as AF_UNIX.
+Limits, scheduling and priority may be changed of the calling process alone; signals are sent by kill and its kin only.
+
+Setting the action of SIGCHLD is answered as done, and is not done: the kernel counts the processor time of a child that
+nobody waits for nowhere, and a program that ignores SIGCHLD has such children.
 """
 
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 import struct
 
@@ -22,6 +27,10 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "pidfd_getfd": (438, 438),
     "process_madvise": (440, 440),
     "process_mrelease": (448, 448),
+    "ioprio_set": (251, 30),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
     "perf_event_open": (298, 241),
     # namespaces and mounts
     "unshare": (272, 97),
@@ -99,13 +108,19 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "kexec_load": (246, 104),
     "kexec_file_load": (320, 294),
 }
-_SOCKET, _CLONE, _IOCTL, _CLONE3, _NEWEST_KNOWN = (41, 198), (56, 220), (16, 29), 435, 462
+_SOCKET, _SOCKETPAIR, _CONNECT, _CLONE, _IOCTL, _FCNTL = (41, 198), (53, 199), (42, 203), (56, 220), (16, 29), (72, 25)
+_SIGACTION, _SETPRIORITY, _CLONE3, _NEWEST_KNOWN = (13, 134), (141, 140), 435, 462
 _KILLS = ((62, 129), (200, 130), (234, 131))  # kill, tkill, tgkill
+_OF_A_PROCESS = ((302, 261), (142, 118), (144, 119), (203, 122), (314, 274))
+"""prlimit64, sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr: of the process in argument 0."""
 _AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 _NAMESPACE_FLAGS = 0x7E020000
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+_SIGNAL_OWNER = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP: whom a socket signals
+_SIGNAL_BY_DESCRIPTOR = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+_SOCKET_TYPE = 0xF
 
-_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NR_OFFSET, _ARCH_OFFSET, _ARGUMENT_OFFSET = 0, 4, 16
 
@@ -118,51 +133,76 @@ def _refuse(number: int) -> bytes:
     return _op(_RETURN, _ERRNO | number)
 
 
+def _argument(index: int, high_half: bool = False) -> bytes:
+    """Load 32 bits of an argument: all that the kernel looks at where the argument is an int."""
+    return _op(_LOAD, _ARGUMENT_OFFSET + 8 * index + 4 * high_half)
+
+
 def _when_call(number: int, *body: bytes) -> bytes:
     """Run `body`, which must end in a return, for one call number; the accumulator holds the number."""
-    return _op(_JUMP_EQUAL, number, 0, len(body)) + b"".join(body)
+    code = b"".join(body)
+    return _op(_JUMP_EQUAL, number, 0, len(code) // 8) + code
 
 
-def build_filter(only_signal: int | None = None) -> bytes:
-    """The BPF program for this machine; with `only_signal`, kill and its kin reach that process alone."""
+def _allow_only(index: int, values: tuple[int, ...], mask: int | None = None) -> bytes:
+    """Go on where the argument (under the mask) is one of the values; else refuse the call."""
+    masked = _op(_AND, mask) if mask is not None else b""
+    tests = [_op(_JUMP_EQUAL, value, len(values) - place, 0) for place, value in enumerate(values)]
+    return _argument(index) + masked + b"".join(tests) + _refuse(errno.EPERM)
+
+
+def _allow_all_but(index: int, values: tuple[int, ...]) -> bytes:
+    """Refuse the call where the argument is one of the values; else allow it."""
+    tests = [_op(_JUMP_EQUAL, value, len(values) - place, 0) for place, value in enumerate(values)]
+    return _argument(index) + b"".join(tests) + _op(_RETURN, _ALLOW) + _refuse(errno.EPERM)
+
+
+def build_filter(only_signal: int | None = None, host_sockets: bool = False) -> bytes:
+    """The BPF program for this machine.
+
+    Args: only_signal: the one process that kill and its kin may reach, None for no bound; host_sockets: True where the
+    program shares its file system or network with the host, so that an address could name a socket of the host's: then
+    only pairs of sockets are connected.
+    """
     column = linux.machine()
+    allow = _op(_RETURN, _ALLOW)
     program = _op(_LOAD, _ARCH_OFFSET) + _op(_JUMP_EQUAL, _AUDIT_ARCH[column], 1, 0) + _op(_RETURN, _KILL_PROCESS)
     program += _op(_LOAD, _NR_OFFSET)
     program += _op(_JUMP_GREATER_EQUAL, _NEWEST_KNOWN + 1, 0, 1) + _refuse(errno.ENOSYS)  # x32 calls too
     program += _when_call(_CLONE3, _refuse(errno.ENOSYS))
-    argument0, argument1 = _op(_LOAD, _ARGUMENT_OFFSET), _op(_LOAD, _ARGUMENT_OFFSET + 8)
-    program += _when_call(
-        _SOCKET[column],
-        argument0,
-        _op(_JUMP_EQUAL, socket.AF_UNIX, 0, 1),
-        _op(_RETURN, _ALLOW),
-        _refuse(errno.EPERM),
-    )
+    own_kind = _allow_only(0, (socket.AF_UNIX,))
+    if host_sockets:  # a datagram socket needs no connection to send to an address
+        own_kind += _allow_only(1, (socket.SOCK_STREAM, socket.SOCK_SEQPACKET), _SOCKET_TYPE)
+        program += _when_call(_CONNECT[column], _refuse(errno.EPERM))
+        program += _when_call(_SOCKETPAIR[column], own_kind, allow)
+    program += _when_call(_SOCKET[column], own_kind, allow)
     program += _when_call(
         _CLONE[column],
-        argument0,
+        _argument(0),
         _op(_JUMP_SET, _NAMESPACE_FLAGS, 0, 1),
         _refuse(errno.EPERM),
-        _op(_RETURN, _ALLOW),
+        allow,
     )
+    program += _when_call(_IOCTL[column], _allow_all_but(1, _TERMINAL_INPUT + _SIGNAL_OWNER))
+    program += _when_call(_FCNTL[column], _allow_all_but(1, _SIGNAL_BY_DESCRIPTOR))
+    for numbers in _OF_A_PROCESS:
+        program += _when_call(numbers[column], _allow_only(0, (0,)), allow)
+    program += _when_call(_SETPRIORITY[column], _allow_only(0, (0,)), _allow_only(1, (0,)), allow)
     program += _when_call(
-        _IOCTL[column],
-        argument1,
-        _op(_JUMP_EQUAL, _TIOCSTI, 1, 0),
-        _op(_JUMP_EQUAL, _TIOCLINUX, 0, 1),
-        _refuse(errno.EPERM),
-        _op(_RETURN, _ALLOW),
+        _SIGACTION[column],
+        _argument(0),
+        _op(_JUMP_EQUAL, signal.SIGCHLD, 0, 4),
+        _argument(1),
+        _op(_JUMP_EQUAL, 0, 0, 3),
+        _argument(1, high_half=True),
+        _op(_JUMP_EQUAL, 0, 0, 1),
+        allow,  # another signal, or a call that only asks
+        _refuse(0),
     )
     if only_signal is not None:
         for numbers in _KILLS:
-            program += _when_call(
-                numbers[column],
-                argument0,
-                _op(_JUMP_EQUAL, only_signal, 0, 1),
-                _op(_RETURN, _ALLOW),
-                _refuse(errno.EPERM),
-            )
+            program += _when_call(numbers[column], _allow_only(0, (only_signal,)), allow)
     denied = [number for numbers in _DENIED.values() if (number := numbers[column]) is not None]
     for index, number in enumerate(denied):  # all jump to the one refusal at the end
         program += _op(_JUMP_EQUAL, number, len(denied) - index, 0)
-    return program + _op(_RETURN, _ALLOW) + _refuse(errno.EPERM)
+    return program + allow + _refuse(errno.EPERM)

@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -73,7 +72,9 @@ def main(control_descriptor: int) -> NoReturn:
     _end_everything(intermediate)
     group.remove()
     if base is not None:
-        shutil.rmtree(base, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            case.empty_directory(base)
+            os.rmdir(base)
     os._exit(0)
 
 
@@ -142,6 +143,7 @@ def _die_with(parent: int) -> None:
 
 def _zygote(control: socket.socket, config: dict[str, Any], place: Place, parent: int | None) -> NoReturn:
     layers = {"control group": " ".join(place.group) or "off: no writable control group"}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a handler would let the jail's programs interrupt its process 1
     try:
         if parent is not None:
             _die_with(parent)
@@ -188,8 +190,8 @@ def _host(place: Place, config: dict[str, Any], layers: dict[str, str]) -> case.
     layers["landlock"] = f"abi {abi}" if abi else "off"
     if not abi and (level == Level.LANDLOCK or place.bubblewrap is not None):
         raise OSError("the kernel has no Landlock")  # in a jail of bubblewrap's it is what shields the zygote
-    seccomp_on = level > Level.RLIMIT_ONLY
-    layers["seccomp"] = "on" if seccomp_on else "off"
+    seccomp_on = level > Level.RLIMIT_ONLY or _takes_filters()
+    layers["seccomp"] = "on" if seccomp_on else "off: the kernel takes no filter"
     with open("/proc/self/statm") as file:
         own_memory = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     if level == Level.FULL:
@@ -199,12 +201,26 @@ def _host(place: Place, config: dict[str, Any], layers: dict[str, str]) -> case.
     return case.Host(
         level=level,
         mounts=level == Level.FULL and place.bubblewrap is None,
-        seccomp=seccomp.build_filter() if seccomp_on else None,
-        unscoped_signals=level == Level.LANDLOCK and abi < 6,
+        seccomp=seccomp_on,
+        host_sockets=level < Level.FULL,
+        unscoped_signals=level < Level.FULL and abi < 6,
         ruleset=landlock.make_ruleset(abi, readable, [os.path.dirname(scratch), *_WRITABLE_DEVICES]) if abi else None,
         scratch=scratch,
         own_memory=own_memory,
     )
+
+
+def _takes_filters() -> bool:
+    """Whether this kernel and machine take the filter of system calls: tried in a child."""
+    child = os.fork()
+    if child == 0:
+        try:
+            linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+            linux.set_seccomp_filter(seccomp.build_filter())
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def _serve(control: socket.socket, host: case.Host) -> NoReturn:

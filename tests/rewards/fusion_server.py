@@ -124,7 +124,8 @@ class FusionServer:
             compiled = _told(built, str(message.get("message", "")))
             if message["kind"] != "program":
                 return _response("Failed", compiled, None)
-            result = self.sandbox.run(Job({"mode": "exec"}, stdin, bytes.fromhex(message["binary"])), limits)
+            binary = b"".join(bytes.fromhex(part["part"]) for part in built.messages)
+            result = self.sandbox.run(Job({"mode": "exec"}, stdin, binary), limits)
         said = ""
         if result.messages:  # our sandbox compiles apart; an interpreter says it on standard error
             said = f'  File "/tmp/tmp.py", line 1\n{result.messages[0]["message"]}\n'

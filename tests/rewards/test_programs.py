@@ -228,15 +228,20 @@ def test_tolerance_applies_where_a_float_is_expected(partial: ProgramVerifier, v
     assert judge(partial, "print('0.33333333   x')", [{"stdin": "", "stdout": "0.3333333333\nx"}]) == "AC"
 
 
-def test_a_users_checker_runs_apart_and_its_failure_is_not_the_programs(partial: ProgramVerifier) -> None:
+def test_a_users_checker_runs_apart_and_an_output_on_which_it_fails_is_wrong(partial: ProgramVerifier) -> None:
     pair = "def check(stdin, stdout, expected):\n    a, b = map(int, stdout.split())\n    return a * b == int(stdin)"
     tests = [{"stdin": "15", "stdout": ""}]
     assert judge(partial, "print(3, 5)", tests, checker=pair) == "AC"
     assert judge(partial, "print(3, 4)", tests, checker=pair) == "WA"
     half = "def check(stdin, stdout, expected): return 0.5"
     assert partial.grade(fenced("print(1)"), {"tests": tests, "checker": half}).score == 0.5
-    broken = partial.grade(fenced("print('x')"), {"tests": tests, "checker": pair})
-    assert (broken.outcome, broken.score, broken.detail["judge"]) == (Outcome.ERROR, None, "IE")
+    unreadable = partial.grade(fenced("print('x')"), {"tests": tests, "checker": pair})
+    assert (unreadable.score, unreadable.detail["judge"]) == (0.0, "WA")
+    assert "the checker failed on the output: ValueError" in unreadable.detail["message"]
+    assert judge(partial, "print(1)", tests, checker="def check(*texts): return 'yes'") == "WA"
+    for broken in ("def check(*texts): return allowed", "def check(*texts):\n    import pands"):
+        with pytest.raises(BadReference, match="checker: it cannot run"):
+            partial.grade(fenced("print(1)"), {"tests": tests, "checker": broken})
 
 
 @pytest.mark.slow
@@ -253,6 +258,8 @@ def test_c_and_cpp(verifier: ProgramVerifier) -> None:
     assert word(c, "c") == "AC"
     assert word(c.replace("a + b", "a - b"), "c") == "WA"
     assert word("int main() { return }", "c") == "CE"
+    assert word("volatile char x[20000000] = {1};\n" + c, "c") == "AC"
+    assert word('#include "main.c"\n' + c, "c") == "CE"  # endless, and so are its messages
     assert word("#include <stdlib.h>\nint main() { abort(); }", "c") == "RE"
     assert word("int main() { for (;;); }", "c") == "TLE"
     assert word("#include <vector>\nint main() { std::vector<char> v(1ul << 31); return v[5]; }", "cpp") == "MLE"
