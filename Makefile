@@ -14,7 +14,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 # For a test, with what importing its rubrics takes; all that it asks for would bring another version of datasets.
 RUBRICS := verifiers==0.3.1 renderers==0.1.12 prime-pydantic-config==0.4.3 tenacity==9.2.1
 
-.PHONY: setup demo quick test chromium lint format bench bench-learning verifiers-check gpu-check smollm2 schema docs dist clean help
+.PHONY: setup demo quick test chromium lint format bench bench-learning mutants verifiers-check gpu-check smollm2 schema docs dist clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,6 +85,10 @@ bench: setup smollm2  ## measure: grading, sandbox, engine, learner, a whole ste
 
 bench-learning: setup  ## does every objective learn? a toy task, each surrogate, three seeds; the table is docs/learning.md
 	PYTHONPATH=. $(BIN)/python benchmarks/learning.py --out docs/learning.md
+
+mutants: setup  ## put single faults into the core modules: which does no test notice? (an hour; MODULES="packing update")
+	PYTHONPATH=. $(BIN)/python benchmarks/mutants.py --known
+	PYTHONPATH=. $(BIN)/python benchmarks/mutants.py --workers 2 $(MODULES)
 
 verifiers-check:  ## tasks of verifiers 0.4 behind the adapter, in an environment of their own
 	$(PYTHON) -m venv $(VENV)-verifiers

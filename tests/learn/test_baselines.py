@@ -201,6 +201,10 @@ def test_the_state_of_the_averages_is_exact_and_belongs_to_its_kind() -> None:
     again = MovingAverage(config)
     again.load_state_dict(average.state_dict())
     assert again.of("p") == average.of("p") != 0.0
+    busy = MovingAverage(config)  # one that has moved already takes over the state all the same
+    busy.move([scored(1.0, 1.0), replace(scored(1.0), problem_id="later")])
+    busy.load_state_dict(average.state_dict())
+    assert (busy.of("p"), busy.of("later")) == (average.of("p"), 0.0)
     with pytest.raises(ValueError, match=r"averages per problem, algorithm\.baseline\.per is 'run'"):
         MovingAverage(EmaBaseline(type="ema")).load_state_dict(average.state_dict())
     with pytest.raises(ValueError, match="needs the averages of earlier steps"):

@@ -281,3 +281,18 @@ def test_what_is_not_finite_is_named(value: float) -> None:
     broken = TrainingSample(ids=(1, 2), loss_mask=(0, 1), behaviour_logprobs=(0.0, -value), advantage=0.0, group=3)
     with pytest.raises(ValueError, match=r"sample 0 \(group 3\): behaviour log-probability of token 1 is"):
         pack([broken], TokenMean(), 100, "packed")
+
+
+@pytest.mark.parametrize("mode", ["bucketed", "packed", "shared"])
+def test_what_is_not_trained_has_neither_advantage_nor_behaviour_nor_weight(
+    mode: Literal["bucketed", "packed", "shared"],
+) -> None:
+    """A token between two trained ones that the environment wrote: whatever log-probability stands there, 0 comes out,
+    or differences to the learner's would count it."""
+    one = TrainingSample(
+        ids=(3, 4, 5, 6), loss_mask=(0, 1, 0, 1), behaviour_logprobs=(-9.0, -1.0, -7.0, -2.0), advantage=3.0, group=0
+    )
+    (batch,) = pack([one], TokenMean(), 100, mode)
+    assert batch.behaviour_logprobs.tolist() == [[-1.0, 0.0, -2.0]]
+    assert batch.advantages.tolist() == [[3.0, 0.0, 3.0]]
+    assert batch.token_weight.tolist() == [[0.5, 0.0, 0.5]]

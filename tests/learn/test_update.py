@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import random
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -460,3 +461,47 @@ def test_a_state_of_another_number_of_processes_leaves_the_random_states_alone(m
     other.load_state_dict(state)
     assert torch.equal(torch.get_rng_state(), before)
     assert other.updates == learner.updates > 0
+
+
+# --------------------------------------------------------------------------- what no test noticed while it was broken
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(model_folder: Folder) -> None:
+    learner = make(model_folder(tied=True))
+    learner.policy.model.get_parameter("model.norm.weight").register_hook(lambda gradient: gradient * math.inf)
+    before = weights(learner)
+    with pytest.raises(NonFiniteError, match=r"optimiser step 1: grad_norm is (inf|nan); .*not finite: model.norm.wei"):
+        learner.update(random_samples(4))
+    assert all(torch.equal(before[name], value) for name, value in weights(learner).items())
+
+
+def test_each_optimiser_step_of_a_batch_has_a_number_of_its_own_for_its_draws(
+    model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """clip_cov draws by the number of the optimiser step; two in a batch must not draw alike."""
+    algorithm = {"surrogate": {"type": "clip_cov", "share": 0.5, "cov_low": -9.0, "cov_high": 9.0}}
+    learner = make(model_folder(tied=True), algorithm | {"updates_per_batch": 2})
+    numbers, statistics = [], learner.objective.statistics
+
+    def watched(batches: Any, update: int) -> Any:
+        numbers.append(update)
+        return statistics(batches, update)
+
+    monkeypatch.setattr(learner.objective, "statistics", watched)
+    for _ in range(2):
+        learner.update(random_samples(8))
+    assert numbers == [0, 1, 2, 3]
+
+
+def test_a_restored_learner_has_the_random_states_of_the_saved_one(model_folder: Folder) -> None:
+    """Python's, NumPy's and torch's: after each is drawn from, the state brings back the numbers that were to come."""
+    learner = make(model_folder(tied=True))
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    state = learner.state_dict()
+    expected = draw()
+    assert draw() != expected
+    learner.load_state_dict(state)
+    assert draw() == expected

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -184,3 +185,21 @@ def test_a_mistake_in_a_thread_of_the_pool_reaches_every_caller(monkeypatch: pyt
     assert all("slipped" in text for text in said)
     assert workers
     assert not [worker for worker in workers if worker.is_running()]
+
+
+def test_what_is_given_back_goes_before_what_was_waiting_in_its_own_order() -> None:
+    """One worker, held up by a slow answer; two wait. What a lost worker had not begun was asked for earlier."""
+    order: list[str] = []
+    with GradingPool({"naughty": VerifierSpec("pool_verifiers:Naughty")}, timeout=5.0) as pool:
+        slow = pool.submit("naughty", "slow", 1)
+        while not slow.running():
+            time.sleep(0.001)
+        waiting = [pool._job("grade", "naughty", name, 1) for name in ("third", "fourth")]
+        back = [pool._job("grade", "naughty", name, 1) for name in ("first", "second")]
+        for job, name in zip([*waiting, *back], ["third", "fourth", "first", "second"], strict=True):
+            job.future.add_done_callback(lambda _, name=name: order.append(name))
+        pool._enqueue(waiting)
+        pool._give_back(back)
+        for job in waiting:
+            job.future.result(timeout=30)
+    assert order == ["first", "second", "third", "fourth"]

@@ -107,3 +107,60 @@ def test_unknown_problems_in_a_state_are_named() -> None:
     held.add([(Problem(id="gone", prompt="?", reference="x", key="k"), 0)], 0)
     with pytest.raises(ValueError, match=r"1 unfinished groups of problems.*gone"):
         buffer().load_state_dict(held.state_dict())
+
+
+def test_a_group_is_as_old_as_its_oldest_token_or_as_the_oldest_that_it_may_still_get() -> None:
+    """Admitted at version 1, a token of version 3 in the journal: an answer that has not begun may hold version 1. One
+    restored at version 4 with a token of version 2 is of version 2."""
+    held = buffer()
+    held.add([(PROBLEMS[0], 0)], 1)
+    (one,) = held.pending
+    assert one.oldest == 1
+    finish(one, 3)
+    assert one.oldest == 1
+    one.admitted = 4
+    assert one.oldest == 3
+
+
+def test_a_group_is_masked_away_only_when_its_newest_token_is_past_the_bound() -> None:
+    """Bound 1, step 3, which starts from version 2: answers of versions 0 and 1 leave version 1 to be trained."""
+    held = buffer(max_staleness=1, oversample=2.0, on_stale="mask")
+    held.add([(PROBLEMS[0], 0)], 0)
+    (one,) = held.pending
+    finish(one, 0)
+    one.group = make_group(make_rollout(versions=(0, 0, 0)), make_rollout(versions=(0, 1, 1)), problem="p0")
+    assert held.drop_stale(step=3) == []
+    assert held.drop_stale(step=4) == [one]
+
+
+@pytest.mark.parametrize(("policy", "left"), [("drop", 0), ("mask", 1)])
+def test_an_unfinished_group_past_the_bound_falls_out_under_drop_alone(policy: str, left: int) -> None:
+    """Under mask its answers may still get tokens that are new enough."""
+    held = buffer(max_staleness=1, oversample=2.0, on_stale=policy)
+    held.add([(PROBLEMS[0], 0)], 0)
+    held.drop_stale(step=2)
+    assert len(held.pending) == 1  # of age 1, which the bound allows
+    held.drop_stale(step=3)
+    assert len(held.pending) == left
+
+
+def test_counts_and_state_of_what_is_on_its_way() -> None:
+    """Two groups, one finished with one token, one without any; the state brings both back, and the numbering."""
+    held = buffer()
+    held.add([(PROBLEMS[0], 5), (PROBLEMS[1], 0)], 2)
+    finish(held.pending[0], 3)
+    gone = Pending(PROBLEMS[2], 0, 9, 0)
+    finish(gone, 0)
+    assert held.counts(5, [gone]) == {
+        "buffer/unfinished": 1.0, "buffer/finished": 1.0, "buffer/tokens": 1.0, "buffer/oldest": 2.0,
+        "buffer/dropped_stale": 1.0, "tokens/dropped": 1.0,
+    }  # fmt: skip
+    again = buffer()
+    again.load_state_dict(held.state_dict())
+    assert [(one.problem.id, one.visit, one.order, one.admitted) for one in again.pending] == [
+        ("p0", 5, 0, 2),
+        ("p1", 0, 1, 2),
+    ]
+    assert [one.journal.tokens() for one in again.pending] == [1, 0]
+    again.add([(PROBLEMS[3], 0)], 4)
+    assert again.pending[-1].order == 2

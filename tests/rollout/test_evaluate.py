@@ -252,3 +252,13 @@ def test_comparison_prints_both_columns_with_intervals() -> None:
     assert "0.000 [0.000, 0.793]" in row
     assert "1.000 [0.207, 1.000]" in row
     assert "_low" not in text
+
+
+def test_an_interval_has_no_more_draws_than_there_were_answers() -> None:
+    """The problems of `test_interval_by_hand`, worth 5 effective draws, with 4 answers: (1/2 + z^2/8 -+
+    z sqrt(1/16 + z^2/64)) / (1 + z^2/4)."""
+    z2 = 1.959963984540054**2
+    found = interval([1.0, 0.5, 0.0, 0.5], 4)
+    half = math.sqrt(z2) * math.sqrt(1 / 16 + z2 / 64)
+    assert found.low == pytest.approx((0.5 + z2 / 8 - half) / (1 + z2 / 4))
+    assert found.high == pytest.approx((0.5 + z2 / 8 + half) / (1 + z2 / 4))

@@ -191,9 +191,9 @@ def test_unknown_phases_are_refused() -> None:
 
 
 def test_utilisation_is_the_time_that_arithmetic_at_the_peak_would_take() -> None:
-    """3e12 operations at 1e12 a second need 3 s: half of a forward and backward pass of 6 s, a tenth of the step."""
+    """6e12 operations at 2e12 a second need 3 s: half of a forward and backward pass of 6 s, a tenth of the step."""
     times = {"tokens/generated": 0.0, "time/beside/sampling": 0.0, "time/forward_backward": 6.0, "time/step": 30.0}
-    rates = throughput_metrics(times | {"update/flops": 3e12}, peak_flops=1e12)
+    rates = throughput_metrics(times | {"update/flops": 6e12}, peak_flops=2e12)
     assert (rates["mfu/update"], rates["mfu/step"]) == (0.5, 0.1)
 
 

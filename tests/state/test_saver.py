@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from rlvr.config import RunConfig
+from rlvr.state import saver
 from rlvr.state.checkpoint import CheckpointError, load_latest, verify
 from rlvr.state.register import StateRegister
 from rlvr.state.saver import Saver
@@ -249,3 +250,24 @@ def test_extra_facts_are_json(bench: Callable[..., Bench]) -> None:
     one = bench()
     with pytest.raises(ValueError, match="JSON"):
         one.saver.save(5, one.take_policy, {"metrics": {"score": float("nan")}})
+
+
+def test_every_file_is_on_the_disk_before_the_manifest_says_so_and_the_manifest_before_the_rename(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the rename must find what the manifest lists: order of synced paths, and of the rename."""
+    one, events = bench(), []
+    sync, rename = saver._sync, Path.rename
+    monkeypatch.setattr(saver, "_sync", lambda path: (events.append(("sync", path.name)), sync(path)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (events.append(("rename", path.name)), rename(path, to))[1])
+    one.save(5)
+    one.saver.wait()
+    assert events == [
+        ("sync", "model.safetensors"),
+        ("sync", "state.pt"),
+        ("sync", "manifest.json"),
+        ("sync", ".draft_step_000005"),
+        ("rename", ".draft_step_000005"),
+        ("sync", "checkpoints"),  # the checkpoint's own name
+        ("sync", "checkpoints"),  # the link to it
+    ]
