@@ -47,6 +47,19 @@ from rlvr.learn.packing import Mode, pack_for_ranks
 from rlvr.records import MicroBatch, StepStatistics, TrainingSample
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """A micro-batch and what the policy under training said of its tokens: all that a loss sees."""
+
+    batch: MicroBatch
+    logprobs: Float[Tensor, "B L"]
+    """Log-probability of each target, in nats, with its graph; 0 where nothing is trained."""
+    entropy: Float[Tensor, "B L"]
+    """Entropy of each prediction, in nats; 0 where nothing is trained."""
+    is_first: bool
+    """True until the first optimiser step on this batch of rollouts."""
+
+
 class Objective(Protocol):
     """What `rlvr.learn.update.Learner` minimises."""
 
@@ -68,15 +81,8 @@ class Objective(Protocol):
         """Numbers that the loss needs over all tokens of an optimiser step, this rank's micro-batches and those of all
         others, or None if it needs none; ``update`` is the number of that step."""
 
-    def loss(
-        self,
-        batch: MicroBatch,
-        logprobs: Float[Tensor, "B L"],
-        entropy: Float[Tensor, "B L"],
-        meter: Meter,
-        first: bool,
-    ) -> Tensor:
-        """This micro-batch's part of the loss; ``first`` until the first optimiser step on this batch of rollouts."""
+    def loss(self, tokens: TokenBatch, meter: Meter) -> Tensor:
+        """This micro-batch's part of the step's loss; what is measured goes to ``meter``."""
 
 
 class PolicyGradient:
@@ -121,21 +127,15 @@ class PolicyGradient:
         """Take over what `state_dict` returned."""
         self.bonus.load_state_dict(state)
 
-    def loss(
-        self,
-        batch: MicroBatch,
-        logprobs: Float[Tensor, "B L"],
-        entropy: Float[Tensor, "B L"],
-        meter: Meter,
-        first: bool,
-    ) -> Tensor:
+    def loss(self, tokens: TokenBatch, meter: Meter) -> Tensor:
         """Sum of token_weight * (weights * surrogate + KL term + squared log ratio - bonus * entropy), and the mean
         negative log-likelihood of positive tokens; ``weights`` are correction times masks."""
-        algorithm = self.algorithm
+        algorithm, batch = self.algorithm, tokens.batch
+        logprobs, entropy = tokens.logprobs, tokens.entropy
         before = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         batch = self._distilled(batch, before, meter)
-        tokens = self._tokens(batch, logprobs, entropy, before, meter)
-        completions = tokens.completions
+        inputs = self._inputs(batch, logprobs, entropy, before, meter)
+        completions = inputs.completions
         weights = correction_weights(before, batch.behaviour_logprobs, completions, algorithm.correction)
         if algorithm.off_policy_mask is not None:
             keep = off_policy_keep(
@@ -147,9 +147,9 @@ class PolicyGradient:
             keep = top_entropy_keep(batch)
             meter.add("top_entropy", keep.sum())
             weights = weights * keep
-        per_token = weights * surrogate_loss(tokens, algorithm.surrogate)
+        per_token = weights * surrogate_loss(inputs, algorithm.surrogate)
         if self.kl is not None and self.kl.place == "loss":
-            per_token = per_token + self.kl.coefficient * self._kl(tokens, batch.ref_logprobs)
+            per_token = per_token + self.kl.coefficient * self._kl(inputs, batch.ref_logprobs)
         if algorithm.squared_log_ratio:
             per_token = per_token + algorithm.squared_log_ratio * (logprobs - batch.behaviour_logprobs).square()
         if self.bonus.coefficient:
@@ -157,12 +157,12 @@ class PolicyGradient:
         loss = (batch.token_weight * per_token).sum()
         if algorithm.positive_nll:
             loss = loss + algorithm.positive_nll * self._positive_nll(batch, logprobs, meter)
-        self._measure(tokens, batch, meter)
-        if first:
+        self._measure(inputs, batch, meter)
+        if tokens.is_first:
             measure_mismatch(before, batch, algorithm, meter)
         return loss
 
-    def _tokens(
+    def _inputs(
         self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor, before: Tensor, meter: Meter
     ) -> TokenInputs:
         """What the surrogate sees: ratios at the recipe's level, advantages without the KL in the reward."""
@@ -190,11 +190,11 @@ class PolicyGradient:
             statistics=batch.statistics,
         )
 
-    def _kl(self, tokens: TokenInputs, ref_logprobs: Tensor | None) -> Tensor:
+    def _kl(self, inputs: TokenInputs, ref_logprobs: Tensor | None) -> Tensor:
         """The estimate for each token, weighted by the token's own ratio if the recipe says so."""
         assert self.kl is not None
-        estimate = kl_estimate(self.kl.type, tokens.trainer_logprobs, _needed(ref_logprobs))
-        return ratio_of(tokens.trainer_logprobs - tokens.old_logprobs) * estimate if self.kl.corrected else estimate
+        estimate = kl_estimate(self.kl.type, inputs.trainer_logprobs, _needed(ref_logprobs))
+        return ratio_of(inputs.trainer_logprobs - inputs.old_logprobs) * estimate if self.kl.corrected else estimate
 
     def _positive_nll(self, batch: MicroBatch, logprobs: Tensor, meter: Meter) -> Tensor:
         """This micro-batch's part of the mean of -log pi_theta over the step's tokens with a positive advantage (VAPO,
@@ -219,18 +219,18 @@ class PolicyGradient:
         )
 
     @torch.no_grad()
-    def _measure(self, tokens: TokenInputs, batch: MicroBatch, meter: Meter) -> None:
+    def _measure(self, inputs: TokenInputs, batch: MicroBatch, meter: Meter) -> None:
         """Sums over trained tokens: entropy, ratio, bounds, KL."""
-        mask, ratio = batch.loss_mask, ratio_of(tokens.log_ratio)
+        mask, ratio = batch.loss_mask, ratio_of(inputs.log_ratio)
         meter.add("n", mask.sum())
-        meter.add("entropy", (tokens.entropy * mask).sum())
+        meter.add("entropy", (inputs.entropy * mask).sum())
         meter.maximum("ratio", (ratio * mask).max())
-        meter.add("ratio_limited", ((tokens.log_ratio.abs() > LIMIT) * mask).sum())
-        below, above = bounded(tokens, self.algorithm.surrogate)
+        meter.add("ratio_limited", ((inputs.log_ratio.abs() > LIMIT) * mask).sum())
+        below, above = bounded(inputs, self.algorithm.surrogate)
         meter.add("clip_low", (below * mask).sum())
         meter.add("clip_high", (above * mask).sum())
         if batch.ref_logprobs is not None:
-            meter.add("kl", (k3(tokens.trainer_logprobs, batch.ref_logprobs) * mask).sum())
+            meter.add("kl", (k3(inputs.trainer_logprobs, batch.ref_logprobs) * mask).sum())
 
 
 class EntropyBonus:
@@ -297,17 +297,11 @@ class NegativeLogLikelihood:
     def statistics(self, batches: Sequence[MicroBatch], update: int) -> None:
         """It needs none."""
 
-    def loss(
-        self,
-        batch: MicroBatch,
-        logprobs: Float[Tensor, "B L"],
-        entropy: Float[Tensor, "B L"],
-        meter: Meter,
-        first: bool,
-    ) -> Tensor:
+    def loss(self, tokens: TokenBatch, meter: Meter) -> Tensor:
         """-sum of token_weight * log-probability."""
+        batch, logprobs = tokens.batch, tokens.logprobs
         meter.add("n", batch.loss_mask.sum())
-        meter.add("entropy", (entropy * batch.loss_mask).sum())
+        meter.add("entropy", (tokens.entropy * batch.loss_mask).sum())
         return (batch.token_weight * reinforce_surrogate(logprobs, torch.ones_like(logprobs))).sum()
 
 

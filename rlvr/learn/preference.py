@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from rlvr.config.algorithm import SequenceSum
 from rlvr.learn.meter import Meter
-from rlvr.learn.objective import NegativeLogLikelihood
+from rlvr.learn.objective import NegativeLogLikelihood, TokenBatch
 from rlvr.learn.packing import Mode, empty_micro_batch, pack
 from rlvr.records import MicroBatch, TrainingSample
 
@@ -42,15 +42,9 @@ class DirectPreference(NegativeLogLikelihood):
         """Both completions of a pair in one micro-batch."""
         return pack_pairs_for_ranks(samples, limit_tokens, mode, ranks=ranks)
 
-    def loss(
-        self,
-        batch: MicroBatch,
-        logprobs: Float[Tensor, "B L"],
-        entropy: Float[Tensor, "B L"],
-        meter: Meter,
-        first: bool,
-    ) -> Tensor:
+    def loss(self, tokens: TokenBatch, meter: Meter) -> Tensor:
         """Sum over the pairs of this micro-batch of `dpo_loss` / pairs of the step."""
+        batch, logprobs = tokens.batch, tokens.logprobs
         trained = batch.loss_mask > 0
         rewards = self.beta * (logprobs - batch.behaviour_logprobs)[trained]
         completions = torch.zeros(len(batch.index), dtype=logprobs.dtype, device=logprobs.device)
@@ -61,7 +55,7 @@ class DirectPreference(NegativeLogLikelihood):
         rejected = completions[[row[index] for index in sorted(row) if index % 2 == 1]]
         margins = chosen - rejected
         meter.add("n", trained.sum())
-        meter.add("entropy", (entropy * batch.loss_mask).sum())
+        meter.add("entropy", (tokens.entropy * batch.loss_mask).sum())
         meter.add("pairs", float(margins.numel()))
         meter.add("dpo/margin", margins.sum())
         meter.add("dpo/accuracy", (margins > 0).sum())

@@ -7,12 +7,11 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 
-from jaxtyping import Float
 from torch import Tensor
 
 from rlvr.learn.meter import Meter
-from rlvr.learn.objective import NegativeLogLikelihood
-from rlvr.records import MicroBatch, TrainingSample
+from rlvr.learn.objective import NegativeLogLikelihood, TokenBatch
+from rlvr.records import TrainingSample
 
 
 def rows_of(count: int, size: int, step: int, seed: int) -> list[int]:
@@ -57,15 +56,9 @@ class TextLikelihood(NegativeLogLikelihood):
     def __init__(self, coefficient: float) -> None:
         self.coefficient = coefficient
 
-    def loss(
-        self,
-        batch: MicroBatch,
-        logprobs: Float[Tensor, "B L"],
-        entropy: Float[Tensor, "B L"],
-        meter: Meter,
-        first: bool,
-    ) -> Tensor:
+    def loss(self, tokens: TokenBatch, meter: Meter) -> Tensor:
         """This micro-batch's part."""
+        batch, logprobs = tokens.batch, tokens.logprobs
         meter.add("text_n", batch.loss_mask.sum())
         meter.add("text_nll", -(logprobs * batch.loss_mask).sum())
         return -self.coefficient * (batch.token_weight * logprobs).sum()

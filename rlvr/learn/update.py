@@ -36,7 +36,7 @@ from rlvr.learn.flops import update_flops
 from rlvr.learn.kept import Kept, gather_kept, kept_of
 from rlvr.learn.lora import base_policy, is_adapter, load_adapters, merged, save_adapters
 from rlvr.learn.meter import Meter, update_metrics
-from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
+from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient, TokenBatch
 from rlvr.learn.packing import pack
 from rlvr.learn.policy import Policy
 from rlvr.learn.preference import DirectPreference
@@ -56,7 +56,7 @@ class NonFiniteError(RlvrError, FloatingPointError):
     def __init__(
         self, message: str, batches: Sequence[MicroBatch], texts: Sequence[MicroBatch] = (), *, first: bool
     ) -> None:
-        """``batches`` and ``texts`` are this rank's of the optimiser step; ``first`` as `Objective.loss` was told."""
+        """``batches`` and ``texts`` are this rank's of the optimiser step; ``first`` as `TokenBatch.is_first`."""
         super().__init__(message)
         self.batches, self.texts, self.first = tuple(batches), tuple(texts), first
 
@@ -221,7 +221,8 @@ class Learner:
                     _MALLOC_TRIM(0)
                 with self.backend.accumulate(last=place == len(parts) - 1):
                     logprobs, entropy = _logprobs(self.backend.module, batch, one.temperature)
-                    loss = one.loss(batch, logprobs, entropy, meter, first)
+                    tokens = TokenBatch(batch=batch, logprobs=logprobs, entropy=entropy, is_first=first)
+                    loss = one.loss(tokens, meter)
                     self.backend.backward(loss)
                 if first and keep and one is objective:
                     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs

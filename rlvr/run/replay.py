@@ -22,7 +22,7 @@ from torch import Tensor
 from rlvr.config import Recipe, RecipeError, load_recipe
 from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.learn.meter import Meter
-from rlvr.learn.objective import Objective, PolicyGradient
+from rlvr.learn.objective import Objective, PolicyGradient, TokenBatch
 from rlvr.learn.policy import Policy
 from rlvr.learn.texts import TextLikelihood
 from rlvr.learn.update import Learner, NonFiniteError
@@ -103,7 +103,8 @@ def _look_at(
     logprobs, entropy = policy(
         batch.ids, batch.positions, batch.targets, batch.loss_mask, objective.temperature, batch.layout
     )
-    loss = objective.loss(batch, logprobs, entropy, Meter(batch.ids.device), first)
+    tokens = TokenBatch(batch=batch, logprobs=logprobs, entropy=entropy, is_first=first)
+    loss = objective.loss(tokens, Meter(batch.ids.device))
     loss.backward()
     gradients = [p.grad for p in policy.parameters() if p.grad is not None]
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
@@ -113,7 +114,8 @@ def _look_at(
             continue
         alone = dataclasses.replace(batch, token_weight=batch.token_weight * trained)
         with torch.no_grad():
-            part = objective.loss(alone, logprobs.detach(), entropy, Meter(batch.ids.device), first)
+            tokens = TokenBatch(batch=alone, logprobs=logprobs.detach(), entropy=entropy, is_first=first)
+            part = objective.loss(tokens, Meter(batch.ids.device))
         least = float(logprobs.detach()[trained].min())
         yield SampleReport(rank, place, sample, int(trained.sum()), float(part), least, norm)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlvr.config.algorithm import Algorithm
 from rlvr.learn.losses import k1
 from rlvr.learn.meter import Meter
-from rlvr.learn.objective import PolicyGradient
+from rlvr.learn.objective import PolicyGradient, TokenBatch
 from rlvr.records import MicroBatch, StepStatistics
 from tests.learn.losses.rows import completions, log, micro_batch, row
 
@@ -28,7 +28,8 @@ def run(
     """Loss, gradient by the log-probabilities, and sums that were measured."""
     new = new.clone().requires_grad_()
     meter = Meter(torch.device("cpu"))
-    loss = one.loss(batch, new, torch.zeros_like(new) if entropy is None else entropy, meter, True)
+    entropies = torch.zeros_like(new) if entropy is None else entropy
+    loss = one.loss(TokenBatch(batch=batch, logprobs=new, entropy=entropies, is_first=True), meter)
     (gradient,) = torch.autograd.grad(loss, new, retain_graph=entropy is not None)
     return loss.item(), gradient.flatten().tolist(), meter.totals()
 
@@ -143,7 +144,8 @@ def test_the_entropy_bonus_is_in_the_loss_with_its_gradient() -> None:
     )
     batch = micro_batch(log(1, 1), row(0, 0), completions(0, 0), weight=0.5)
     meter = Meter(torch.device("cpu"))
-    loss = one.loss(batch, log(1, 1).requires_grad_(), entropy, meter, True)
+    tokens = TokenBatch(batch=batch, logprobs=log(1, 1).requires_grad_(), entropy=entropy, is_first=True)
+    loss = one.loss(tokens, meter)
     assert loss.item() == pytest.approx(-0.25, abs=1e-15)
     assert torch.autograd.grad(loss, entropy)[0].tolist() == [[-0.25, -0.25]]
     assert one.observe({"policy/entropy": 0.5}) == {"policy/entropy_coefficient": 0.5}

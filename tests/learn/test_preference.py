@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.meter import Meter
+from rlvr.learn.objective import TokenBatch
 from rlvr.learn.packing import Mode
 from rlvr.learn.preference import DirectPreference, dpo_loss, pack_pairs_for_ranks
 from rlvr.learn.update import Learner
@@ -88,7 +89,8 @@ def test_the_objective_by_hand() -> None:
     gained = torch.tensor([[gain[int(token)] for token in batch.targets[0]]], dtype=torch.float64)
     logprobs = (batch.behaviour_logprobs.double() + gained).requires_grad_()
     meter = Meter(torch.device("cpu"))
-    loss = DirectPreference(0.5, 0.0).loss(batch, logprobs, torch.zeros_like(logprobs), meter, True)
+    tokens = TokenBatch(batch=batch, logprobs=logprobs, entropy=torch.zeros_like(logprobs), is_first=True)
+    loss = DirectPreference(0.5, 0.0).loss(tokens, meter)
     assert float(loss.detach()) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-12)
     loss.backward()
     slope = 0.5 / (1 + math.e)  # beta * sigmoid(-margin) on each chosen token, the opposite on the rejected one

@@ -19,6 +19,7 @@ from rlvr.config import Recipe
 from rlvr.config.algorithm import Algorithm, TokenMean
 from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.meter import Meter
+from rlvr.learn.objective import TokenBatch
 from rlvr.learn.packing import pack
 from rlvr.learn.texts import GivenTexts, TextLikelihood, rows_of
 from rlvr.learn.update import Learner, NonFiniteError
@@ -85,7 +86,8 @@ def test_the_loss_by_hand() -> None:
     logprobs[batch.loss_mask.bool()] = torch.tensor([math.log(1 / 2), math.log(1 / 4), math.log(1 / 8)]).double()
     logprobs.requires_grad_()
     meter = Meter(torch.device("cpu"))
-    loss = TextLikelihood(0.25).loss(batch, logprobs, torch.zeros_like(logprobs), meter, first=True)
+    tokens = TokenBatch(batch=batch, logprobs=logprobs, entropy=torch.zeros_like(logprobs), is_first=True)
+    loss = TextLikelihood(0.25).loss(tokens, meter)
     loss.backward()
     assert loss.item() == pytest.approx(0.25 * 6 * math.log(2) / 3, abs=1e-7)
     assert logprobs.grad is not None

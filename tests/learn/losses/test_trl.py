@@ -18,7 +18,7 @@ from torch import Tensor
 from rlvr.config.algorithm import Algorithm
 from rlvr.learn.losses import CompletionTokens
 from rlvr.learn.meter import Meter
-from rlvr.learn.objective import PolicyGradient
+from rlvr.learn.objective import PolicyGradient, TokenBatch
 from rlvr.learn.packing import token_weights
 from rlvr.records import MicroBatch, TrainingSample
 from tests.learn.losses.rows import micro_batch
@@ -113,7 +113,8 @@ def ours(algorithm: Algorithm, new: Tensor, old: Tensor, ref: Tensor, behaviour:
     )
     object.__setattr__(batch, "token_weight", weights[sequence])
     flat = packed(new)
-    return PolicyGradient(algorithm, 1.0).loss(batch, flat, torch.zeros_like(flat), Meter(torch.device("cpu")), True)
+    tokens = TokenBatch(batch=batch, logprobs=flat, entropy=torch.zeros_like(flat), is_first=True)
+    return PolicyGradient(algorithm, 1.0).loss(tokens, Meter(torch.device("cpu")))
 
 
 def random_rows(seed: int) -> tuple[Tensor, ...]:
