@@ -99,6 +99,8 @@ gpu-check: setup  ## on a machine with GPUs: weight sync, FSDP2, five steps each
 	$(BIN)/python benchmarks/gpu_check.py
 
 dist: setup  ## build and check what is released: sdist and wheel of rlvr, and of rewards alone
+	@tag=$$(git describe --exact-match --tags 2>/dev/null); version=$$($(BIN)/rlvr --version | cut -d' ' -f2); \
+	[ -z "$$tag" ] || [ "$$tag" = "v$$version" ] || { echo "this commit is tagged $$tag, pyproject.toml says $$version" >&2; exit 1; }
 	rm -rf dist build rewards/build
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python -m build --no-isolation --outdir dist rewards
