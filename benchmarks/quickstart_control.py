@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards import Outcome, Verdict
+from rlvr.config import load_recipe
 from rlvr.runlog.run_log import read_metrics
 
 JUDGED = "rewards.terms.0.weight=0"
@@ -52,7 +53,7 @@ def measure(control: str, seed: int, steps: int, output: Path) -> bool:
     command = [
         sys.executable, "-m", "rlvr", "train", "recipes/quickstart.yaml", f"name={name}", f"run.seed={seed}",
         f"run.steps={steps}", f"run.output={output}", "run.resume=never", f"model.path={output / f'base-{seed}'}",
-        *OVERRIDES[control],
+        f"model.prepare={load_recipe('recipes/quickstart.yaml').model.prepare}", *OVERRIDES[control],
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = [line for line in read_metrics(output / name) if "eval/held_out/greedy" in line]

@@ -85,14 +85,13 @@ def load_recipe(
     if isinstance(overrides, str):
         raise RecipeError(f"overrides must be a list or a dict, got the text {overrides!r}; write [{overrides!r}]")
     if isinstance(overrides, Mapping):
-        for key, value in overrides.items():
-            _override(data, f"{key}={value!r}", key, value)
+        changes = [(f"{key}={value!r}", key, value) for key, value in overrides.items()]
     else:
-        for override in overrides:
-            _override(data, override, *_parse_override(override))
-    now, still = _model_of(data)
-    if now != path and still is not None and still == prepare:
-        data["model"]["prepare"] = None  # it makes the model that the recipe names, no other
+        changes = [(override, *_parse_override(override)) for override in overrides]
+    for shown_override, key, value in changes:
+        _override(data, shown_override, key, value)
+    if _model_of(data)[0] != path and prepare is not None and not {"model", "model.prepare"} & {c[1] for c in changes}:
+        data["model"]["prepare"] = None  # it makes the model that the recipe names, unless it is named again
     try:
         # by way of JSON, whose strict rules are those of YAML: "4" and true are no numbers, a list is a tuple
         return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)

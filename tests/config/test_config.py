@@ -249,6 +249,8 @@ def test_what_makes_the_files_model_makes_no_other(tmp_path: Path) -> None:
     assert load(tmp_path, made, ["model.path=Qwen/Qwen2.5-0.5B"]).model.prepare is None
     both = ["model.path=models/b", "model.prepare=module:make_b"]
     assert load(tmp_path, made, both).model.prepare == "module:make_b"
+    named_again = ["model.path=models/b", "model.prepare=module:make_a"]
+    assert load(tmp_path, made, named_again).model.prepare == "module:make_a"
 
 
 def test_a_group_of_one_is_enough_where_nothing_is_compared(tmp_path: Path) -> None:
