@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from rlvr.config.recipe import LearnerConfig
 from rlvr.errors import InputError
 from rlvr.learn.policy import Policy
-from rlvr.learn.sharding import reshard, sharded_like, whole
+from rlvr.learn.sharding import on_main, reshard, spread, whole
 
 _QUANTISED = "__bnb_optimizer_quant_state__"
 """Where bitsandbytes keeps the moments in its state, both those in 8 bits and the small ones in float32."""
@@ -131,25 +131,32 @@ class Backend:
 
     @torch.no_grad()
     def load_parameters(self, policy: Policy, values: Mapping[str, Tensor]) -> None:
-        """Overwrite parameters of ``policy.model`` with the whole tensors of their names; all ranks pass the same."""
+        """Overwrite parameters of ``policy.model`` with the whole tensors of their names, those of rank 0; what other
+        ranks pass is not looked at."""
         reshard(self.module)
         parameters = dict(policy.model.named_parameters())
-        for name, value in values.items():
-            parameters[name].copy_(sharded_like(value, parameters[name]))
+        names = list(values)
+        if self._accelerator.num_processes > 1:
+            (names,) = broadcast_object_list([names])
+        for name in names:
+            parameter = parameters[name]
+            value = values[name] if self._accelerator.is_main_process else _shape_of(parameter)
+            parameter.copy_(spread(value.to(parameter.dtype), parameter))
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
-        """The optimizer's state with whole tensors on the CPU, which may be the optimizer's own."""
+        """The optimizer's state with whole tensors on the CPU, which may be the optimizer's own; on all ranks but 0
+        with their shapes alone (device meta)."""
         state = self._optimizer.state_dict()
         return {index: {key: _saved(value) for key, value in entry.items()} for index, entry in state["state"].items()}
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
-        """Take over what `optimizer_state` returned; every rank passes the same."""
+        """Take over what `optimizer_state` returned on each rank."""
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         found = {key for entry in state.values() for key in entry}
         if found and (_QUANTISED in found) != self._quantised:
             raise ValueError("the optimizer's state is that of another learner.optimizer")
         values = {
-            index: {key: _laid_out(value, parameters[index]) for key, value in entry.items()}
+            index: {key: _spread(value, parameters[index]) for key, value in entry.items()}
             for index, entry in state.items()
         }
         # Settings (decay, moments) are the recipe's, not the checkpoint's
@@ -180,13 +187,20 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def _shape_of(parameter: Tensor) -> Tensor:
+    """A whole parameter without its data."""
+    return torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+
+
 def _saved(value: Any) -> Any:
-    """A value of the optimizer's state, its tensors whole and on the CPU; bitsandbytes has tensors in a dict."""
+    """A value of the optimizer's state, its tensors `on_main`; bitsandbytes has tensors in a dict."""
     if isinstance(value, dict):
         return {key: _saved(inner) for key, inner in value.items()}
-    return whole(value).to("cpu") if isinstance(value, Tensor) else value
+    return on_main(value) if isinstance(value, Tensor) else value
 
 
-def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """A value of the optimizer's state as `_saved` made it, its tensor sharded as its parameter is."""
-    return sharded_like(value, parameter) if isinstance(value, Tensor) else value
+def _spread(value: Any, parameter: Tensor) -> Any:
+    """A value of the optimizer's state as `_saved` made it, laid out as the optimizer has it."""
+    if isinstance(value, dict):
+        return {key: _spread(inner, parameter) for key, inner in value.items()}
+    return spread(value, parameter) if isinstance(value, Tensor) else value

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from rlvr.config.losses import AveragedReference, FixedReference, KLPenalty
 from rlvr.config.recipe import Model
 from rlvr.learn.policy import Policy
-from rlvr.learn.sharding import reshard, sharded_like, whole
+from rlvr.learn.sharding import on_main, reshard, spread, whole
 
 
 class ReferencePolicy:
@@ -45,15 +45,16 @@ class ReferencePolicy:
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whole weights on the CPU, by name, which may be the reference's own; nothing for a fixed reference."""
+        """Whole weights on the CPU, by name, which may be the reference's own; on all ranks but 0 their shapes alone.
+        Nothing for a fixed reference."""
         if isinstance(self.config, FixedReference):
             return {}
         reshard(self._policy)
-        return {name: whole(p).detach().to("cpu") for name, p in self._policy.model.named_parameters()}
+        return {name: on_main(p) for name, p in self._policy.model.named_parameters()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_dict` returned; every rank passes the same."""
+        """Take over what `state_dict` returned on each rank."""
         if isinstance(self.config, FixedReference):
             return
         if not state:
@@ -63,7 +64,7 @@ class ReferencePolicy:
             )
         reshard(self._policy)
         for name, parameter in self._policy.model.named_parameters():
-            parameter.copy_(sharded_like(state[name], parameter))
+            parameter.copy_(spread(state[name], parameter))
 
 
 def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -20,8 +22,24 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor of a sharded parameter's shape, sharded as that is; any other as it is."""
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value
+def on_main(tensor: Tensor) -> Tensor:
+    """A tensor whole and on the CPU on rank 0, which may be the tensor itself; on other ranks its shape, without data
+    (device meta), so that a state costs memory once and not on every rank of a node."""
+    complete = whole(tensor).detach()
+    return complete.to("cpu") if _rank() == 0 else torch.empty_like(complete, device="meta")
+
+
+def spread(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor of rank 0, of which other ranks may have the shape alone, on the device of the parameter ``like``:
+    sharded as that is if it has its shape, else whole on every rank. The inverse of `on_main`."""
+    complete = torch.empty_like(value, device=like.device) if value.is_meta else value.to(like.device)
+    complete = complete.contiguous()
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        return distribute_tensor(complete, like.device_mesh, like.placements)  # scatters the values of rank 0
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(complete, src=0)
+    return complete
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

@@ -431,17 +431,20 @@ class Learner:
             self.accelerator.wait_for_everyone()
 
     def load_policy(self, folder: Path) -> None:
-        """Take over the weights that `save_policy` wrote; every rank reads them. The reference stays as it is."""
-        if self.lora is not None:
-            self.backend.load_parameters(self.policy, load_adapters(self.policy.model, folder))
-            return
-        saved = type(self.policy.model).from_pretrained(folder, dtype=next(self.policy.model.parameters()).dtype)
-        self.backend.load_parameters(self.policy, dict(saved.named_parameters()))
+        """Take over the weights that `save_policy` wrote; rank 0 reads them. The reference stays as it is."""
+        values: dict[str, Tensor] = {}
+        if self.accelerator.is_main_process and self.lora is not None:
+            values = load_adapters(self.policy.model, folder)
+        elif self.accelerator.is_main_process:
+            saved = type(self.policy.model).from_pretrained(folder, dtype=next(self.policy.model.parameters()).dtype)
+            values = dict(saved.named_parameters())
+        self.backend.load_parameters(self.policy, values)
 
     def state_dict(self) -> dict[str, Any]:
         """What, beside the policy's folder, decides the future: optimizer, schedule, random states of every rank.
 
-        All ranks call it, rank 0's result is the one to save, or to copy, before the next update.
+        All ranks call it, rank 0's result is the one to save, or to copy, before the next update: those of others have
+        shapes in place of large tensors.
         """
         rng = random_states(self.accelerator.device)
         everyone: list[Any] = [rng]
@@ -458,7 +461,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned; every rank passes rank 0's.
+        """Take over what `state_dict` returned on rank 0; of tensors other ranks need only the shapes.
 
         Random states are those of ranks: another number of ranks than before keeps its own (the learner draws nothing).
         """
@@ -472,8 +475,11 @@ class Learner:
         self.objective.load_state_dict(state["objective"])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
-        if len(state["random"]) == self.accelerator.num_processes:
-            set_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
+        random = [state["random"]]
+        if self.accelerator.num_processes > 1:
+            dist.broadcast_object_list(random)
+        if len(random[0]) == self.accelerator.num_processes:
+            set_random_states(random[0][self.accelerator.process_index], self.accelerator.device)
 
 
 def _logprobs(module: Any, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from rlvr.errors import RlvrError
 from rlvr.state.register import StateRegister
@@ -102,18 +103,31 @@ def restore(
 ) -> dict[str, dict[str, Any]]:
     """Give every owner in the register its state back; ranks other than the main one restore the owners they have.
 
-    Returns what was restored, nothing without a checkpoint. Raises `CheckpointError` if it does not fit the run.
+    The main process alone reads the file: other ranks get its values, and of its tensors the shapes (device meta), of
+    which an owner fetches the data from rank 0 if it needs them. Returns what was restored, nothing without a
+    checkpoint. Raises `CheckpointError` if it does not fit the run.
     """
     if checkpoint is None:
         return {}
-    saved = checkpoint.state()
-    if not accelerator.is_main_process:
-        saved = {name: entry for name, entry in saved.items() if name in register.names()}
+    saved = checkpoint.state() if accelerator.is_main_process else {}
+    if accelerator.num_processes > 1:
+        outline = broadcast_object_list([_outline(saved)])[0]
+        if not accelerator.is_main_process:
+            saved = {name: entry for name, entry in outline.items() if name in register.names()}
     try:
         register.load_state_dict(saved)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
     return saved
+
+
+def _outline(value: Any) -> Any:
+    """A state whose tensors have shapes and no data."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, dict):
+        return {key: _outline(inner) for key, inner in value.items()}
+    return type(value)(map(_outline, value)) if isinstance(value, list | tuple) else value
 
 
 def newest_whole(

@@ -124,16 +124,25 @@ def training(accelerator: Accelerator, scenario: str, model: str) -> dict[str, A
     result = run_steps(learner)
     learner.save_policy(Path(f"{model}_{scenario}"))
     state = copy.deepcopy(learner.state_dict())
+    held: list[Any] = [None] * accelerator.num_processes
+    dist.all_gather_object(held, bytes_of({key: state[key] for key in ("optimizer", "reference")}))
     samples = samples_of_groups(6, seed=9) if accelerator.is_main_process else None
     expected = learner.update(samples)
-    learner.load_policy(Path(f"{model}_{scenario}"))
+    learner.load_policy(Path(f"{model}_{scenario}" if accelerator.is_main_process else "/not/there"))
     learner.load_state_dict(state)
-    result |= {"expected": expected, "again": learner.update(samples)}
+    result |= {"held": held, "expected": expected, "again": learner.update(samples)}
     if scenario.endswith("sharded"):
         result["local"] = sum(p.to_local().numel() for p in learner.policy.parameters())
         result["whole"] = sum(p.numel() for p in learner.policy.parameters())
         result["gradients"] = held_gradients(learner)
     return result
+
+
+def bytes_of(state: Any) -> int:
+    """What the tensors in a state take in memory."""
+    if isinstance(state, torch.Tensor):
+        return 0 if state.is_meta else state.nbytes
+    return sum(map(bytes_of, state.values())) if isinstance(state, dict) else 0
 
 
 def held_gradients(learner: Learner) -> dict[str, int]:

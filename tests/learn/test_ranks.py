@@ -91,6 +91,16 @@ def test_ranks_restore_what_they_saved(results: dict[str, Any], scenario: str) -
     assert difference(results[scenario]["weights"], {name: p.detach() for name, p in saved.items()}) == 0.0
 
 
+@pytest.mark.parametrize("scenario", ["data_parallel", "sharded", "adapters", "adapters_sharded"])
+def test_rank_0_alone_holds_what_a_checkpoint_gathers(results: dict[str, Any], scenario: str) -> None:
+    """Optimizer and reference, whole: AdamW's two moments, 8 bytes a parameter. (The test above restored them, and the
+    weights from a folder that the other rank does not have.)"""
+    first, second = results[scenario]["held"]
+    trained = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(results["model"]).parameters())
+    assert second == 0
+    assert first > (0 if "adapters" in scenario else (8 + 4) * trained)
+
+
 def test_all_ranks_stop_when_rank_0_cannot_prepare_an_update(results: dict[str, Any]) -> None:
     """The error has its name on rank 0, and the other rank does not wait for ever."""
     first, second = results["failure"]

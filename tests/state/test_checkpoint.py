@@ -334,7 +334,7 @@ folder = Path(sys.argv[1])
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
 register = StateRegister()
-shared, main_only = Owner({"x": 1}), Owner({"y": 2})
+shared, main_only = Owner({"x": 1, "large": [torch.ones(3, 2)]}), Owner({"y": 2})
 register.add("learner", shared)
 if rank == 0:
     register.add("sampler", main_only)
@@ -351,7 +351,11 @@ except CheckpointError as error:
     print(f"rank {rank}: {error}")
 found = load_latest(folder, print, accelerator)
 shared.state = main_only.state = {}
+if rank != 0:
+    torch.load = None  # rank 0 alone reads the file
 restore(found, register, accelerator)
+(large,) = shared.state.pop("large")
+assert large.shape == (3, 2) and large.is_meta == (rank != 0), (rank, large)
 assert shared.state == {"x": 1} and main_only.state == ({"y": 2} if rank == 0 else {}), rank
 print(f"rank {rank}: restored step {found.step}")
 accelerator.wait_for_everyone()
