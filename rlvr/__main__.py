@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rlvr.config import Recipe, is_run_folder, load_recipe, load_recipe_of_run
 from rlvr.errors import InputError, RlvrError
+from rlvr.run.given import check_export, check_given
 from rlvr.run.signals import PEER_GONE, Interrupted, interruptible
 from rlvr.view.arguments import add_view_arguments
 
@@ -119,6 +120,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return view(arguments)
     given = [_recipe_of(arguments)] if "recipe" in arguments else []
+    for recipe in given:
+        check_given(recipe, arguments.command)
+    if arguments.command == "export":
+        check_export(arguments)
+    if arguments.command not in ("recipes", "schema") and os.environ.get("RANK", "0") == "0":
+        print(f"rlvr {arguments.command}: loading torch and transformers", file=sys.stderr, flush=True)
     try:
         command = importlib.import_module(f"rlvr.commands.{arguments.command}")
     except ImportError as error:  # transformers loads torchvision wherever it is installed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from rlvr.commands.texts import make_learner, make_reporter, start
-from rlvr.config import Recipe, RecipeError
+from rlvr.config import Recipe
 from rlvr.learn.preference import DirectPreference
 from rlvr.problems.data import load_pairs
 from rlvr.run.dpo import prefer
@@ -15,8 +15,7 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Train the recipe's model to prefer its `dpo` section's chosen completions; the result is a Hugging Face
     folder."""
     settings = recipe.dpo
-    if settings is None:
-        raise RecipeError("dpo: the recipe has no such section; it needs path and steps")
+    assert settings is not None
     folder, accelerator = start(recipe)
     pairs = load_pairs(recipe)
     prefer(

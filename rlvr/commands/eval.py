@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from rlvr.commands.output import new_file, write_rollouts
-from rlvr.config import Recipe, RecipeError
+from rlvr.config import Recipe
 from rlvr.rollout.evaluate import comparison
 from rlvr.run.build import sampling_only
 from rlvr.run.versions import check_versions
@@ -15,12 +15,11 @@ from rlvr.runlog.console import make_console
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Measure the recipe's model on its eval sets: pass@k, maj@k, avg@k with confidence intervals."""
     check_versions(recipe.rollout.engine.type)
-    if not recipe.problems.eval:
-        raise RecipeError("problems.eval: the recipe names no eval set; add one, or override problems.eval")
     output = new_file(arguments.output, "--output")
     with sampling_only(recipe, train=False) as (rollouts, data):
         metrics: dict[str, float] = {}
         for one, problems in data.eval_sets:
+            print(f"measuring {one.name}: {len(problems)} problems x {one.samples}", flush=True)
             numbers, groups = rollouts.evaluate(one, problems)
             metrics |= numbers
             write_rollouts(output, groups, data.renderer)

@@ -15,8 +15,6 @@ from rlvr.state.checkpoint import MANIFEST, STATE, newest_whole, verify
 def run(arguments: argparse.Namespace) -> None:
     """Copy the model of a verified checkpoint; with --dtype its weights are converted."""
     source, output = arguments.checkpoint, arguments.output
-    if output.exists():
-        raise RecipeError(f"output: {output} exists already; choose another folder")
     if (source / "checkpoints").is_dir():
         found = newest_whole(source, print, "stop")
     else:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 
 from rlvr.commands.texts import make_learner, make_reporter, start
-from rlvr.config import Recipe, RecipeError
+from rlvr.config import Recipe
 from rlvr.problems.data import load_examples
 from rlvr.run.sft import fit
 
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Fine-tune the recipe's model on its `sft` section's rows; the result is a Hugging Face folder."""
-    if recipe.sft is None:
-        raise RecipeError("sft: the recipe has no such section; it needs path and steps")
+    assert recipe.sft is not None
     folder, accelerator = start(recipe)
     samples = load_examples(recipe)
     fit(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from rlvr.config import Algorithm, Recipe, RecipeError
+from rlvr.config import Algorithm, Recipe
 from rlvr.learn.update import Learner
 from rlvr.run.build import make_accelerator, prepare_model, quiet_libraries
 from rlvr.run.versions import check_versions
@@ -17,8 +17,6 @@ def start(recipe: Recipe) -> tuple[Path, Accelerator]:
     """What commands that learn from given texts do first: the folder that they will write, and the processes."""
     check_versions("hf")
     folder = Path(recipe.run.output) / recipe.name / "policy"
-    if folder.exists():
-        raise RecipeError(f"run.output: {folder} exists already; choose another name or run.output")
     quiet_libraries()
     accelerator = make_accelerator(recipe)
     prepare_model(recipe, accelerator, print)

@@ -14,6 +14,7 @@ from rlvr.config.load import (
     load_recipe_of_run,
     locate_recipe,
     nearest,
+    no_such_file,
 )
 from rlvr.config.problems import EvalSet, Problems, RewardTerm, Template
 from rlvr.config.recipe import Dpo, LearnerConfig, Model, Recipe, RunConfig, Schedule, Sft
@@ -46,4 +47,5 @@ __all__ = [
     "load_recipe_of_run",
     "locate_recipe",
     "nearest",
+    "no_such_file",
 ]

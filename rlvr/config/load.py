@@ -48,6 +48,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def no_such_file(path: Path) -> str:
+    """Why a file that a recipe names cannot be read: it is not there, with the nearest name that is."""
+    beside = (one.name for one in path.parent.iterdir()) if path.parent.is_dir() else ()
+    return f"{str(path)!r} does not exist{nearest(path.name, beside)}; relative paths start at {Path.cwd()}"
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which a key written twice is an error, not a silent choice, and 1e-6 is a number."""
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from rewards.pool import GradingPool, VerifierSpec, VerifierSpecError, WorkerStartError
 from rlvr.config import Recipe
@@ -26,6 +26,7 @@ from rlvr.doctor.sampled import check_sampled, completions_wanted, expected_mixe
 from rlvr.engines.protocol import EngineError
 from rlvr.errors import InputError
 from rlvr.problems.data import Data, all_terms
+from rlvr.problems.templates import load_tokenizer
 from rlvr.records import Problem, RolloutGroup
 from rlvr.rollout.scheduler import Rollouts
 from rlvr.rules.finding import Finding, Grade
@@ -94,7 +95,6 @@ def examine(recipe: Recipe, *, groups: int = GROUPS, engine: bool = True, say: S
         looked = True
         if not engine:
             raise _Enough
-        say("starting the engine")
 
     try:
         check_early(recipe, make_accelerator(recipe))
@@ -152,7 +152,7 @@ def _sampled(
     recipe: Recipe, rollouts: Rollouts, data: Data, count: int, report: Report, say: Say
 ) -> Iterator[list[Finding]]:
     """The findings of the half that needs an engine and a learner, part by part."""
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    tokenizer = load_tokenizer(recipe.model.path)
     problems = spread(data.train, count)
     size = completions_wanted(recipe.rollout.group_size)
     say(f"sampling {len(problems)} x {size} completions")

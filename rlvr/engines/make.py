@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from rlvr.config import Recipe, RecipeError, VllmEngineConfig, VllmServersConfig
 from rlvr.engines.protocol import Engine
@@ -14,6 +14,7 @@ from rlvr.engines.restarting import RestartingEngine
 from rlvr.engines.servers.serve import ServedChild, free_port, serve, url_of
 from rlvr.engines.vllm.settings import FILE_BACKEND, NCCL_BACKEND, VllmSettings, speculative_config
 from rlvr.problems.data import load_data
+from rlvr.problems.templates import load_tokenizer
 
 TRANSFERS = {"file": FILE_BACKEND, "nccl": NCCL_BACKEND}
 """vLLM's backend of weight transfer, by the recipe's name."""
@@ -124,6 +125,6 @@ def serve_recipe(recipe: Recipe, host: str, port: int | None) -> None:
 def _needed_length(recipe: Recipe) -> int:
     """Tokens of the longest prompt and completion of the recipe's problems, at most what the model takes."""
     most = int(AutoConfig.from_pretrained(recipe.model.path).max_position_embeddings)
-    data = load_data(recipe, AutoTokenizer.from_pretrained(recipe.model.path), most)
+    data = load_data(recipe, load_tokenizer(recipe.model.path), most)
     data.pool.close()
     return min(most, data.longest_prompt + most_new_tokens(recipe))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rewards.combine import Term
 from rewards.pool import GradingPool, VerifierSpec
@@ -20,7 +20,7 @@ from rlvr.problems.overlap import apply_overlap, find_overlap
 from rlvr.problems.references import check_references
 from rlvr.problems.rows import ProblemError
 from rlvr.problems.sources import load_problems
-from rlvr.problems.templates import Renderer, check_fits
+from rlvr.problems.templates import Renderer, check_fits, load_tokenizer
 from rlvr.records import Problem, TrainingSample
 
 
@@ -131,7 +131,7 @@ def load_examples(recipe: Recipe) -> list[TrainingSample]:
     """The rows of the `sft` section as samples: prompts under the recipe's template, completions with the end of
     text."""
     assert recipe.sft is not None
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    tokenizer = load_tokenizer(recipe.model.path)
     return _examples(recipe, recipe.sft, "sft", Renderer(recipe.template, tokenizer), tokenizer)[1]
 
 
@@ -153,7 +153,7 @@ def _examples(
 def load_pairs(recipe: Recipe) -> list[Pair]:
     """The rows of the `dpo` section as pairs of samples, chosen and rejected. Raises `ProblemError` naming the row."""
     assert recipe.dpo is not None
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    tokenizer = load_tokenizer(recipe.model.path)
     rows = load_problems(
         JsonLinesConfig(type="jsonl", path=recipe.dpo.path, prompt=recipe.dpo.prompt, reference=recipe.dpo.chosen)
     )

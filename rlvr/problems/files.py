@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlvr.config import nearest
+from rlvr.config import nearest, no_such_file
 from rlvr.config.problems import HubDataset, JsonLinesConfig
 from rlvr.hub import may_be_hub_name
 from rlvr.problems.rows import ProblemError, Row, collect, problem_from_row
@@ -31,11 +31,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except FileNotFoundError:
-        beside = (one.name for one in path.parent.iterdir()) if path.parent.is_dir() else ()
-        raise ProblemError(
-            f"path {str(path)!r}: this file does not exist{nearest(path.name, beside)}; "
-            f"relative paths start at {Path.cwd()}"
-        ) from None
+        raise ProblemError(f"path: {no_such_file(path)}") from None
     except OSError as error:
         raise ProblemError(f"path {str(path)!r}: this file cannot be read: {error.strerror}") from None
 

@@ -78,6 +78,21 @@ class Prompt:
     """The problem's place, for error messages."""
 
 
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, from its folder or the hub. Raises `RecipeError` with the reason."""
+    from transformers import AutoTokenizer  # slow to import: broken problems are reported before
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # its makers raise all kinds: of JSON, of Rust, of packages that are not installed
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RecipeError(
+            f"model.path: {path!r} has no tokenizer that transformers can load ({reason}): put the model's tokenizer "
+            "into the folder, by tokenizer.save_pretrained(folder)"
+        ) from error
+    return tokenizer
+
+
 class Renderer:
     """Turns problems into prompts under a recipe's template.
 

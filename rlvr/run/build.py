@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,14 +18,13 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from rlvr.config import PlugIn, Recipe, RecipeError, is_run_folder
+from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.dtypes import DTYPES
 from rlvr.engines.make import make_engine, most_new_tokens
-from rlvr.hub import may_be_hub_name
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
@@ -32,12 +33,14 @@ from rlvr.learn.update import Learner
 from rlvr.plugins import load_plugin
 from rlvr.problems.data import Data, load_data
 from rlvr.problems.sampler import ProblemSampler
+from rlvr.problems.templates import load_tokenizer
 from rlvr.records import RolloutGroup
 from rlvr.rollout.collector import Collector, completions_to_one_prompt
 from rlvr.rollout.scheduler import Rollouts
 from rlvr.rules.preflight import examine_cheaply, first_prompts, lines, refuse
 from rlvr.rules.watch import Watch
 from rlvr.run.first_screen import first_screen
+from rlvr.run.given import check_model_folder
 from rlvr.run.memory import num_parameters
 from rlvr.run.signals import Preemption
 from rlvr.runlog.clock import StepClock
@@ -121,8 +124,9 @@ class Run:
 
 
 def quiet_libraries() -> None:
-    """Progress bars of libraries would break our lines."""
+    """Progress bars and warnings of libraries would hide our lines."""
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of kernels for 4 bits
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # importing datasets for it would take 85 MB
 
 
@@ -147,17 +151,7 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
         path.parent.mkdir(parents=True, exist_ok=True)
         make(recipe)
     accelerator.wait_for_everyone()
-    if is_run_folder(path):
-        raise RecipeError(
-            f"model.path: {str(path)!r} is a run's folder; the model that it trained is {path / 'checkpoints/latest'}"
-        )
-    if not path.is_dir() and (not may_be_hub_name(recipe.model.path) or holds_models(path.parent)):
-        near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise RecipeError(
-            f"model.path: there is no folder {str(path)!r}"
-            + (f"; {path.parent} holds {', '.join(sorted(near)) or 'nothing'}" if path.parent.is_dir() else "")
-            + "; give a Hugging Face folder or a name on the hub"
-        )
+    check_model_folder(recipe.model.path)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(recipe.model.path)
         return config
@@ -165,11 +159,6 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
         raise RecipeError(
             f"model.path: {recipe.model.path!r} is no model that transformers can read: {error}"
         ) from error
-
-
-def holds_models(folder: Path) -> bool:
-    """True for a folder of model folders: ``models/x`` is then no name on the hub."""
-    return folder.name == "models" or (folder.is_dir() and any(folder.glob("*/config.json")))
 
 
 @contextmanager
@@ -190,7 +179,7 @@ def sampling_only(
         )
     config = prepare_model(recipe, accelerator, say)
     model_len = int(config.max_position_embeddings)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+    tokenizer = load_tokenizer(recipe.model.path)
     data = load_data(recipe, tokenizer, model_len, train=train)
     try:
         ready(data, tokenizer, config)
@@ -200,6 +189,7 @@ def sampling_only(
         data.pool.close()
         raise
     try:
+        say("starting the engine")
         rollouts.start()
         yield rollouts, data
     finally:
@@ -254,7 +244,7 @@ def build(recipe: Recipe) -> Run:
             check_recipe(recipe, found, accelerator, say)
             check_unfinished(recipe, found)
         if display is not None:
-            tokenizer = AutoTokenizer.from_pretrained(recipe.model.path)
+            tokenizer = load_tokenizer(recipe.model.path)
             data = load_data(recipe, tokenizer, model_len)
             display.start_screen(f"rlvr: {recipe.name}", first_screen(recipe, accelerator, config, data, folder))
             for note in data.notes:
@@ -292,7 +282,9 @@ def _load(
         coordinator = Coordinator(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
     try:
         if coordinator is not None:
+            started = time.perf_counter()
             coordinator.rollouts.start()
+            coordinator.log.say(f"the engine is ready after {time.perf_counter() - started:.0f} s")
         learner = Learner(
             recipe.model, recipe.learner, recipe.algorithm,
             total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,

@@ -40,10 +40,17 @@ def first_screen(
         ("objective", " ".join(f"{name}={getattr(algorithm, name).type}" for name in slots)),
         ("engine", f"{rollout.engine.type} in {rollout.engine.dtype}"),
         ("memory", _memory(recipe, config, weights, adapters)),
-        ("processes", f"{accelerator.num_processes} on {accelerator.device.type}, {threads}"),
+        ("processes", f"{accelerator.num_processes} on {accelerator.device.type}, {threads}{_missing_gpus()}"),
         ("steps", f"{recipe.run.steps}, seed {recipe.run.seed}"),
         ("folder", str(folder)),
     ]
+
+
+def _missing_gpus() -> str:
+    """What to know where accelerate was launched for GPUs on a machine without any."""
+    if os.environ.get("ACCELERATE_USE_CPU", "true").lower() in ("true", "1", "yes") or torch.cuda.is_available():
+        return ""
+    return " (accelerate was launched for GPUs, and there are none: launch/cpu.yaml is meant for CPUs)"
 
 
 def _adapters(lora: Lora | None, size: int | None) -> list[tuple[str, str]]:

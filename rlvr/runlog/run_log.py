@@ -223,6 +223,8 @@ class RunLog:
         names = self._recipe.run.trackers
         if self._tracking or not names:
             return
+        os.environ.setdefault("WANDB_SILENT", "true")  # dozens of lines otherwise; where its run is we say ourselves
+        os.environ.setdefault("WANDB_CONSOLE", "off")
         identity = _run_id(self.folder / "run_id")
         options: dict[str, dict[str, Any]] = {
             "wandb": {"name": self._recipe.name, "id": identity, "resume": "allow", "dir": str(self.folder)},
@@ -240,6 +242,9 @@ class RunLog:
                 "connection set WANDB_MODE=offline, or run `wandb login` once"
             ) from error
         self._tracking = True
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "wandb":
+                self.say(f"wandb: {tracker.tracker.url or f'offline, in {tracker.tracker.dir}'}")
 
 
 def rollout_record(

@@ -201,7 +201,7 @@ def test_a_model_that_could_not_be_made_leaves_nothing(
     work.recipe["model"]["prepare"] = "makers:make"
     assert work.run() == 2
     assert [file.name for file in (work.folder / "made").iterdir()] == ["new"]
-    assert "model.path: 'made/new' is no model that transformers can read" in capsys.readouterr().err
+    assert "model.path: 'made/new' holds a config.json and no weights" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -429,7 +429,6 @@ with RunLog(output / "test", recipe, accelerator) as log:
         **os.environ,
         "WANDB_MODE": "offline",
         "PYTHONPATH": f"{Path(__file__).parent}",
-        "WANDB_SILENT": "true",
     }
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -437,6 +436,8 @@ with RunLog(output / "test", recipe, accelerator) as log:
         timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "wandb" not in done.stderr
+    assert [line.partition(", in ")[0] for line in done.stdout.splitlines() if "wandb" in line] == ["wandb: offline"]
     identity = (tmp_path / "test/run_id").read_text().strip()
     assert list((tmp_path / "test/wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
