@@ -20,7 +20,7 @@ ROOMS = {
     ),
     "rlvr": (
         "errors", "shipped", "hub", "dtypes", "records", "config", "plugins", "state", "problems", "runlog", "engines",
-        "rollout", "learn", "sync", "rules", "run", "view", "doctor", "commands", "api", "__init__", "__main__",
+        "rollout", "learn", "sync", "rules", "run", "doctor", "view", "commands", "api", "__init__", "__main__",
     ),
 }  # fmt: skip
 """Modules and folders of each package; each imports only from those before it, and from itself."""

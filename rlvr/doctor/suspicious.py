@@ -11,9 +11,16 @@ from rlvr.config import Recipe
 from rlvr.doctor.examples import LoggedRollout, first_outcome, place, shown
 from rlvr.rules.finding import Finding, Grade
 from rlvr.rules.rule import Rule
+from rlvr.rules.suspects import (
+    REASONED,
+    REFERENCES,
+    SHORT,
+    high_reward,
+    short_limits,
+    unreasoned_limit,
+    words_before_answer,
+)
 from rlvr.runlog.thresholds import at
-from rlvr.view.index import words_before_answer
-from rlvr.view.suspects import HIGH, REASONED, REFERENCES, SHORT, UNREASONED
 
 _READ = "Read them by `rlvr view` (Suspects); if they are not worth their reward, make rewards.terms stricter: "
 REPEATED = Rule(
@@ -27,14 +34,14 @@ SHORT_COMPLETION = Rule(
     name="short_completion",
     grade=Grade.NOTE,
     fires=f"at least {at('suspect_share'):g} of the latest high-reward completions have at most {SHORT:g} of the "
-    "median length of their own step",
+    "median length of their step and the ten before",
     advice=_READ + "a format term, or a check of the reasoning.",
 )
 UNREASONED_ANSWER = Rule(
     name="unreasoned_answer",
     grade=Grade.NOTE,
     fires=f"at least {at('suspect_share'):g} of the latest high-reward completions begin with the answer, where the "
-    f"median of their step has {REASONED} words or more before it",
+    f"median one has {REASONED} words or more before it",
     advice=_READ + "a format term that wants reasoning.",
 )
 UNITS = Rule(
@@ -68,7 +75,7 @@ def look(rollouts: Sequence[LoggedRollout], recipe: Recipe) -> list[Finding]:
         return []
     found = [_units(recent)]
     low, top = min(one["reward"] for one in rollouts if one["reward"] is not None), max(one["reward"] for one in recent)
-    high = [one for one in recent if one["reward"] >= low + HIGH * (top - low)]
+    high = [one for one in recent if one["reward"] >= high_reward(low, top)]
     if low < top and len(high) >= at("completions") / 4:
         found += [_repeated(high), _short(recent, high), _unreasoned(recent, high)]
     return [one for one in found if one is not None]
@@ -92,32 +99,32 @@ def _repeated(high: Sequence[LoggedRollout]) -> Finding | None:
 
 
 def _short(recent: Sequence[LoggedRollout], high: Sequence[LoggedRollout]) -> Finding | None:
-    """Against the completions of the same step: a policy that learns to be short is no suspect."""
-    medians = _medians({step: [one["tokens"] for one in ones] for step, ones in _by_step(recent).items()})
-    found = [one for one in high if one["tokens"] <= SHORT * medians[one["step"]]]
+    lengths: dict[int, list[int]] = defaultdict(list)
+    for one in recent:
+        lengths[one["step"]].append(one["tokens"])
+    limits = short_limits(lengths)
+    found = [one for one in high if one["tokens"] <= limits[one["step"]]]
     if len(found) < max(at("steps"), at("suspect_share") * len(high)):
         return None
     return SHORT_COMPLETION.found(
-        f"{len(found)} of the latest {len(high)} completions with a high reward are far shorter than the others of "
-        "their step",
+        f"{len(found)} of the latest {len(high)} completions with a high reward are far shorter than others of "
+        "their time",
         evidence=[shown(one) for one in found[-3:]],
     )
 
 
 def _unreasoned(recent: Sequence[LoggedRollout], high: Sequence[LoggedRollout]) -> Finding | None:
     words = {id(one): words_before_answer(one["text"]) for one in recent}
-    known = {step: [n for one in ones if (n := words[id(one)]) is not None] for step, ones in _by_step(recent).items()}
-    medians = _medians({step: values for step, values in known.items() if values})
-    found = [
-        one for one in high
-        if (count := words[id(one)]) is not None and (median := medians[one["step"]]) >= REASONED
-        and count <= UNREASONED * median
-    ]  # fmt: skip
+    known = [count for count in words.values() if count is not None]
+    limit = unreasoned_limit(statistics.median(known)) if known else None
+    if limit is None:
+        return None
+    found = [one for one in high if (count := words[id(one)]) is not None and count <= limit]
     if len(found) < max(at("steps"), at("suspect_share") * len(high)):
         return None
     return UNREASONED_ANSWER.found(
         f"{len(found)} of the latest {len(high)} completions with a high reward give the answer at once, unlike the "
-        "others of their step",
+        "median one",
         evidence=[shown(one) for one in found[-3:]],
     )
 
@@ -137,14 +144,3 @@ def _units(recent: Sequence[LoggedRollout]) -> Finding | None:
         "more than the number",
         evidence=[shown(one, end=True) for one in found[-3:]],
     )
-
-
-def _by_step(rollouts: Sequence[LoggedRollout]) -> dict[int, list[LoggedRollout]]:
-    steps: dict[int, list[LoggedRollout]] = defaultdict(list)
-    for one in rollouts:
-        steps[one["step"]].append(one)
-    return steps
-
-
-def _medians(values: dict[int, list[int]]) -> dict[int, float]:
-    return {step: statistics.median(of_step) for step, of_step in values.items()}

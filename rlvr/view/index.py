@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import sqlite3
 import tempfile
 import zlib
@@ -21,15 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlvr.rules.suspects import words_before_answer
 from rlvr.runlog.jsonl import NEWEST_ROLLOUT
 
 FORMAT = 1
 """An index of another format is made anew."""
 BATCH = 8 << 20
 """Bytes of lines that one transaction takes in."""
-MARKERS = ("<answer>", "\\boxed", "####", "nswer is", "nswer:")
-"""Where an answer begins, at the last of them; what stands before is reasoning."""
-TAGS = re.compile(r"</?\w+>")
 
 _TABLES = f"""
 PRAGMA journal_mode = WAL;
@@ -240,14 +237,6 @@ class _Batch:
             "INSERT INTO step_combo VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n",
             ((*key, n) for key, n in self.counts.items()),
         )
-
-
-def words_before_answer(text: str) -> int | None:
-    """Words before the last sign of an answer, tags not counted; None without such a sign."""
-    place = max(text.rfind(marker) for marker in MARKERS)
-    if place < 0:
-        return None
-    return len(TAGS.sub(" ", text[:place]).split()) if place < 1000 else text.count(" ", 0, place) + 1
 
 
 def _go_back_if_cut(database: sqlite3.Connection, file: int) -> bool:

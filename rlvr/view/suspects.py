@@ -1,37 +1,20 @@
-"""Completions that may have fooled the verifier: a high reward with a text that does not look like its neighbours'.
+"""Completions of a run that may have fooled the verifier, as `rlvr.rules.suspects` defines them, over the whole run.
 
-| rule        | a completion of high reward whose ...                                                  |
-|-------------|----------------------------------------------------------------------------------------|
-| short       | tokens are at most a quarter of the median of its step and the ten before              |
-| repeated    | text, to the letter, has a high reward under three or more different references        |
-| unreasoned  | answer begins at once, where the median completion reasons for ten words or more       |
-| disagreeing | first verdict says right and another term's says no, while the reward rises from the   |
-|             | first third of the run to the last and the two terms' agreement falls                  |
-
-High is what stands at or above nine tenths of the way from the run's least reward to its greatest. A rule looks at
-the whole run; its thresholds stand here. A suspect is a text to read, not a verdict.
+One rule is of this page alone: *disagreeing*, where the first verdict says right and another term's says no, while the
+reward rises from the first third of the run to the last and the two terms' agreement falls.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import statistics
-from collections import deque
-from itertools import chain
 from typing import Any
 
+from rlvr.rules.suspects import REFERENCES, high_reward, short_limits, unreasoned_limit
 from rlvr.view.queries import PAGE, Rollouts
 
-HIGH = 0.9
-SHORT = 0.25
-STEPS, GROUPS = 10, 16
-"""Earlier steps whose lengths count, and groups of each step that are looked at for them."""
-REFERENCES = 3
-REASONED = 10
-"""Words before the answer that the median completion must have for the rule to say anything."""
-UNREASONED = 0.1
-"""Share of that median up to which an answer begins at once."""
+GROUPS = 16
+"""Groups of each step whose completions' lengths count, which bounds the work."""
 RISES, FALLS = 0.02, 0.05
 """Reward must rise by this share of its range, agreement fall by this much, for the two to part."""
 POINTS = 300
@@ -54,7 +37,7 @@ def suspects(rollouts: Rollouts) -> list[dict[str, Any]]:
                     "text": f"All {count} scored completions have the reward {top:g}: none is higher than the others.",
                 }
             ]
-        high = low + HIGH * (top - low)
+        high = high_reward(low, top)
         return [
             _short(rollouts, database, high),
             _repeated(rollouts, database, high),
@@ -64,8 +47,10 @@ def suspects(rollouts: Rollouts) -> list[dict[str, Any]]:
 
 
 def _short(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> dict[str, Any]:
-    """Against the completions of the time: a policy that learns to be brief is no suspect, one that jumps there is."""
-    limits = {step: int(SHORT * median) for step, median in _recent_medians(database).items()}
+    lengths: dict[int, list[int]] = {}
+    for row in database.execute("SELECT step, tokens FROM rollout WHERE grp < ?", (GROUPS,)):
+        lengths.setdefault(row["step"], []).append(row["tokens"])
+    limits = short_limits(lengths)
     database.execute("CREATE TEMP TABLE short_limit (step INTEGER PRIMARY KEY, most INTEGER)")
     database.executemany("INSERT INTO short_limit VALUES (?, ?)", limits.items())
     where = (
@@ -81,20 +66,6 @@ def _short(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> dic
         "text": f"Reward of at least {high:g} with at most a quarter of the median length of its step and the ten "
         f"before: {least if least == most else f'{least} to {most}'} tokens.",
     }  # fmt: skip
-
-
-def _recent_medians(database: sqlite3.Connection) -> dict[int, float]:
-    """For each step the median length of the completions of it and the ten before; of the first groups of each, which
-    bounds the work."""
-    lengths: dict[int, list[int]] = {}
-    for row in database.execute("SELECT step, tokens FROM rollout WHERE grp < ?", (GROUPS,)):
-        lengths.setdefault(row["step"], []).append(row["tokens"])
-    recent: deque[list[int]] = deque(maxlen=STEPS + 1)
-    medians = {}
-    for step in sorted(lengths):
-        recent.append(lengths[step])
-        medians[step] = statistics.median(chain.from_iterable(recent))
-    return medians
 
 
 def _repeated(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> dict[str, Any]:
@@ -124,9 +95,8 @@ def _unreasoned(rollouts: Rollouts, database: sqlite3.Connection, high: float) -
     if not known:
         return result | {"text": "No completion of this run bears a sign (<answer>, \\boxed, ####) of where it begins."}
     median = _median(database, "before")
-    if median < REASONED:
+    if (limit := unreasoned_limit(median)) is None:
         return result | {"text": f"The median answer begins after {median:g} words: reasoning is not this run's habit."}
-    limit = int(UNREASONED * median)
     result["text"] = (
         f"Reward of at least {high:g}, and the answer begins within {limit} words; the median begins after {median:g}."
     )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlvr.view import index as index_module
-from rlvr.view.index import Index, words_before_answer
+from rlvr.view.index import Index
 from rlvr.view.queries import Filter, NotThere, Rollouts, excerpt, match_expression
 from tests.view.runs_by_hand import line, write
 
@@ -194,14 +194,3 @@ def test_problems_by_hand(tmp_path: Path, order: str, expected: Sequence[str]) -
     for row in found["rows"]:
         if row["problem"] == "p3":
             assert (row["rate"], row["reward"], row["n"], row["through"]) == (0.5, 0.5, 4, [[1, 0.0], [2, 1.0]])
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("<think> one two </think> <answer> 3 </answer>", 2), (r"so \boxed{1} no, \boxed{2}", 3), ("#### 5", 0),
-        ("5", None), ("x " * 800 + "#### 5", 801),
-    ],
-)  # fmt: skip
-def test_words_before_the_answer(text: str, words: int | None) -> None:
-    assert words_before_answer(text) == words
