@@ -302,11 +302,17 @@ class ProgramVerifier:
 
     def _from_findings(self, findings: dict[str, Any], ran: CaseResult) -> _Judgement:
         passed, total, error = findings["passed"], findings["total"], findings["error"]
+        if error is not None and error["kind"] == "tests_broken":
+            raise BadReference(f"tests: they cannot run: {error['message']}")
         if findings["completed"] and not findings["reached"]:
             raise BadReference("the tests came to their end without calling the candidate: they define what they test")
         if findings["completed"] and not findings["failed"] and passed > 0:
             return _Judgement("AC", total, total, weak=tuple(findings["weak"]))
-        found = _Judgement("WA", message="not one assert was reached" if not passed else "an assert does not hold")
+        found = _Judgement("WA", message="an assert does not hold")
+        if not passed and not findings["failed"]:
+            found = replace(found, message="not one assert was reached")
+            if findings["decided_by_candidate"]:
+                found = replace(found, message="every assert is decided by a function that the tests do not define")
         if error is not None:
             kind, message = error["kind"], error["message"]
             types = error.get("types", [])

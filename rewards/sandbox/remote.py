@@ -1,9 +1,9 @@
 """Calls between a referee and the candidate, who live in different sandboxes: the candidate's side.
 
 The referee sends one request at a time and waits; while it waits the candidate may call functions that came as
-arguments. Requests: ``name`` (look a global name up), ``call``, ``attr``, ``item``, ``iter``, ``next``, ``len``. Data
-travel as `codec` forms; what is no data stays where it is and is named by a number: ``{"object": [id, kind]}`` is the
-candidate's, ``{"function": id}`` the referee's.
+arguments. Requests: ``name`` (look a global name up), ``call``, ``attr``, ``item``, ``iter``, ``next``, ``len``,
+``equals``. Data travel as `codec` forms; what is no data stays where it is and is named by a number: ``{"object": [id,
+kind]}`` is the candidate's, ``{"function": id}`` the referee's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from . import codec, frames
+from . import codec, frames, instances
 
 MUTABLE = (list, dict, set, bytearray, deque)
 _TEXT_KEPT = 500
@@ -100,6 +100,8 @@ class _Server:
         self._channel, self._module = channel, module
         self._objects: dict[int, Any] = {}
         self._numbers = itertools.count(1)
+        self._shared: dict[str, type] = {}
+        """The candidate's class of each name of the tests' own ones: their instances travel as data."""
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         do = request["do"]
@@ -114,6 +116,8 @@ class _Server:
             return self._value(target[self._decode(request["key"])])
         if do == "len":
             return self._value(len(target))
+        if do == "equals":
+            return self._value(target == self._decode(request["key"]))
         if do == "iter":
             return self._value(iter(target))
         try:
@@ -122,13 +126,16 @@ class _Server:
             return {"kind": "end"}
 
     def _call(self, target: Any, request: dict[str, Any]) -> dict[str, Any]:
+        for name in request["classes"]:
+            self._class_of(name)
         arguments = [self._decode(form) for form in request["args"]]
         keywords = {name: self._decode(form) for name, form in request["kwargs"].items()}
         answer = self._value(target(*arguments, **keywords))
         answer["changed"] = {
             index: form
             for index, (before, argument) in enumerate(zip(request["args"], arguments, strict=True))
-            if isinstance(argument, MUTABLE) and (form := self._encode(argument)) != before
+            if (isinstance(argument, MUTABLE) or self._is_shared(argument))
+            and (form := self._encode(argument)) != before
         }
         return answer
 
@@ -146,6 +153,8 @@ class _Server:
             return numpy_form(value)
         except codec.Unencodable:
             number = next(self._numbers)
+        if self._is_shared(value):
+            return instances.encode(value, self._is_shared, self._foreign)
         self._objects[number] = value
         kind = "class" if isinstance(value, type) else "iterator" if isinstance(value, Iterator) else "object"
         return {"object": [number, kind]}
@@ -156,9 +165,21 @@ class _Server:
     def _tagged(self, tag: str, body: Any) -> Any:
         if tag == "object":
             return self._objects[body[0]]
+        if tag == "instances":
+            return instances.decode(body, self._class_of, self._tagged)
         if tag == "function":
             return lambda *arguments: self._call_back(body, arguments)
         raise codec.Undecodable(f"unknown tag {tag!r}")
+
+    def _is_shared(self, value: Any) -> bool:
+        return self._shared.get(type(value).__name__) is type(value)
+
+    def _class_of(self, name: str) -> type:
+        """The candidate's class of this name; where it has none, one without methods."""
+        if name not in self._shared:
+            cls = object if name == "object" else getattr(self._module, name, None)
+            self._shared[name] = cls if isinstance(cls, type) else type(name, (), {})
+        return self._shared[name]
 
     def _call_back(self, number: int, arguments: tuple[Any, ...]) -> Any:
         forms = [self._encode(argument) for argument in arguments]
