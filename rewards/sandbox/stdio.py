@@ -2,7 +2,7 @@
 
 The payload comes by standard input, the answer goes to standard output as one line that begins with the payload's
 nonce; whatever the candidate prints goes nowhere. A line that is missing, or is not alone, is no answer. `bootstrap`
-gives the program to send: this module and the two that it needs, as text.
+gives the program to send: this module and those that it needs, as text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import codec, remote
 
-_MODULES = ("codec", "frames", "remote", "stdio")
+_MODULES = ("codec", "frames", "instances", "remote", "stdio")
 _BOOTSTRAP = """import sys, types
 package = types.ModuleType("rewards_sandbox")
 package.__path__ = []
