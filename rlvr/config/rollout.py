@@ -46,8 +46,9 @@ class _Vllm(Section):
     """Memory for keys and values on a CPU, in GiB."""
     gpu_memory_share: Fraction01 = 0.4
     """Share of the GPU that vLLM may take; unused on a CPU."""
-    enforce_eager: bool = True
-    """True starts sooner, False compiles and generates faster."""
+    enforce_eager: bool | None = None
+    """True starts sooner; False compiles, and records CUDA graphs on a GPU, where small models sample several times as
+    fast. None is False on a GPU and True on a CPU."""
     threads: PositiveInt | None = None
     """Cores that vLLM uses on a CPU; None takes all."""
     tensor_parallel: PositiveInt = 1
@@ -77,10 +78,13 @@ class VllmServersConfig(_Vllm):
     """One or more `vllm serve` servers on any hosts, each started by ``rlvr serve RECIPE`` or by the run."""
 
     type: Literal["vllm_servers"]
+    gpu_memory_share: Fraction01 = 0.9
+    """Share of its GPU that a server may take, which no learner uses besides; unused on a CPU."""
     urls: list[Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]] = []
     """Servers that are started elsewhere, such as ``http://10.0.0.7:8000``: with the same `dtype` and model."""
     spawn: NonNegativeInt = 0
-    """Servers that the run itself starts on this host, each on a free port; they end with it."""
+    """Servers that the run itself starts on this host, each on a free port and on GPUs behind those of the run's own
+    processes; they end with it."""
     max_model_len: PositiveInt | None = None
     """Most tokens of prompt and completion; None takes the longest prompt and completion of the recipe's problems."""
     transfer: Literal["file", "nccl"] = "file"

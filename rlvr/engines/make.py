@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from rlvr.config import Recipe, RecipeError, VllmEngineConfig, VllmServersConfig
+from rlvr.engines.devices import Host, check_devices, server_devices
 from rlvr.engines.protocol import Engine
 from rlvr.engines.restarting import RestartingEngine
 from rlvr.engines.servers.serve import ServedChild, free_port, serve, url_of
@@ -34,6 +35,7 @@ def make_engine(
 ) -> Engine:
     """The recipe's engine, not started yet; `say` is told where servers of the run's own will be."""
     settings = recipe.rollout.engine
+    check_devices(settings, Host.here())
     if settings.type == "hf":
         from rlvr.engines.hf import HfEngine
 
@@ -65,8 +67,8 @@ def _servers(
         raise RecipeError("rollout.engine.transfer: nccl needs a GPU beside the learner; use transfer: file")
     transfer = TRANSFERS[settings.transfer]
     children = [
-        ServedChild(own, transfer, "127.0.0.1", log_file.with_stem(f"{log_file.stem}_{index}"))
-        for index in range(settings.spawn)
+        ServedChild(own, transfer, "127.0.0.1", log_file.with_stem(f"{log_file.stem}_{index}"), devices=devices)
+        for index, devices in enumerate(server_devices(settings, Host.here()))
     ]
     for child in children:
         say(f"server of this run: {child.url}, its log {child.log_file}")
@@ -99,7 +101,7 @@ def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
         max_num_seqs=settings.max_num_seqs,
         kv_cache_gib=settings.kv_cache_gib,
         gpu_memory_share=settings.gpu_memory_share,
-        enforce_eager=settings.enforce_eager,
+        enforce_eager=not torch.cuda.is_available() if settings.enforce_eager is None else settings.enforce_eager,
         threads=settings.threads,
         tensor_parallel=settings.tensor_parallel,
         sleep=isinstance(settings, VllmEngineConfig) and settings.sleep,

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.dtypes import DTYPES
+from rlvr.engines.devices import Host, check_devices
 from rlvr.engines.make import make_engine, most_new_tokens
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
@@ -41,6 +42,7 @@ from rlvr.rules.preflight import examine_cheaply, first_prompts, lines, refuse
 from rlvr.rules.watch import Watch
 from rlvr.run.first_screen import first_screen
 from rlvr.run.given import check_model_folder
+from rlvr.run.launch import DRIVER, check_gpus
 from rlvr.run.memory import num_parameters
 from rlvr.run.signals import Preemption
 from rlvr.runlog.clock import StepClock
@@ -136,8 +138,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         torch.set_num_threads(recipe.run.threads)
     timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.process_timeout))
     folder = run_folder(recipe)
+    # gradients lie in the buckets that ranks exchange, instead of beside them: 4 bytes a parameter
+    data_parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     return Accelerator(
-        log_with=list(recipe.run.trackers) or None, project_dir=str(folder), kwargs_handlers=[timeout],
+        log_with=list(recipe.run.trackers) or None, project_dir=str(folder), kwargs_handlers=[timeout, data_parallel],
         cpu=not torch.cuda.is_available(),
     )  # fmt: skip
 
@@ -212,7 +216,9 @@ def make_rollouts(
 def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
     """What would otherwise be found out only after the engine has started, or at the first checkpoint: the launcher's
     settings, and plug-ins that cannot be found. Raises `LaunchError`, `RecipeError` or `PlugInError`."""
+    check_gpus(os.environ, cuda=torch.cuda.is_available(), driver=DRIVER.exists())
     check_launch(accelerator, recipe.learner)
+    check_devices(recipe.rollout.engine, Host.here())
     if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
         raise RecipeError("model.lora needs peft, which is not installed; pip install 'rlvr[lora]'")
     algorithm = recipe.algorithm

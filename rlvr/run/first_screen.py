@@ -13,6 +13,7 @@ from rlvr.config import Recipe
 from rlvr.config.algorithm import GivenText, GivenTextLikelihood
 from rlvr.config.recipe import Lora
 from rlvr.problems.data import Data
+from rlvr.run.launch import describe
 from rlvr.run.memory import count_adapters, estimate_memory, num_parameters
 
 
@@ -27,6 +28,7 @@ def first_screen(
     stops = [*map(repr, data.renderer.stop), f"tokens {list(data.renderer.stop_token_ids)}"]
     samples = rollout.prompts_per_step * rollout.group_size
     slots = ("baseline", "scale", "surrogate", "aggregation", "kl")
+    processes = describe(accelerator.num_processes, accelerator.device.type, torch.cuda.device_count())
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
     return [
         ("model", f"{model.path}: {weights / 1e6:.1f} M parameters in {model.dtype}, autocast {model.autocast}"),
@@ -40,17 +42,10 @@ def first_screen(
         ("objective", " ".join(f"{name}={getattr(algorithm, name).type}" for name in slots)),
         ("engine", f"{rollout.engine.type} in {rollout.engine.dtype}"),
         ("memory", _memory(recipe, config, weights, adapters)),
-        ("processes", f"{accelerator.num_processes} on {accelerator.device.type}, {threads}{_missing_gpus()}"),
+        ("processes", f"{processes}, {threads}"),
         ("steps", f"{recipe.run.steps}, seed {recipe.run.seed}"),
         ("folder", str(folder)),
     ]
-
-
-def _missing_gpus() -> str:
-    """What to know where accelerate was launched for GPUs on a machine without any."""
-    if os.environ.get("ACCELERATE_USE_CPU", "true").lower() in ("true", "1", "yes") or torch.cuda.is_available():
-        return ""
-    return " (accelerate was launched for GPUs, and there are none: launch/cpu.yaml is meant for CPUs)"
 
 
 def _adapters(lora: Lora | None, size: int | None) -> list[tuple[str, str]]:

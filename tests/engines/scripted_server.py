@@ -25,6 +25,7 @@ CONFIG: dict[str, Any] = {
     "parallel_config": {"worker_extension_cls": WORKER_EXTENSION},
     "scheduler_config": {"policy": "priority", "enable_chunked_prefill": False},
     "weight_transfer_config": {"backend": "rlvr_file"},
+    "device_config": {"device_type": "cpu"},
 }  # fmt: skip
 TOLD = "model.norm.weight"
 """The parameter whose first value is the weights, as far as this server goes."""

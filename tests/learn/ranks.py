@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule
 
 from rlvr.config.algorithm import Algorithm
@@ -173,7 +173,8 @@ MODELS = ("tied", "untied")
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # as `rlvr.run.build.make_accelerator`
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[buckets])
     for scenario in SCENARIOS:
         for name in MODELS:
             if scenario.endswith("sharded"):

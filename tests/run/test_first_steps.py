@@ -95,6 +95,12 @@ def test_a_plug_in_that_is_not_there_is_found_before_the_engine_starts(
         check_early(recipe, make_accelerator(recipe))
 
 
+def test_gradients_of_several_processes_lie_in_the_buckets_that_they_exchange(tmp_path: Path) -> None:
+    handler = make_accelerator(make_recipe(tmp_path)).ddp_handler
+    assert handler is not None
+    assert handler.gradient_as_bucket_view
+
+
 def test_what_the_launcher_sets_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(tmp_path)
     accelerator = make_accelerator(recipe)

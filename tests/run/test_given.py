@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from rlvr.run.first_screen import _missing_gpus
 from tests.runs import Workspace, elsewhere
 from tests.test_architecture import run_blocked
 
@@ -104,15 +103,3 @@ def test_a_model_that_cannot_be_loaded_is_told_without_a_trace(
     assert "Traceback" not in error
     with elsewhere(workspace.folder):
         assert not Path("runs").exists()
-
-
-def test_a_launch_for_gpus_that_are_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert _missing_gpus() == ""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert _missing_gpus() == ""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")  # as `accelerate launch --config_file launch/ddp.yaml` sets it
-    assert "accelerate was launched for GPUs, and there are none" in _missing_gpus()
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert _missing_gpus() == ""

@@ -43,9 +43,11 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def serve_command(settings: VllmSettings, transfer: str, host: str, port: int) -> list[str]:
-    """The command line; `transfer` is vLLM's backend for weights on a GPU, on a CPU it is always our file backend."""
+def serve_command(settings: VllmSettings, transfer: str, host: str, port: int, devices: str | None = None) -> list[str]:
+    """The command line; `transfer` is vLLM's backend for weights on a GPU, on a CPU it is always our file backend.
+    `devices` are indices among the GPUs that this process sees, None is the first ones."""
     arguments = settings.arguments(on_cpu=not torch.cuda.is_available(), gpu_transfer=transfer) | _FOR_SERVERS
+    arguments["device_ids"] = devices
     return [sys.executable, "-m", _MODULE, "--host", host, "--port", str(port), *_flags(arguments)]
 
 
@@ -74,8 +76,11 @@ def serve(settings: VllmSettings, transfer: str, host: str, port: int) -> None:
 class ServedChild:
     """One server as a child of this process, which ends with it whatever way it ends."""
 
-    def __init__(self, settings: VllmSettings, transfer: str, host: str, log_file: Path) -> None:
-        self._settings, self._transfer, self._host = settings, transfer, host
+    def __init__(
+        self, settings: VllmSettings, transfer: str, host: str, log_file: Path, *, devices: str | None = None
+    ) -> None:
+        """`devices` as in `serve_command`."""
+        self._settings, self._transfer, self._host, self._devices = settings, transfer, host, devices
         self.log_file, self._log_start = log_file, 0
         self.url = url_of(host, free_port(host))
         self.starts = 0
@@ -86,7 +91,8 @@ class ServedChild:
         self.kill()
         self.starts += 1
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        command = serve_command(self._settings, self._transfer, self._host, int(self.url.rpartition(":")[2]))
+        port = int(self.url.rpartition(":")[2])
+        command = serve_command(self._settings, self._transfer, self._host, port, self._devices)
         environment = without_launcher(os.environ) | serve_environment(self._settings, os.getpid())
         with without_interrupt(), open(self.log_file, "ab") as log:
             self._log_start = log.tell()

@@ -184,12 +184,14 @@ class Server:
             raise EngineError(
                 f"{self.url} has max_model_len {model_len}, this run needs {needs.model_len} or more{_FIX}"
             )
+        on_cpu = (config.get("device_config") or {}).get("device_type") == "cpu"
+        prefill = scheduler.get("enable_chunked_prefill")
         wanted = (
             ("dtype", str(model.get("dtype")).removeprefix("torch."), needs.dtype),
             ("logprobs_mode", model.get("logprobs_mode"), "processed_logprobs"),
             ("generation_config", model.get("generation_config"), "vllm"),
             ("scheduling_policy", scheduler.get("policy"), "priority"),
-            ("enable_chunked_prefill", scheduler.get("enable_chunked_prefill"), False),
+            ("enable_chunked_prefill", prefill, False if on_cpu else prefill),
             ("worker_extension_cls", parallel.get("worker_extension_cls"), WORKER_EXTENSION),
             ("weight_transfer_config.backend", transfer.get("backend"), needs.transfer),
         )

@@ -21,6 +21,9 @@ CPU_KERNELS = "rlvr_cpu"
 WORKER_EXTENSION = "rlvr.engines.vllm.worker.WorkerExtension"
 INLINE_EXECUTOR = "rlvr.engines.vllm.worker.InlineExecutor"
 PARENT_VARIABLE = "RLVR_PARENT_PID"
+GPU_BATCH_TOKENS = 8192
+"""Most tokens of one step of the model on a GPU, prompts in chunks included; vLLM's own default for this way of calling
+it is 2,048."""
 _FINISH_REASONS = ("stop", "length", "abort", "repetition")
 
 
@@ -64,11 +67,11 @@ class VllmSettings:
             "enable_sleep_mode": self.sleep,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            "enable_chunked_prefill": False,  # a seeded request would lose its place in its noise between chunks
             "seed": 0,
             "worker_extension_cls": WORKER_EXTENSION,
         }
         if on_cpu:
+            arguments["enable_chunked_prefill"] = False  # a seeded request would lose its place in its noise
             arguments["kv_cache_memory_bytes"] = int(self.kv_cache_gib * 2**30)
             arguments["weight_transfer_config"] = {"backend": FILE_BACKEND}
             if self.enforce_eager:  # a compiler would fuse the plain operators better
@@ -76,6 +79,8 @@ class VllmSettings:
             if self.tensor_parallel == 1:
                 arguments["distributed_executor_backend"] = INLINE_EXECUTOR
         else:
+            # there noise is a hash of seed, position and token, so that a prompt may come in chunks
+            arguments["max_num_batched_tokens"] = max(GPU_BATCH_TOKENS, self.max_num_seqs)
             arguments["gpu_memory_utilization"] = self.gpu_memory_share
             arguments["weight_transfer_config"] = {"backend": gpu_transfer}
         if self.speculative is not None:
