@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,6 +55,9 @@ __all__ = ["Recipe", "RecipeError", "RunResult", "evaluate", "grade", "load_reci
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'rlvr' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if _PLACES[name].startswith("rlvr.api."):
+        check_shadows = importlib.import_module("rlvr.plugins").check_shadows
+        check_shadows(Path(sys.path[0]))  # the folder of the script
     return getattr(importlib.import_module(_PLACES[name]), name)
 
 

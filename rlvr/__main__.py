@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rlvr.config import Recipe, is_run_folder, load_recipe, load_recipe_of_run
 from rlvr.errors import InputError, RlvrError
+from rlvr.plugins import check_shadows
 from rlvr.run.given import check_export, check_given
 from rlvr.run.signals import PEER_GONE, Interrupted, interruptible
 from rlvr.view.arguments import add_view_arguments
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parsed(argv)
     sys.path.insert(0, os.getcwd())  # plug-ins in the current directory are found, as with `python -m`
     try:
+        check_shadows(Path.cwd())
         with interruptible():
             status = _run(arguments)
         sys.stdout.flush()

@@ -21,6 +21,29 @@ class PlugInError(InputError, ValueError):
     """A plug-in cannot be found, or its arguments do not fit; the message names the path, the rule and the fix."""
 
 
+NEEDED = ("rewards", "rlvr", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "vllm",
+          "peft", "numpy", "pydantic", "yaml", "rich", "jinja2", "wandb", "tensorboard")  # fmt: skip
+"""Modules that rlvr imports and a file of the user's may hide, because the current directory is searched first."""
+
+
+def check_shadows(folder: Path) -> None:
+    """Raise `PlugInError` for a file in `folder`, the first place where modules are looked for, that takes the name of
+    a package that rlvr needs: ``rewards.py``, ``datasets.py``. Python's own message would be about circular imports."""
+    for name in NEEDED:
+        own = folder / name
+        is_package = name in ("rewards", "rlvr") and (own / "__init__.py").is_file()
+        if is_package and not (own / {"rewards": "verdict.py", "rlvr": "plugins.py"}[name]).is_file():
+            hides = own
+        elif (folder / f"{name}.py").is_file() and not is_package:  # Python prefers the package
+            hides = folder / f"{name}.py"
+        else:
+            continue
+        raise PlugInError(
+            f"{hides} hides the package {name!r}, which rlvr needs: rename it, for example to my_{hides.name}, and "
+            f"write 'my_{name}:...' where the recipe names something in it"
+        )
+
+
 def load_plugin(path: str, args: Mapping[str, Any], *, positional: int = 0) -> Callable[..., Any]:
     """The callable that ``path`` names, with ``args`` checked and bound to it: a function gets them as keyword
     arguments at each call, a class is constructed with them once.

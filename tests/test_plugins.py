@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from rlvr.plugins import PlugInError, load_plugin
+from rlvr.plugins import PlugInError, check_shadows, load_plugin
 
 SOURCE = """
 from pydantic import BaseModel, ConfigDict
@@ -79,3 +81,38 @@ def test_a_missing_module_is_named_and_a_module_that_fails_to_import_shows_its_o
         load_plugin("plug_broken:f", {})
     with pytest.raises(PlugInError, match="'module:name'"):
         load_plugin("plug_plain", {})
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("rewards.py", "rewards"), ("rewards/__init__.py", "rewards"), ("datasets.py", "datasets"), ("rlvr.py", "rlvr")],
+)
+def test_a_file_that_hides_a_package_is_named_with_the_fix(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("from rewards import Verdict\n")
+    hides = tmp_path / file.removesuffix("/__init__.py")
+    with pytest.raises(PlugInError) as caught:
+        check_shadows(tmp_path)
+    assert str(caught.value).startswith(f"{hides} hides the package '{name}', which rlvr needs: rename it")
+
+
+def test_a_checkout_hides_nothing_nor_does_a_folder_of_data(tmp_path: Path) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "my_rewards.py").touch()
+    check_shadows(tmp_path)
+    check_shadows(Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize("program", ["from rlvr.__main__ import main; sys.exit(main(['train', 'quickstart']))",
+                                     "import rlvr; rlvr.train"])  # fmt: skip
+def test_with_a_rewards_py_of_ones_own_commands_and_scripts_say_so(tmp_path: Path, program: str) -> None:
+    (tmp_path / "rewards.py").write_text("from rewards import Verdict\n")
+    (tmp_path / "script.py").write_text(f"import sys\nsys.path.append({str(Path(__file__).parents[1])!r})\n{program}\n")
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].endswith("where the recipe names something in it")
+    assert "rewards.py hides the package 'rewards'" in done.stderr
+    assert "partially initialized" not in done.stderr

@@ -208,9 +208,9 @@ def start_engine(run: Run) -> None:
     """Give the engine the policy, proving first that each group of parameters takes effect there."""
     with run.clock.phase("sync"):
         if run.recipe.rollout.self_test:
-            lines = run.weights.prove(version=run.done)
+            found = run.weights.prove(version=run.done)
             if run.coordinator is not None:
-                run.coordinator.log.say("the engine follows the learner in " + "; ".join(lines))
+                run.coordinator.log.say(f"the engine follows the learner: {found}")
         run.weights.send(version=run.done)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, RenderableType
@@ -11,49 +12,67 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as RemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _SMALL = 0.01
-"""Shares of outcomes and truncated completions below this stay off the step's line."""
+"""Shares of outcomes below this stay off the step's line."""
 
 
-def step_line(step: int, last: int, metrics: Mapping[str, float]) -> str:
+def step_line(step: int, last: int, metrics: Mapping[str, float], width: int | None = None) -> str:
     """One step in one line of plain text; what was not measured is left out.
 
-    Example: ``step  12/60  reward 0.431 +-0.035  correct 43% wrong 50%  groups 5/16 differ (8 all right, 3 none)
-    231 tok (4% cut)  512 tok/s  grad 0.41  mismatch 3.1e-03  21.4 s``
+    Each field has a width of its own, so that lines can be compared down the page. On a terminal of `width` columns the
+    fields that matter least are left out, as many as it takes.
+
+    Example: ``step  12/60  reward  0.431 +-0.035  correct  43%  groups  5/16 differ    231 tok   4% cut     512 tok/s
+    grad    0.412  mismatch 3.1e-03    21.4 s  (8 all right, 3 none; wrong 50%, no_answer 6%)``
     """
-    parts = [f"step {step:>{len(str(last))}}/{last}"]
+    fields = [(0, f"step {step:>{len(str(last))}}/{last}"), *_fields(metrics)]
+    shown: list[int] = []
+    left = math.inf if width is None else width
+    for _, index in sorted((rank, index) for index, (rank, _) in enumerate(fields)):
+        needed = len(fields[index][1]) + (2 if shown else 0)
+        if needed > left:
+            break
+        shown.append(index)
+        left -= needed
+    return "  ".join(fields[index][1] for index in sorted(shown))
+
+
+def _fields(metrics: Mapping[str, float]) -> Iterator[tuple[int, str]]:
+    """The fields of a step's line from left to right, each with its rank: the greatest is left out first."""
     if "reward/mean" in metrics:
         error = f" +-{metrics['reward/se']:.3f}" if "reward/se" in metrics else ""
-        parts.append(f"reward {metrics['reward/mean']:.3f}{error}")
-    parts += _outcomes(metrics)
+        yield 1, f"reward {metrics['reward/mean']:6.3f}{error}"
+    shares = _outcomes(metrics)
+    if shares:
+        yield 4, f"correct {shares.pop('correct', 0.0):4.0%}"
+    notes = []
     if "groups/total" in metrics:
         total, right, wrong = (int(metrics[f"groups/{key}"]) for key in ("total", "all_correct", "none_correct"))
         equal = int(metrics.get("groups/zero_variance", right + wrong) + metrics.get("groups/too_few_scored", 0))
-        parts.append(f"groups {total - equal}/{total} differ ({right} all right, {wrong} none)")
+        yield 2, f"groups {total - equal:>{len(str(total))}}/{total} differ"
+        notes.append(f"{right} all right, {wrong} none")
     if "length/mean" in metrics:
-        cut = metrics["length/truncated"]
-        parts.append(f"{metrics['length/mean']:.0f} tok" + (f" ({cut:.0%} cut)" if cut >= _SMALL else ""))
-    for key, form in (
-        ("tokens/per_second", "{:.0f} tok/s"),
-        ("update/grad_norm", "grad {:.3g}"),
-        ("mismatch/kl", "mismatch {:.1e}"),
-        ("time/step", "{:.1f} s"),
+        yield 5, f"{metrics['length/mean']:5.0f} tok {metrics['length/truncated']:4.0%} cut"
+    for rank, key, form in (
+        (6, "tokens/per_second", "{:7.0f} tok/s"),
+        (7, "update/grad_norm", "grad {:8.3g}"),
+        (8, "mismatch/kl", "mismatch {:8.1e}"),
+        (3, "time/step", "{:7.1f} s"),
     ):
         if key in metrics:
-            parts.append(form.format(metrics[key]))
-    return "  ".join(parts)
+            yield rank, form.format(metrics[key])
+    often = [name for name in sorted(shares, key=lambda name: -shares[name]) if shares[name] >= _SMALL]
+    notes += [", ".join(f"{name} {shares[name]:.0%}" for name in often)] if often else []
+    if notes:
+        yield 9, f"({'; '.join(notes)})"
 
 
-def _outcomes(metrics: Mapping[str, float]) -> list[str]:
-    """The outcomes of the first reward term that are not rare, most frequent first."""
-    keys = [key for key in metrics if key.startswith("outcome/")]
-    if not keys:
-        return []
-    first = keys[0].rsplit("/", 1)[0] + "/"
-    shares = {key.removeprefix(first): metrics[key] for key in keys if key.startswith(first)}
-    shown = sorted((name for name in shares if shares[name] >= _SMALL), key=lambda name: -shares[name])
-    return [" ".join(f"{name} {shares[name]:.0%}" for name in shown)]
+def _outcomes(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The share of each outcome of the first reward term."""
+    first = next((key.rsplit("/", 1)[0] + "/" for key in metrics if key.startswith("outcome/")), None)
+    return {key.removeprefix(first): metrics[key] for key in metrics if first is not None and key.startswith(first)}
 
 
 def eval_lines(metrics: Mapping[str, float]) -> list[str]:
@@ -126,15 +145,15 @@ class Display:
 
     def step(self, step: int, last: int, metrics: Mapping[str, float]) -> None:
         """Print the line of a finished step, and its evaluations."""
-        self.line(step_line(step, last, metrics))
+        self.line(step_line(step, last, metrics, self.console.width if self.console.is_terminal else None))
         for line in eval_lines(metrics):
             self.line(line, style="bold")
         if self._steps is not None:
             self._progress.update(self._steps, completed=step)
 
     def line(self, text: str, style: str = "") -> None:
-        """Print one line of text as it is."""
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        """Print one line of text as it is; a terminal that is too narrow breaks it between words."""
+        self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
 
     def show(self, what: RenderableType) -> None:
         """Print a table or anything else that rich knows."""

@@ -47,9 +47,9 @@ class WeightSync:
             broadcast_object_list(shared)
         self._sequences: list[tuple[int, ...]] = shared[0]
 
-    def prove(self, version: int) -> list[str]:
-        """The self-test of every group of parameters, which ends with the true weights as `version`; what it found,
-        in words. Raises `EngineError` for a group that the engine does not follow."""
+    def prove(self, version: int) -> str:
+        """The self-test of every group of parameters, which ends with the true weights as `version`; what it found, in
+        a sentence. Raises `EngineError` for a group that the engine does not follow."""
         proofs = self_test(
             engine=self._rollouts,
             parameters=dict(self._learner.policy.model.named_parameters()),
@@ -58,11 +58,11 @@ class WeightSync:
             sequences=self._sequences,
             version=version,
         )
-        return [
-            f"{proof.group}: learner moved {proof.change:.2f} nats, engine within {proof.mismatch:.1e} of it"
-            + ("" if proof.is_visible else " (too little to prove it)")
-            for proof in proofs
-        ]
+        worst = max(proof.mismatch for proof in proofs)
+        unproved = [proof.group for proof in proofs if not proof.is_visible]
+        return f"{len(proofs)} groups of parameters, at most {worst:.1e} nats apart" + (
+            f"; the learner moved too little to prove it of {', '.join(unproved)}" if unproved else ""
+        )
 
     def send(self, version: int) -> dict[str, float]:
         """Send the weights as `version` and compare the probes; metrics on rank 0. Raises `EngineError` if the engine

@@ -37,7 +37,7 @@ def test_a_run_of_adapters(work: Workspace, capsys: pytest.CaptureFixture[str]) 
     assert work.run("name=whole") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "adapters rank 4, alpha 8, on all linear layers below the head" in said
-    assert "the engine follows the learner in" in said
+    assert "the engine follows the learner: " in said
     assert work.run("run.steps=2") == 0
     assert work.run() == 0
     assert work.metrics() == work.metrics("whole")

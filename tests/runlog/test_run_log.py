@@ -179,7 +179,7 @@ def test_a_run_leaves_its_recipe_metrics_and_rollouts(tmp_path: Path, accelerato
     }  # fmt: skip
     assert (wrong["sample"], wrong["advantage"], wrong["finish_reason"]) == (1, None, "length")
     assert wrong["grade_seconds"] == 0.25
-    assert "step 1/4  reward 0.500  2.0 s" in printed()
+    assert "step 1/4  reward  0.500      2.0 s" in printed()
     assert "eval held_out: pass@1 0.250 [0.100, 0.500]" in printed()
 
 
@@ -343,10 +343,43 @@ def test_one_line_says_what_a_step_did() -> None:
         "length/truncated": 0.04, "tokens/per_second": 512.3, "update/grad_norm": 0.4123, "mismatch/kl": 0.0031,
         "time/step": 21.44,
     }  # fmt: skip
-    assert step_line(12, 60, metrics) == (
-        "step 12/60  reward 0.431 +-0.035  wrong 50% correct 43% no_answer 6%  "
-        "groups 5/16 differ (8 all right, 3 none)  231 tok (4% cut)  512 tok/s  grad 0.412  mismatch 3.1e-03  21.4 s"
+    whole = (
+        "step 12/60  reward  0.431 +-0.035  correct  43%  groups  5/16 differ    231 tok   4% cut      512 tok/s  "
+        "grad    0.412  mismatch  3.1e-03     21.4 s  (8 all right, 3 none; wrong 50%, no_answer 6%)"
     )
+    assert step_line(12, 60, metrics) == step_line(12, 60, metrics, width=len(whole)) == whole
+    assert step_line(12, 60, metrics, width=120) == (
+        "step 12/60  reward  0.431 +-0.035  correct  43%  groups  5/16 differ    231 tok   4% cut      512 tok/s  "
+        "   21.4 s"
+    )
+    assert step_line(12, 60, metrics, width=80) == (
+        "step 12/60  reward  0.431 +-0.035  correct  43%  groups  5/16 differ     21.4 s"
+    )
+    assert step_line(12, 60, metrics, width=10) == "step 12/60"
+
+
+def test_lines_of_steps_can_be_compared_down_the_page() -> None:
+    """Numbers of other sizes stand in the same columns."""
+    one = {"reward/mean": 0.4, "reward/se": 0.01, "outcome/a/correct": 1.0, "groups/total": 16.0,
+           "groups/all_correct": 3.0, "groups/none_correct": 3.0, "length/mean": 9.0, "length/truncated": 0.0,
+           "tokens/per_second": 90.0, "update/grad_norm": 0.5, "mismatch/kl": 1e-9, "time/step": 9.0}  # fmt: skip
+    other = one | {"reward/mean": -1.5, "outcome/a/correct": 0.0, "outcome/a/wrong": 0.3, "groups/none_correct": 12.0,
+                   "length/mean": 12345.0, "length/truncated": 1.0, "tokens/per_second": 123456.0,
+                   "update/grad_norm": 1.23e-5, "mismatch/kl": -1e-9, "time/step": 12345.6}  # fmt: skip
+    first, second = (step_line(9, 100, numbers) for numbers in (one, other))
+    for word in ("reward", "correct", "groups", "differ", "tok", "cut", "tok/s", "grad", "mismatch", " s  ("):
+        assert first.index(word) == second.index(word), word
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_terminal_breaks_long_lines_between_words(width: int) -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=True, width=width, color_system=None))
+    text = "the engine follows the learner: " + "and so on, " * 30
+    display.line(text.strip())
+    lines = out.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert " ".join(line.strip() for line in lines) == text.strip()
 
 
 def test_groups_with_partial_marks_differ_without_a_right_completion() -> None:
@@ -354,7 +387,7 @@ def test_groups_with_partial_marks_differ_without_a_right_completion() -> None:
         "groups/total": 8.0, "groups/all_correct": 0.0, "groups/none_correct": 8.0, "groups/zero_variance": 1.0,
         "groups/too_few_scored": 1.0,
     }  # fmt: skip
-    assert step_line(1, 2, metrics) == "step 1/2  groups 6/8 differ (0 all right, 8 none)"
+    assert step_line(1, 2, metrics) == "step 1/2  groups 6/8 differ  (0 all right, 8 none)"
 
 
 def test_an_evaluations_line_shows_its_reward() -> None:
@@ -383,7 +416,7 @@ def test_without_a_terminal_there_are_lines_and_no_control_codes(
     assert "\r" not in out
     assert "rlvr: test\n" in out
     assert "[bold]not markup[/bold]" + "x" * 300 in out
-    assert out.endswith("step 1/4  reward 0.500\n")
+    assert out.endswith("step 1/4  reward  0.500\n")
 
 
 def test_a_terminal_gets_a_bar_and_the_same_lines(tmp_path: Path, accelerator: Accelerator) -> None:
@@ -401,7 +434,7 @@ def test_a_terminal_gets_a_bar_and_the_same_lines(tmp_path: Path, accelerator: A
         log._display._progress.refresh()
         assert "0/?" in out.getvalue()
         assert "generate" not in out.getvalue().split("eval held_out")[-1]
-    assert "step 1/4  reward 0.500" in printed
+    assert "step 1/4  reward  0.500" in printed
 
 
 # ----------------------------------------------------------------------------------------------------------- trackers
