@@ -187,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "serve":
             command.add_argument("--host", default="127.0.0.1", help="a private address: weights can be replaced there")
             command.add_argument("--port", type=_count, help="default: a free one, which is printed")
+            command.add_argument("--public", action="store_true", help="let --host be an address that others reach")
     text = "say what stops or slows learning: in a recipe before its run, or in a run's folder"
     command = commands.add_parser("doctor", help=text, description=text)
     command.add_argument("target", metavar="RECIPE|RUN", help="YAML file, name of a shipped recipe, or a run's folder")

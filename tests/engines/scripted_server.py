@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 from safetensors import safe_open
 
+from rlvr.engines.servers.guard import server_token
 from rlvr.engines.servers.serve import free_port
 from rlvr.engines.vllm.settings import WORKER_EXTENSION
 
@@ -88,6 +89,8 @@ class ScriptedServer:
     @web.middleware
     async def _gate(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.verbs.append(request.path)
+        if request.headers.get("Authorization") != f"Bearer {server_token()}":  # as the real ones do, on every verb
+            return web.Response(status=401, text='{"error": {"message": "the token is missing"}}')
         if request.path == self.dies_at:
             self.dies_at = ""
             self._dying = asyncio.ensure_future(self.die())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,12 +53,25 @@ def agree(learner: Learner, asked: list[list[int]], completions: list[Completion
     assert largest_difference([list(one.behaviour_logprobs) for one in completions], sampled) <= within
 
 
+def refuse_what_a_page_could_send(servers: VllmServers) -> None:
+    """A cross-site POST of plain text, with which one call of `get_model` would end the engine's output; and a name
+    that somebody points at this machine."""
+    for child in servers._children:
+        for headers, status in ({"Content-Type": "text/plain"}, 401), ({"Host": "evil.example"}, 421):
+            body = b'{"method": "get_model"}'
+            request = urllib.request.Request(f"{child.url}/collective_rpc", body, headers, method="POST")
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=30)
+            assert refused.value.code == status
+
+
 def test_the_life_of_two_servers(servers: VllmServers, background: Background, tied_learner: Learner) -> None:
     """Float32: engine = learner to 1e-4 at the folder's weights and after a sync that moves every group of a tied one;
     a held batch repeats to the last bit; versions in flight; one server killed while it samples."""
     sync, learner = Sync(servers, background), tied_learner
     learner.reset()
     assert servers.version == -1
+    refuse_what_a_page_could_send(servers)
     assert largest_difference(sync.logprobs(prompts(6)), learner.logprobs(prompts(6))) <= 1e-4
     whole = [3 + i % 90 for i in range(256)]
     assert largest_difference(sync.logprobs([whole, [5]]), learner.logprobs([whole, [5]])) <= 1e-4

@@ -1,7 +1,7 @@
 """`vllm serve` as this project needs it: its command line for given settings, and as a child of the run.
 
 The command replaces its own process (`serve`), or runs as a child (`ServedChild`). vLLM's development endpoints, by
-which weights are replaced, are open to whoever reaches the port: bind to a private address.
+which weights are replaced, listen to whoever has the token (`rlvr.engines.servers.guard`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from rlvr.engines.servers.guard import HOST_VARIABLE, TOKEN_VARIABLE, Guard, server_token
 from rlvr.engines.vllm.process import reason_in, without_interrupt, without_launcher
 from rlvr.engines.vllm.settings import VllmSettings
 
@@ -48,7 +49,9 @@ def serve_command(settings: VllmSettings, transfer: str, host: str, port: int, d
     `devices` are indices among the GPUs that this process sees, None is the first ones."""
     arguments = settings.arguments(on_cpu=not torch.cuda.is_available(), gpu_transfer=transfer) | _FOR_SERVERS
     arguments["device_ids"] = devices
-    return [sys.executable, "-m", _MODULE, "--host", host, "--port", str(port), *_flags(arguments)]
+    guard = f"{Guard.__module__}.{Guard.__name__}"
+    where = ["--host", host, "--port", str(port), "--middleware", guard]
+    return [sys.executable, "-m", _MODULE, *where, *_flags(arguments)]
 
 
 def _flags(arguments: Mapping[str, Any]) -> list[str]:
@@ -62,15 +65,16 @@ def _flags(arguments: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def serve_environment(settings: VllmSettings, parent: int) -> dict[str, str]:
-    """Variables of a server whose engine ends with the process `parent`."""
-    return settings.environment(parent) | {"VLLM_SERVER_DEV_MODE": "1"}
+def serve_environment(settings: VllmSettings, parent: int, host: str) -> dict[str, str]:
+    """Variables of a server on `host` whose engine ends with the process `parent`."""
+    own = {"VLLM_SERVER_DEV_MODE": "1", TOKEN_VARIABLE: server_token(), HOST_VARIABLE: host}
+    return settings.environment(parent) | own
 
 
 def serve(settings: VllmSettings, transfer: str, host: str, port: int) -> None:
     """Become `vllm serve`: does not return."""
     command = serve_command(settings, transfer, host, port)
-    os.execve(command[0], command, without_launcher(os.environ) | serve_environment(settings, os.getpid()))
+    os.execve(command[0], command, without_launcher(os.environ) | serve_environment(settings, os.getpid(), host))
 
 
 class ServedChild:
@@ -93,7 +97,7 @@ class ServedChild:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         port = int(self.url.rpartition(":")[2])
         command = serve_command(self._settings, self._transfer, self._host, port, self._devices)
-        environment = without_launcher(os.environ) | serve_environment(self._settings, os.getpid())
+        environment = without_launcher(os.environ) | serve_environment(self._settings, os.getpid(), self._host)
         with without_interrupt(), open(self.log_file, "ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)

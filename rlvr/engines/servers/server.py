@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 
 from rlvr.engines.protocol import EngineError
+from rlvr.engines.servers.guard import server_token, token_header
 from rlvr.engines.vllm.settings import WORKER_EXTENSION, VllmOutput, prompt_logprobs_parameters, sampling_parameters
 from rlvr.records import Request
 
@@ -79,8 +80,9 @@ class Server:
     async def open(self) -> None:
         """Ready to connect; a connection a request, so that the end of one is the end of the other."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=aiohttp.ClientTimeout(total=None)
-        )
+            connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=aiohttp.ClientTimeout(total=None),
+            headers=token_header(server_token()),
+        )  # fmt: skip
 
     async def close(self) -> None:
         """No request afterwards."""
