@@ -164,7 +164,7 @@ class _Batch:
         for line in data.splitlines(keepends=True) if b"\r" not in data else _lines(data):
             try:
                 self._line(line)
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
                 self.bad.append((self.place, f"{type(error).__name__}: {error}"))
             self.place += len(line)
         self._write()
@@ -179,17 +179,18 @@ class _Batch:
         record = json.loads(line)
         if record["schema_version"] > NEWEST_ROLLOUT:
             raise ValueError(f"written by a newer rlvr (schema_version {record['schema_version']})")
+        _check(record)  # before anything of it is kept: what SQLite does not take would end the whole batch
         step, group, text, reward = record["step"], record["group"], record["text"], record["reward"]
-        outcomes = {name: verdict["outcome"] for name, verdict in record["verdicts"].items()}
+        outcomes = {name: clean(verdict["outcome"]) for name, verdict in record["verdicts"].items()}
         combo = self._combo(outcomes)
         problem = self._problem(record)
-        clean = _clean(text)
-        content = int.from_bytes(hashlib.blake2b(clean.strip().encode(), digest_size=8).digest(), "big", signed=True)
+        whole = clean(text)
+        content = int.from_bytes(hashlib.blake2b(whole.strip().encode(), digest_size=8).digest(), "big", signed=True)
         self.rows.append((
             self.next, step, group, record["sample"], problem, reward, record["advantage"], combo,
-            record["finish_reason"], record["tokens"], words_before_answer(text), content, self.place, len(line),
+            clean(record["finish_reason"]), record["tokens"], words_before_answer(text), content, self.place, len(line),
         ))  # fmt: skip
-        self.texts.append((self.next, clean))
+        self.texts.append((self.next, whole))
         if step not in self.steps:
             self.steps[step] = (step, self.next, self.place, len(line), zlib.crc32(line))
         sums = self.groups.setdefault((step, group), [problem, record["visit"], self.next, 0, 0, 0, 0, 0.0])
@@ -214,7 +215,7 @@ class _Batch:
         known = self.groups.get((record["step"], record["group"]))
         if known is not None:
             return int(known[0])
-        name = _clean(record["problem_id"])
+        name = clean(record["problem_id"])
         found = self.database.execute("SELECT id FROM problem WHERE name = ?", (name,)).fetchone()
         if found:
             return int(found["id"])
@@ -271,7 +272,28 @@ def _lines(data: bytes) -> Iterable[bytes]:
     return (line + b"\n" for line in data.split(b"\n")[:-1])
 
 
-def _clean(text: str) -> str:
+_FIELDS = {
+    "step": int, "group": int, "sample": int, "visit": int, "tokens": int, "problem_id": str, "text": str,
+    "finish_reason": str,
+}  # fmt: skip
+
+
+def _check(record: dict[str, Any]) -> None:
+    """Raise for a line that SQLite could not take: whoever wrote it was not rlvr, or the disk has changed it."""
+    for key, kind in _FIELDS.items():
+        if type(record[key]) is not kind or (kind is int and not fits(record[key])):
+            raise ValueError(f"{key} is {record[key]!r:.60}, it must be {kind.__name__} of usual size")
+    for key in ("reward", "advantage"):
+        if record[key] is not None and not fits(record[key]):
+            raise ValueError(f"{key} is {record[key]!r:.60}, it must be a number or null")
+
+
+def fits(value: object) -> bool:
+    """Whether a value of JSON is a number that SQLite and floating point hold."""
+    return isinstance(value, float) or (type(value) is int and -(2**63) <= value < 2**63)
+
+
+def clean(text: str) -> str:
     """Text that UTF-8 can hold: half a surrogate pair becomes a question mark."""
     return text.encode(errors="replace").decode()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from rlvr.view.index import Index
+from rlvr.view.index import Index, clean
 
 PAGE = 50
 """Rows of a list that are sent at once."""
@@ -226,7 +226,8 @@ class Rollouts:
         """All visits of one problem, with its prompt and reference. Raises `NotThere`."""
         with self.index.reading() as database:
             rows = database.execute(
-                "SELECT grp.* FROM grp JOIN problem ON problem.id = grp.problem WHERE name = ? ORDER BY step", (name,)
+                "SELECT grp.* FROM grp JOIN problem ON problem.id = grp.problem WHERE name = ? ORDER BY step",
+                (clean(name),),
             ).fetchall()
             if not rows:
                 raise NotThere(f"no rollout of this run is of problem {name!r}")
@@ -248,7 +249,7 @@ class Rollouts:
             rows = [
                 database.execute(
                     "SELECT rollout.* FROM rollout JOIN problem ON problem.id = rollout.problem "
-                    "WHERE name = ? AND step = ? ORDER BY abs(sample - ?) LIMIT 1", (name, step, sample),
+                    "WHERE name = ? AND step = ? ORDER BY abs(sample - ?) LIMIT 1", (clean(name), step, sample),
                 ).fetchone()
                 for step in steps[:8]
             ]  # fmt: skip
@@ -291,7 +292,7 @@ def _conditions(database: sqlite3.Connection, wanted: Filter) -> tuple[list[str]
             values.append(value)
     if wanted.problem is not None:
         conditions.append("rollout.problem = (SELECT id FROM problem WHERE name = ?)")
-        values.append(wanted.problem)
+        values.append(clean(wanted.problem))
     if wanted.outcome is not None or wanted.disagree is not None:
         fitting = []
         for row in database.execute("SELECT id, outcomes, first FROM combo"):

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from rlvr.config.dotted import flatten
 from rlvr.errors import InputError
 from rlvr.runlog.glossary import SECTIONS, find, section_of
-from rlvr.view.index import Index, Progress
+from rlvr.view.index import Index, Progress, fits
 from rlvr.view.queries import Rollouts
 from rlvr.view.tokens import pieces
 
@@ -125,9 +125,10 @@ class Metrics:
             for line in data.split(b"\n")[:-1]:
                 try:
                     record = json.loads(line)
-                    record["step"] + 0
+                    if type(record["step"]) is not int or not all(one is None or fits(one) for one in record.values()):
+                        raise ValueError("a line holds a step and numbers")
                     self._lines.append(record)
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     self.bad += 1
             self._place += len(data)
             self._tail = data[-256:]

@@ -155,7 +155,7 @@ def make_app(api: Api) -> Starlette:
             return _json({"error": str(error)}, 404)
         except KeyError as error:
             return _json({"error": f"the query lacks or does not know {error}"}, 400)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # SQLite holds integers of 64 bits
             return _json({"error": str(error)}, 400)
         return _json(data)
 

@@ -194,3 +194,39 @@ def test_problems_by_hand(tmp_path: Path, order: str, expected: Sequence[str]) -
     for row in found["rows"]:
         if row["problem"] == "p3":
             assert (row["rate"], row["reward"], row["n"], row["through"]) == (0.5, 0.5, 4, [[1, 0.0], [2, 1.0]])
+
+
+HOSTILE_LINES = {
+    "tokens": {"tokens": 10**30}, "step": {"step": "a"}, "step of a float": {"step": 1.5}, "sample": {"sample": 2**63},
+    "group": {"group": None}, "visit": {"visit": [1]}, "truth": {"tokens": True}, "reward": {"reward": "high"},
+    "reward of an integer": {"reward": 10**400}, "advantage": {"advantage": {}}, "text": {"text": 5},
+    "finish": {"finish_reason": 7}, "problem": {"problem_id": ["p"]}, "verdicts": {"verdicts": {"answer": "CORRECT"}},
+    "outcome": {"verdicts": {"answer": {"outcome": 3}}}, "new": {"schema_version": 99},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_LINES)
+def test_a_line_of_the_wrong_type_is_left_out_and_counted_and_its_neighbours_are_there(
+    tmp_path: Path, name: str
+) -> None:
+    """One such line among good ones of its own group ended the whole index before; nothing of it is kept."""
+    good = [line(1, 0, 0), line(1, 0, 2), line(2, 1, 0)]
+    rollouts = rollouts_of(write(tmp_path / "r.jsonl", [good[0], line(1, 0, 1) | HOSTILE_LINES[name], *good[1:]]))
+    assert found(rollouts) == [(1, 0, 0), (1, 0, 2), (2, 1, 0)]
+    assert rollouts.index.progress().bad == 1
+    only_good = rollouts_of(write(tmp_path / "good.jsonl", good))
+    assert everything(rollouts) == everything(only_good)
+
+
+def test_half_a_surrogate_pair_and_deep_nesting_end_nothing(tmp_path: Path) -> None:
+    half = line(1, 0, 0, finish_reason="\ud800", problem_id="p\ud800", outcomes={"answer": "\udfff"})
+    path = write(tmp_path / "r.jsonl", [half])
+    with path.open("ab") as file:
+        file.write(b'{"schema_version": 2, "step": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n")
+    write(path, [line(2)], mode="ab")
+    rollouts = rollouts_of(path)
+    assert found(rollouts) == [(1, 0, 0), (2, 0, 0)]
+    assert rollouts.index.progress().bad == 1
+    assert rollouts.problem("p\ud800")["visits"][0]["step"] == 1
+    assert found(rollouts, problem="p\ud800") == [(1, 0, 0)]
+    assert len(rollouts.completions("p\ud800", [1], 0)) == 1

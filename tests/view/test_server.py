@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from rlvr.__main__ import main
+from rlvr.view.export import export
 from rlvr.view.runs import POINTS, Metrics, Run, name_runs
 from rlvr.view.server import STATIC, Api, make_app
 from tests.runs import ROOT
@@ -49,6 +50,10 @@ def client(run: Run) -> TestClient:
         ("series?keys=reward/mean&x=nosuch", 400, "x must be one of step, samples, tokens, hours, got 'nosuch'"),
         ("problems?order=nosuch", 400, "'nosuch'"),
         ("problem?problem=nosuch", 404, "'nosuch'"),
+        (f"rollout?step={2**63}&group=0&sample=0", 400, "too large"),
+        (f"step?step={10**30}", 400, "too large"),
+        (f"search?tokens_min={10**30}", 400, "too large"),
+        (f"problems?offset={10**30}", 400, "too large"),
     ],
 )
 def test_what_makes_no_sense_is_named(client: TestClient, question: str, status: int, word: str) -> None:
@@ -181,3 +186,21 @@ def test_a_viewer_needs_no_torch(run: Run) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["label"] == "x"
+
+
+def test_lines_of_metrics_of_the_wrong_type_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 1, "a": 1.0}', '{"step": "b", "a": 2.0}', '{"step": 3, "a": "high"}', "[" * 100_000, "[1]",
+             f'{{"step": 4, "a": {10**400}}}', '{"step": true, "a": 1.0}', '{"step": 5, "a": null}']  # fmt: skip
+    path.write_text("\n".join(lines) + "\n")
+    metrics = Metrics(path)
+    metrics.follow()
+    assert metrics.bad == 6
+    assert metrics.series(["a"], "step")["a"] == [1.0]
+
+
+def test_a_run_with_half_a_surrogate_in_a_problems_name_is_exported(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "rollouts.jsonl", [line(2, problem_id="half \ud800")], mode="ab")
+    said = export([run], tmp_path / "out.html", 100)
+    assert "3 of 3 rollouts of run" in said
+    assert "half \\ud800" in (tmp_path / "out.html").read_text(encoding="utf-8")
