@@ -53,6 +53,11 @@ KNOWN = ROOT / "tests/data/mutants.jsonl"
 EQUIVALENT = ROOT / "tests/data/mutants_equivalent.jsonl"
 
 _LOSSES = ("tests/learn/losses", "tests/learn/test_objective.py")
+_UPDATE = (
+    "tests/learn/test_update.py",
+    "tests/learn/test_update_samples.py",
+    "tests/learn/test_update_objectives.py",
+)
 TESTS: dict[str, tuple[str, ...]] = {
     "rlvr/learn/advantages.py": ("tests/learn/test_advantages.py", "tests/learn/test_baselines.py"),
     "rlvr/learn/losses/correction.py": _LOSSES,
@@ -64,11 +69,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "rlvr/learn/packing.py": ("tests/learn/test_packing.py",),
     "rlvr/learn/random_states.py": ("tests/state/test_state_complete.py", "tests/learn/test_update.py"),
     "rlvr/learn/samples.py": ("tests/learn/test_samples.py", "tests/learn/test_baselines.py"),
-    "rlvr/learn/update.py": (
-        "tests/learn/test_update.py",
-        "tests/learn/test_update_samples.py",
-        "tests/learn/test_update_objectives.py",
-    ),
+    **dict.fromkeys(("rlvr/learn/update.py", "rlvr/learn/plan.py", "rlvr/learn/optimiser_step.py"), _UPDATE),
     "rlvr/rollout/buffer.py": ("tests/rollout/test_buffer.py",),
     "rlvr/rollout/evaluate.py": ("tests/rollout/test_evaluate.py",),
     "rlvr/rollout/group_filter.py": ("tests/learn/test_baselines.py", "tests/learn/test_samples.py"),

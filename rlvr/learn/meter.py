@@ -1,10 +1,16 @@
-"""Sums and maxima of per-token quantities, reduced once over all micro-batches and ranks."""
+"""Sums and maxima of per-token quantities, reduced once over all micro-batches and ranks, and the metrics they make."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlvr.learn.flops import update_flops
+from rlvr.records import MicroBatch
 
 
 class Meter:
@@ -88,3 +94,30 @@ def update_metrics(total: dict[str, float], outcomes: list[dict[str, float]]) ->
             metrics[name] = total[source] / first
     metrics |= {name: total[name] / max(1.0, total["pairs"]) for name in total if name.startswith("dpo/")}
     return metrics
+
+
+def size_metrics(
+    model: PreTrainedModel, steps: Sequence[Sequence[MicroBatch]], texts: Sequence[Sequence[MicroBatch]],
+    over_limit: int, epochs: int, device: torch.device,
+) -> dict[str, float]:  # fmt: skip
+    """How much an update computed, over all ranks; given texts count in the operations alone."""
+    meter = Meter(device)
+    for prefix, parts in (("", steps), ("text_", texts)):
+        batches = [batch for step in parts for batch in step]
+        meter.add(f"{prefix}micro_batches", float(len(batches)))
+        meter.add(f"{prefix}positions", float(sum(batch.tokens for batch in batches)))
+        filled = sum(int((batch.sequence >= 0).sum()) for batch in batches if batch.index)
+        meter.add(f"{prefix}filled", float(filled))
+        meter.add(f"{prefix}trained", float(sum(int(batch.loss_mask.sum()) for batch in batches)))
+    total = meter.totals()
+    flops = update_flops(
+        model, total["filled"] * epochs + total["text_filled"], total["trained"] * epochs + total["text_trained"]
+    )
+    return {
+        "tokens/trained": total["trained"],
+        "tokens/computed": total["positions"],
+        **({} if flops is None else {"update/flops": flops}),
+        "tokens/padding_share": 1.0 - total["filled"] / total["positions"] if total["positions"] else 0.0,
+        "update/micro_batches": total["micro_batches"],
+        "update/over_limit": float(over_limit),
+    }

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
+from rlvr.learn.optimiser_step import NonFiniteError
 from rlvr.learn.samples import advantages_of, groups_with_tokens, make_samples, places_of
-from rlvr.learn.update import NonFiniteError
 from rlvr.records import RolloutGroup, TrainingSample
 from rlvr.run.build import Coordinator, Run
 from rlvr.run.replay import keep_batch

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from rlvr.config import Recipe, RecipeError, load_recipe
 from rlvr.config.algorithm import GivenTextLikelihood
+from rlvr.learn.forward import forward
 from rlvr.learn.meter import Meter
 from rlvr.learn.objective import Objective, PolicyGradient, TokenBatch
+from rlvr.learn.optimiser_step import NonFiniteError
 from rlvr.learn.policy import Policy
 from rlvr.learn.texts import TextLikelihood
-from rlvr.learn.update import Learner, NonFiniteError
+from rlvr.learn.update import Learner
 from rlvr.records import MicroBatch, SharedPrompts, StepStatistics
 
 _BATCH, _RECIPE = "batch.pt", "recipe.yaml"
@@ -100,9 +102,7 @@ def _look_at(
     batch: MicroBatch, policy: Policy, objective: Objective, rank: int, place: int, *, first: bool
 ) -> Iterator[SampleReport]:
     policy.zero_grad()
-    logprobs, entropy = policy(
-        batch.ids, batch.positions, batch.targets, batch.loss_mask, objective.temperature, batch.layout
-    )
+    logprobs, entropy = forward(policy, batch, objective.temperature)
     tokens = TokenBatch(batch=batch, logprobs=logprobs, entropy=entropy, is_first=first)
     loss = objective.loss(tokens, Meter(batch.ids.device))
     loss.backward()

@@ -20,9 +20,10 @@ from rlvr.config.algorithm import Algorithm, TokenMean
 from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.meter import Meter
 from rlvr.learn.objective import TokenBatch
+from rlvr.learn.optimiser_step import NonFiniteError
 from rlvr.learn.packing import pack
 from rlvr.learn.texts import GivenTexts, TextLikelihood, rows_of
-from rlvr.learn.update import Learner, NonFiniteError
+from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample
 from rlvr.run.replay import keep_batch, replay
 from rlvr.runlog.run_log import read_metrics

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from rlvr.config.algorithm import Algorithm
 from rlvr.config.recipe import LearnerConfig, Model
-from rlvr.learn.update import Learner, NonFiniteError
+from rlvr.learn.optimiser_step import NonFiniteError
+from rlvr.learn.update import Learner
 from rlvr.records import TrainingSample
 from tests.learn import oracle
 from tests.learn.conftest import random_samples, samples_of_groups
