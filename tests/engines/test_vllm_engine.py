@@ -161,7 +161,7 @@ def test_in_flight_requests_carry_the_version_of_each_token(both: Pair) -> None:
 
     async def interrupted() -> Completion:
         task = asyncio.create_task(both.engine.generate(request(prompt, LONG)))
-        while both.engine._core.output_processor.get_num_unfinished_requests() == 0:
+        while both.engine._life.core.llm.output_processor.get_num_unfinished_requests() == 0:
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
         await both.engine.load_weights(changed.items(), 1)
@@ -191,7 +191,7 @@ def test_interrupted_completions_go_on_under_new_weights(both: Pair) -> None:
 
     async def interrupted() -> list[Completion]:
         tasks = [asyncio.create_task(both.engine.generate(one)) for one in requests(3, LONG)]
-        while both.engine._core.output_processor.get_num_unfinished_requests() < 3:
+        while both.engine._life.core.llm.output_processor.get_num_unfinished_requests() < 3:
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
         await both.engine.interrupt()
@@ -347,7 +347,7 @@ def test_a_cancelled_request_leaves_the_engine(tied: Pair) -> None:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
-        return tied.engine._core.output_processor.get_num_unfinished_requests()
+        return tied.engine._life.core.llm.output_processor.get_num_unfinished_requests()
 
     assert tied.sync.background.wait(cancelled()) == 0
     assert len(tied.sync.batch(requests(12, FREE))) == 12
@@ -408,7 +408,7 @@ def test_wrong_weights_are_refused_and_the_engine_goes_on_with_the_old(tied: Pai
 def test_an_idle_engine_uses_no_cpu(tied: Pair) -> None:
     """Learner and engine take turns on the same cores, so that waiting must not be spinning."""
     tied.sync.batch(requests(8, FREE))
-    core = tied.engine._core.engine_core.resources.engine_manager.processes[0].pid
+    core = tied.engine._life.core.llm.engine_core.resources.engine_manager.processes[0].pid
 
     def used() -> float:
         fields = Path(f"/proc/{core}/stat").read_text().rpartition(")")[2].split()

@@ -20,7 +20,7 @@ def tell(**facts: Any) -> None:
 
 
 def core_of(engine: VllmEngine) -> int:
-    return int(engine._core.engine_core.resources.engine_manager.processes[0].pid)
+    return int(engine._life.core.llm.engine_core.resources.engine_manager.processes[0].pid)
 
 
 def request(name: str, length: int) -> Request:
