@@ -13,7 +13,7 @@ from rlvr.problems.data import Data
 from rlvr.problems.templates import Renderer, check_fits
 from rlvr.records import Problem, RolloutGroup
 from rlvr.rollout.evaluate import problem_result
-from rlvr.rollout.scheduler import Rollouts
+from rlvr.rollout.rollouts import Rollouts
 
 BATCH = 256
 """Problems that are sampled together and written down before the next."""

@@ -28,7 +28,7 @@ from rlvr.errors import InputError
 from rlvr.problems.data import Data, all_terms
 from rlvr.problems.templates import load_tokenizer
 from rlvr.records import Problem, RolloutGroup
-from rlvr.rollout.scheduler import Rollouts
+from rlvr.rollout.rollouts import Rollouts
 from rlvr.rules.finding import Finding, Grade
 from rlvr.rules.preflight import examine_cheaply, first_prompts, worst_first
 from rlvr.rules.preflight_data import refused

@@ -37,7 +37,7 @@ from rlvr.problems.sampler import ProblemSampler
 from rlvr.problems.templates import load_tokenizer
 from rlvr.records import RolloutGroup
 from rlvr.rollout.collector import Collector, completions_to_one_prompt
-from rlvr.rollout.scheduler import Rollouts
+from rlvr.rollout.rollouts import Rollouts
 from rlvr.rules.preflight import examine_cheaply, first_prompts, lines, refuse
 from rlvr.rules.watch import Watch
 from rlvr.run.first_screen import first_screen

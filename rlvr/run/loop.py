@@ -97,7 +97,7 @@ def collect(run: Run, step: int) -> list[RolloutGroup]:
         with run.clock.phase("generate"):
             groups = run.preemption.attempt(take)
         if groups is not None:
-            run.clock.move("generate", "grade_wait", coordinator.rollouts.grade_wait)
+            run.clock.move("generate", "grade_wait", coordinator.rollouts.scheduler.grade_wait)
     if run.preemption.agreed():
         stop_early(run, before)
     return groups or []
@@ -114,10 +114,10 @@ def make_batch(run: Run, step: int, groups: list[RolloutGroup]) -> Batch:
             groups, recipe.algorithm, step, terms=coordinator.data.terms, average=coordinator.average,
             schedule=recipe.rollout.schedule,
         )  # fmt: skip
-        metrics = rollout_metrics(groups) | counts | sample_metrics(samples) | rollouts.counts
+        metrics = rollout_metrics(groups) | counts | sample_metrics(samples) | rollouts.scheduler.counts
         metrics |= rollouts.engine.measured()
         metrics |= refill_metrics(counts, recipe.rollout.prompts_per_step) | coordinator.sampler.observe(groups)
-        clock.overlap("sampling", rollouts.sampling_time)
+        clock.overlap("sampling", rollouts.scheduler.sampling_time)
         clock.overlap("grade", sum(rollout.grade_seconds for group in groups for rollout in group.rollouts))
         shown = groups_with_tokens(groups, samples, recipe.run.log_token_groups)
     return Batch(groups=groups, samples=samples, shown=shown, metrics=metrics)

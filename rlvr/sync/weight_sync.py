@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from rlvr.engines.protocol import EngineError
 from rlvr.learn.update import Learner
-from rlvr.rollout.scheduler import Rollouts
+from rlvr.rollout.rollouts import Rollouts
 from rlvr.sync.freshness import Probe, self_test
 
 PROBE_TOKENS = 128

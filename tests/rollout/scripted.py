@@ -19,7 +19,7 @@ from rlvr.learn.samples import make_samples
 from rlvr.problems.templates import Renderer
 from rlvr.records import Completion, FinishReason, Problem, Request, RolloutGroup
 from rlvr.rollout.collector import Collector
-from rlvr.rollout.scheduler import Rollouts
+from rlvr.rollout.rollouts import Rollouts
 from tests.builders import recipe_data
 
 END = 2
@@ -151,7 +151,7 @@ class World:
         self.step += 1
         groups = self.rollouts.take(self.step, self.draw)
         make_samples(groups, self.recipe.algorithm, self.step, schedule=self.recipe.rollout.schedule)
-        self.dropped += int(self.rollouts.counts["buffer/dropped_stale"])
+        self.dropped += int(self.rollouts.scheduler.counts["buffer/dropped_stale"])
         self.trained += groups
         self.rollouts.settle()
         self.rollouts.load_weights([], self.step)
@@ -169,7 +169,7 @@ class World:
 
     def check(self) -> None:
         """Trained tokens are what the engine emitted, with place and version; all groups are accounted for."""
-        held = {(one.problem.id, one.visit) for one in self.rollouts.buffer.pending}
+        held = {(one.problem.id, one.visit) for one in self.rollouts.scheduler.buffer.pending}
         names = [(group.problem.id, group.visit) for group in self.trained]
         assert len(set(names)) == len(names)
         assert not held & set(names)

@@ -23,7 +23,8 @@ from rlvr.problems.templates import Renderer
 from rlvr.records import Completion, Problem, Request, Rollout, RolloutGroup, Sampling, request_seed
 from rlvr.rollout.background import Background
 from rlvr.rollout.collector import Collector, Piece, Session, completions_to_one_prompt
-from rlvr.rollout.scheduler import Rollouts, TooManyUnscored
+from rlvr.rollout.rollouts import Rollouts
+from rlvr.rollout.scored import TooManyUnscored
 from tests.builders import recipe_data
 from tests.runs import nothing_left_behind
 
@@ -253,7 +254,7 @@ def test_the_wait_for_graders_is_measured_from_the_last_token(pool: GradingPool,
         rollouts.take(4, problems)
     finally:
         rollouts._background.close()
-    assert 1.2 < rollouts.grade_wait < 30
+    assert 1.2 < rollouts.scheduler.grade_wait < 30
 
 
 # ------------------------------------------------------------------------------------------------------------- ending

@@ -19,7 +19,7 @@ from rlvr.problems.templates import Renderer
 from rlvr.records import Problem, Rollout
 from rlvr.rollout.background import Background
 from rlvr.rollout.collector import Collector
-from rlvr.rollout.scheduler import Rollouts
+from rlvr.rollout.rollouts import Rollouts
 from tests.builders import recipe_data
 from tests.engine_sides import Learner
 
@@ -99,7 +99,7 @@ def test_tokens_fit_the_weights_of_their_versions(
             tied_learner.model.load_state_dict(weights[-1], strict=False)
             tied_learner.perturb(tied_learner.parameters, amplitude=0.5, seed=step)
     finally:
-        rollouts.buffer.cancel()
+        rollouts.scheduler.buffer.cancel()
         background.wait(vllm_tied.interrupt())
         tied_learner.reset()
     assert mixed > 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlvr.records import Completion, Request
-from rlvr.rollout.scheduler import Stalled
+from rlvr.rollout.waiting import Stalled
 from tests.rollout.scripted import World, make_renderer
 
 Warnings = list[tuple[str, str]]
@@ -29,7 +29,7 @@ def world(tiny_tied: Path) -> Iterator[World]:
 def listen(world: World) -> Warnings:
     """What the run warns of."""
     found: Warnings = []
-    world.rollouts._warn = lambda name, message: found.append((name, message))
+    world.rollouts.scheduler._waiting._warn = lambda name, message: found.append((name, message))
     return found
 
 
@@ -84,7 +84,7 @@ def test_an_engine_that_waits_for_the_learner_says_so(world: World) -> None:
     while len(warnings) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert {name for name, _ in warnings} == {"rollouts_blocked"}
-    count: Any = len(world.rollouts.buffer.pending)
+    count: Any = len(world.rollouts.scheduler.buffer.pending)
     assert f"{count} finished groups wait for the learner" in warnings[-1][1]
     assert "(visit 0, finished, " in warnings[-1][1]
     world.train()
@@ -106,4 +106,4 @@ def test_an_error_of_a_group_ends_the_step_and_all_work(world: World, monkeypatc
 
     with pytest.raises(RuntimeError, match="made up"):
         go_on()
-    assert [one.task for one in world.rollouts.buffer.pending if one.task is not None] == []
+    assert [one.task for one in world.rollouts.scheduler.buffer.pending if one.task is not None] == []
