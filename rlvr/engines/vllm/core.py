@@ -110,5 +110,6 @@ class VllmCore:
         self.is_closed = True
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        self.llm.output_processor.propagate_error(EngineDeadError())
-        self.llm.shutdown(timeout=1)  # then it is killed: its own teardown takes seconds and keeps nothing
+        llm, self.llm = self.llm, None  # whose finalizer fails where it is left to the interpreter's end
+        llm.output_processor.propagate_error(EngineDeadError())
+        llm.shutdown(timeout=1)  # then it is killed: its own teardown takes seconds and keeps nothing
