@@ -50,7 +50,7 @@ def everyday(seed: int) -> Iterator[Item]:
             [(f"{a}.{c}", f"{a}.{c}0", f"{a}.{c}1"), (f"0.{a}", f".{a}", f"0.{a}1")],
             [
                 (f"{a}/{b}", rf"\frac{{{a}}}{{{b}}}", rf"\frac{{{b + 1}}}{{{a}}}"),
-                (rf"\frac{{{a}}}{{{b}}}", rf"\frac{{{2 * a}}}{{{2 * b}}}", f"{a}/{b + 1}"),
+                (rf"\frac{{{2 * a}}}{{{2 * b}}}", rf"\frac{{{a}}}{{{b}}}", f"{a}/{b + 1}"),
             ],
             [
                 (rf"{c}\sqrt{{{a}}}", rf"\sqrt{{{a}}}\cdot {c}", rf"{c}\sqrt{{{a + 1}}}"),

@@ -11,6 +11,7 @@ The policy (what counts as equal) is in rewards/README.md. Nothing here limits t
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from fractions import Fraction
@@ -33,6 +34,7 @@ from rewards.verdict import BadReference, Outcome, Verdict
 
 PLAIN = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\Z|-?\.\d+\Z")
 SIMPLE_FRACTION = re.compile(r"(-?)(?:\\[dt]?frac\{(\d{1,30})\}\{(\d{1,30})\}|(\d{1,30})\s*/\s*(\d{1,30}))\Z")
+FORMS = ("evaluated", "any")
 CENTS = re.compile(r"\bcents?\b|\\?¢")
 THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 MAX_PLAIN = 60
@@ -51,9 +53,14 @@ class MathVerifier:
 
     lowest_score = 0.0
 
-    def __init__(self, extract: str = "boxed", second_stage: bool = True, cache: int = 10_000) -> None:
+    def __init__(
+        self, extract: str = "boxed", second_stage: bool = True, cache: int = 10_000, form: str | None = None
+    ) -> None:
         check_mode(extract)
         self.extract = extract
+        self.form = form or ("any" if extract == "lenient" else "evaluated")
+        if self.form not in FORMS:
+            raise ValueError(f"form: {form!r} is none of {', '.join(FORMS)}")
         self.second_stage = second_stage
         self.cache = cache
         self._known: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
@@ -139,6 +146,8 @@ class MathVerifier:
         if r"\$" in gold and CENTS.search(answer):
             return _verdict(False, detail | {"stage": "units"})
         quick = _plain_verdict(answer.strip(), gold.strip())
+        if quick and self.form == "evaluated" and not _is_plain_form(answer.strip(), gold.strip()):
+            return _verdict(False, detail | {"stage": "form", "reason": "not written as the reference is"})
         if quick is not None:
             return _verdict(quick, detail | {"stage": "plain"})
         letter = choice_of_reference(gold)
@@ -183,6 +192,8 @@ class MathVerifier:
             right = self._same(golden, given)
             if not right and (THOUSANDS.search(golden.text) or THOUSANDS.search(given.text)):
                 right = self._without_thousands(golden, answer)
+            if right and self.form == "evaluated" and (reason := self._form_fault(golden, given)):
+                return _verdict(False, detail | {"stage": "form", "reason": reason})
             return _verdict(right, detail | {"stage": "reader"})
         if golden.node is None and same_words(golden, given):
             return _verdict(True, detail | {"stage": "words"})
@@ -219,6 +230,14 @@ class MathVerifier:
             if ends[1] == answer:
                 raise
         return ends != (gold, answer) and matches(*ends, bare_tuples=True)
+
+    def _form_fault(self, golden: Reading, given: Reading) -> str:
+        from rewards.mathematics.form import fault
+        from rewards.mathematics.interpret import interpret
+
+        assert golden.node is not None
+        assert given.node is not None
+        return fault(interpret(golden.node), interpret(given.node))
 
     def _without_thousands(self, golden: Reading, answer: str) -> bool:
         """``100,200`` may be a number or a list: the reference's other reading counts where it is a list."""
@@ -309,6 +328,19 @@ def _plain_verdict(answer: str, gold: str) -> bool | None:
     if ("." in gold) != ("." in answer) and ("/" in gold + answer or "f" in gold + answer):
         return None  # a fraction and a decimal: the rule for rounding decides
     return False
+
+
+def _is_plain_form(answer: str, gold: str) -> bool:
+    """Whether a number is written as the reference is: a fraction for a fraction only, and in lowest terms as it is."""
+    if answer == gold or not (parts := SIMPLE_FRACTION.match(answer)):
+        return True
+    wanted = SIMPLE_FRACTION.match(gold)
+    return wanted is not None and (_is_lowest(parts) or not _is_lowest(wanted))
+
+
+def _is_lowest(fraction: re.Match[str]) -> bool:
+    _, top, bottom, plain_top, plain_bottom = fraction.groups()
+    return math.gcd(int(top or plain_top), int(bottom or plain_bottom)) == 1
 
 
 def _plain_number(text: str) -> Fraction | int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from fractions import Fraction
 from functools import lru_cache
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
@@ -77,7 +78,8 @@ def _repeating(match: re.Match[str]) -> str:
     """``0.1\\overline{6}`` as the fraction that it is."""
     whole, lead, period = match.group(1), match.group(2), next(group for group in match.groups()[2:] if group)
     top = int(whole + lead + period) - int(whole + lead or "0")
-    return rf"\frac{{{top}}}{{{(10 ** len(period) - 1) * 10 ** len(lead)}}}"
+    value = Fraction(top, (10 ** len(period) - 1) * 10 ** len(lead))
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 # (what the text must hold for the rule to apply, the rule): most answers meet two or three of them.

@@ -22,7 +22,8 @@ from rewards.pool import GradingPool, VerifierSpec
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 PAIRS = [json.loads(line) for line in (DATA / "math_pairs.jsonl").read_text("utf-8").splitlines()]
-VERIFIER = MathVerifier()
+VERIFIER = MathVerifier(form="any")
+"""Judges equality alone; the form of an answer is the affair of test_form.py."""
 
 # reference, answers that are right, answers that are not
 POLICY: list[tuple[str, list[str], list[str]]] = [
@@ -365,7 +366,7 @@ def test_every_reference_of_the_benchmarks_is_gradable_and_equals_its_respelling
 def _conformance(split: str, extract: str) -> Counter[tuple[bool, bool]]:
     """(label, our verdict) -> count over the pairs of a split, in worker processes as in training."""
     pairs = [pair for pair in PAIRS if pair["split"] == split]
-    spec = VerifierSpec("rewards.math_answers:MathVerifier", {"extract": extract})
+    spec = VerifierSpec("rewards.math_answers:MathVerifier", {"extract": extract, "form": "any"})
     with GradingPool({"math": spec}, timeout=5.0) as pool:
         futures = [
             pool.submit("math", pair["pred"], pair["gold"], kind="answer" if pair["mode"] == "answer" else "grade")
