@@ -87,7 +87,7 @@ def _is_open_relation(node: Node) -> bool:
 
 
 def _only_index(gold: Node, answer: Node) -> bool:
-    return gold.value.partition("_")[0] == answer.value.partition("_")[0]
+    return bool(gold.value.partition("_")[0] == answer.value.partition("_")[0])
 
 
 def _plain(node: Node) -> Node:
@@ -209,7 +209,7 @@ def _degree(node: Node) -> int:
         case "mul":
             return sum(_degree(arg) for arg in node.args)
         case "pow" if node.args[1].op == "num":
-            return math.ceil(_degree(node.args[0]) * abs(node.args[1].value))
+            return int(math.ceil(_degree(node.args[0]) * abs(node.args[1].value)))
     return 1 if symbols(node) else 0
 
 
@@ -306,9 +306,9 @@ def _look_at_product(node: Node, found: Counter[str]) -> None:
 
 def is_scientific(factors: list[Node]) -> bool:
     """Whether factors are a mantissa from 1 to 10 and a power of ten."""
-    numbers = [abs(_rational(f) or 0) for f in factors if f.op in ("num", "dec")]
+    numbers = [abs(_rational(f) or Fraction(0)) for f in factors if f.op in ("num", "dec")]
     powers = [f for f in factors if f.op == "pow" and f.args[0] == TEN and f.args[1].op == "num"]
-    mantissas = [number for number in numbers if number != 1] or [1]
+    mantissas = [number for number in numbers if number != 1] or [Fraction(1)]
     return len(powers) == 1 and len(mantissas) == 1 and len(factors) - len(numbers) == 1 and 1 <= mantissas[0] < 10
 
 
@@ -335,7 +335,7 @@ def _multiplicity(factor: Node) -> int:
     if factor.op == "add":
         return 1
     if factor.op == "pow" and factor.args[0].op == "add" and factor.args[1].op == "num":
-        return max(0, math.floor(factor.args[1].value))
+        return max(0, int(math.floor(factor.args[1].value)))
     return 0
 
 
