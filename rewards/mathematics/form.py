@@ -209,7 +209,8 @@ def _degree(node: Node) -> int:
         case "mul":
             return sum(_degree(arg) for arg in node.args)
         case "pow" if node.args[1].op == "num":
-            return int(math.ceil(_degree(node.args[0]) * abs(node.args[1].value)))
+            power: Fraction = node.args[1].value
+            return math.ceil(_degree(node.args[0]) * abs(power))
     return 1 if symbols(node) else 0
 
 
@@ -335,7 +336,8 @@ def _multiplicity(factor: Node) -> int:
     if factor.op == "add":
         return 1
     if factor.op == "pow" and factor.args[0].op == "add" and factor.args[1].op == "num":
-        return max(0, int(math.floor(factor.args[1].value)))
+        power: Fraction = factor.args[1].value
+        return max(0, math.floor(power))
     return 0
 
 
