@@ -3,7 +3,7 @@
 Three stages, each only for what the one before could not decide:
 
 1. strings and plain numbers (integers, decimals, fractions): no parser at all;
-2. `rewards.mathematics`: its own reader, exact fractions, and comparison at sample points in many digits;
+2. `rewards.mathematics`: its own reader, exact fractions, and comparison that is proved where it can be;
 3. math-verify with sympy (`rewards.mathematics.second`), for what that reader does not know, behind guards.
 
 The policy (what counts as equal) is in rewards/README.md. Nothing here limits time: run it in a `GradingPool`.
@@ -67,7 +67,7 @@ class MathVerifier:
 
     def warm_up(self) -> None:
         """Import what is slow to import before anybody's time runs."""
-        import mpmath  # noqa: F401
+        import flint  # noqa: F401
 
         import rewards.mathematics.compare  # noqa: F401
 

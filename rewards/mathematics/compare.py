@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
 
-from rewards.mathematics.evaluate import equal, sample, substitute, symbols
+from rewards.mathematics.evaluate import equal, proportional, substitute, symbols
 from rewards.mathematics.interpret import FALSE, expand, interpret
 from rewards.mathematics.nodes import INFINITY, Node, Unreadable, add, neg, num
 from rewards.mathematics.regions import FLIPPED, Piece, Region, joined, to_region
@@ -300,19 +299,8 @@ def _proportional(gold: Sequence[Node], answer: Sequence[Node], positive: bool) 
     """Whether left minus right of both differ by one constant factor, so that they vanish together."""
     if any(member.op not in SCALARS for member in (*gold, *answer)):
         return False
-    ratios = _ratios(_sides(gold), _sides(answer))
-    if len(ratios) < 3 or any(abs(ratio - ratios[0]) > abs(ratios[0]) * 1e-25 for ratio in ratios):
-        return False
-    return bool(ratios[0].real > 0) if positive else True
-
-
-def _ratios(gold: Node, answer: Node) -> list[Any]:
-    found = []
-    for trial in range(5):
-        a, b = sample(gold, trial), sample(answer, trial)
-        if a is not None and b is not None and abs(b) > 1e-30 and abs(a) > 1e-30:
-            found.append(a / b)
-    return found
+    sign = proportional(_sides(gold), _sides(answer))
+    return sign > 0 if positive else sign != 0
 
 
 def _solves(gold: Node, answer: Node, names: Sequence[str]) -> bool:
@@ -331,6 +319,7 @@ def _linear_in(node: Node, name: str) -> bool:
 
 
 def _vanishes(node: Node) -> bool:
-    values = [sample(node, trial) for trial in range(5)]
-    known = [value for value in values if value is not None]
-    return len(known) >= 2 and all(abs(value) < 1e-35 for value in known)
+    try:
+        return equal(node, num(0))
+    except Unreadable:
+        return False

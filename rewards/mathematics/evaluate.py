@@ -1,37 +1,46 @@
-"""The value of an expression in many digits, at sample points, for what `rewards.mathematics.exact` cannot decide.
+"""Whether two expressions have the same value: proved, where it can be, and never by their first digits.
 
-Two such expressions are held to be equal when they agree to 30 digits at several points. The points depend on the
-symbols' names alone, so the same symbol has the same value on both sides; what cannot be computed (an unevaluated
-integral, an unknown function) gets a value that depends on its written form, so it equals only itself.
+Numbers: exact arithmetic decides first (`rewards.mathematics.exact`). Else their difference is enclosed in balls of
+growing precision (`rewards.mathematics.balls`): a ball without 0 proves that they differ. A difference that cannot be
+told from 0 is 0 where a bound says how small an algebraic number can be that is not (`rewards.mathematics.separation`),
+or, for others, where it cannot be told from 0 in `PRECISIONS[-1]` bits and sympy agrees. Else they are not equal.
+
+Functions: equal where their normal forms are, or where at several points, which depend on the symbols' names alone,
+their values cannot be told apart in `CONFIRMING` bits.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+import math
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
+from rewards.mathematics.balls import (
+    RANGES,
+    Undefined,
+    ball,
+    based_value,
+    fraction_of,
+    is_accurate,
+    is_real,
+    precision,
+    substitute,
+)
 from rewards.mathematics.exact import exact, exactly_equal
-from rewards.mathematics.nodes import Node, TooLarge, Unreadable
+from rewards.mathematics.nodes import IMAGINARY, MINUS_ONE, PI, Node, Unreadable, add, mul, neg, num, power
+from rewards.mathematics.separation import separation_bits
 
-FLOAT_BITS = 2**34
-"""The largest binary exponent of a number in floating point: towers of powers end here."""
-MAX_SUM_TERMS = 2_000
-MAX_ARGUMENT_BITS = 4_000
-"""The largest binary exponent of an argument of sin, exp and the like."""
-MPMATH_NAMES = "sin cos tan cot sec csc sinh cosh tanh coth ln exp floor ceil arg factorial gamma"
-DIGITS = 50
+__all__ = ["based_value", "contains", "equal", "exact", "number_of", "proportional", "sample", "substitute", "symbols"]
+
+PRECISIONS = (128, 512, 2048, 8192)
+"""Bits, one after the other; the last is the precision in which a difference that cannot be told from 0 counts as 0
+if sympy agrees."""
+MAX_SEPARATION_BITS = 20_000
+SAMPLING = 192
+CONFIRMING = 1536
 INTEGERS = frozenset("ijkmnpqrstKMN")
-"""Symbols that count things: where a floor or a ceiling is, they are compared at integers too."""
+"""Symbols that count things: where a floor or a sum to n is, they are compared at integers too."""
 INTEGER_TRIALS = 14
-RANGES = [(0.1, 0.9), (0.15, 0.85), (1.1, 3.0), (-2.0, -0.2), (2.0, 5.0)]
-"""Where the symbols' sample values lie, a range a trial."""
-
-
-class _Undefined(Exception):
-    """There is no value at this point (a pole, an infinity)."""
 
 
 def symbols(node: Node) -> frozenset[str]:
@@ -41,6 +50,10 @@ def symbols(node: Node) -> frozenset[str]:
     found: frozenset[str] = frozenset()
     for arg in node.args:
         found |= symbols(arg)
+    if node.op == "big":
+        variable, _, start = node.value[1].partition("=")
+        found = found - {variable} if start else found
+        found |= {node.value[2]} if node.value[2].isalpha() and len(node.value[2]) == 1 else frozenset()
     return found
 
 
@@ -63,34 +76,166 @@ def equal(left: Node, right: Node) -> bool:
     return _same_function(left, right)
 
 
+def sample(node: Node, trial: int) -> Any:
+    """The value at one sample point as an `acb`, or None where there is none."""
+    with precision(SAMPLING):
+        return _value(node, trial)
+
+
+def number_of(node: Node) -> Fraction | None:
+    """A real number that an expression without symbols stands for, to some fifty digits; None where it is none."""
+    value = exact(node)
+    if value is not None:
+        return value
+    number = sample(node, 0)
+    return fraction_of(number.real) if number is not None and is_real(number) else None
+
+
+def proportional(left: Node, right: Node) -> int:
+    """1 where one is a positive multiple of the other, -1 for a negative multiple, 0 where it is no multiple."""
+    ratios = []
+    for trial in range(len(RANGES)):
+        with precision(SAMPLING):
+            a, b = _value(left, trial), _value(right, trial)
+            if a is not None and b is not None and not a.contains(0) and not b.contains(0):
+                ratios.append((a, b))
+    if len(ratios) < 3:
+        return 0
+    top, bottom = ratios[0]
+    if not all((a * bottom - b * top).contains(0) for a, b in ratios):
+        return 0
+    ratio = top / bottom
+    return 0 if not is_real(ratio) else 1 if ratio.real > 0 else -1
+
+
+def _value(node: Node, trial: int) -> Any:
+    try:
+        number = ball(node, trial)
+    except Undefined:
+        return None
+    return number if is_accurate(number) else None
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------
+
+
 def _same_number(left: Node, right: Node) -> bool:
     infinities = [_infinity(node) for node in (left, right)]
     if any(infinities):
         return infinities[0] == infinities[1]
-    first = _difference(left, right, DIGITS)
-    if first is None:
+    difference = _difference(left, right)
+    known = exact(difference)
+    if known is not None:
+        return known == 0
+    defined = False
+    bound = separation_bits(difference)
+    precisions = PRECISIONS if bound is None or bound > MAX_SEPARATION_BITS else (*PRECISIONS, bound)
+    for bits in sorted(precisions):
+        with precision(bits + 64):
+            try:
+                number = ball(difference, 0)
+            except Undefined:
+                continue
+            if not number.is_finite():
+                continue
+            defined = True
+            if not number.contains(0):
+                return False
+            if number.is_zero():
+                return True
+            if bound is not None and bool(abs(number).abs_upper() < _flint_power(-bound)):
+                return True
+    if not defined:
         raise Unreadable("no value")
-    distance, size = first
-    if distance <= _tolerance(size):
-        return True
-    if distance > _tolerance(1.0):
+    return bound is None and (_closes(difference) or _sympy_agrees(difference))
+
+
+def _closes(difference: Node) -> bool:
+    """Whether a sum of angles or of logarithms that cannot be told from 0 is 0.
+
+    A sum of rational multiples of pi and of arcs of algebraic numbers is 0 where the product of the powers of the
+    complex numbers of these angles is 1; a sum of logarithms where the product of the powers of their arguments is 1.
+    """
+    powers: list[tuple[Fraction, Node]] = []
+    kinds = set()
+    for sign, term in _terms(difference, 1):
+        coefficient, factor = Fraction(sign), None
+        for part in term.args if term.op == "mul" else (term,):
+            value = exact(part)
+            if value is not None:
+                coefficient *= value
+            elif factor is None:
+                factor = part
+            else:
+                return False
+        if factor is None or (factor.op != "fn" and factor != PI):
+            return False
+        kinds.add(factor.value == "ln")
+        if factor == PI:
+            powers.append((Fraction(1), _turned(coefficient)))
+        elif (base := _on_circle(factor)) is not None:
+            powers.append((coefficient, base))
+        else:
+            return False
+    if len(kinds) != 1:
         return False
-    again = _difference(left, right, 2 * DIGITS)  # true zeros shrink with the precision, small numbers stay
-    return again is not None and again[0] <= distance * _tolerance(1.0)
+    common = math.lcm(*(exponent.denominator for exponent, _ in powers))
+    scaled = [(exponent * common, base) for exponent, base in powers]
+    if any(abs(exponent) > 1000 for exponent, _ in scaled):
+        return False
+    product = mul(*(power(base, Node("num", (), exponent)) for exponent, base in scaled))
+    return separation_bits(product) is not None and _same_number(product, num(1))
 
 
-def _difference(left: Node, right: Node, digits: int) -> tuple[Any, Any] | None:
-    mp = _mp()
-    with mp.workdps(digits):
-        try:
-            a, b = value(left, 0), value(right, 0)
-        except _Undefined:
-            return None
-        return abs(a - b), max(abs(a), abs(b))
+def _turned(half_turns: Fraction) -> Node:
+    """The complex number of an angle in half turns."""
+    angle = mul(Node("num", (), half_turns), PI)
+    return add(Node("fn", (angle,), "cos"), mul(IMAGINARY, Node("fn", (angle,), "sin")))
 
 
-def _tolerance(size: Any) -> Any:
-    return size * _mp().mpf(10) ** -30
+def _on_circle(function: Node) -> Node | None:
+    """The complex number whose angle an arc is; the argument of a logarithm; None for other functions."""
+    (x, *_) = function.args
+    half, square = num(Fraction(1, 2)), power(x, num(2))
+    match function.value:
+        case "ln":
+            return x
+        case "arctan":
+            return mul(add(num(1), mul(IMAGINARY, x)), power(add(num(1), square), num(Fraction(-1, 2))))
+        case "arcsin":
+            return add(power(add(num(1), neg(square)), half), mul(IMAGINARY, x))
+        case "arccos":
+            return add(x, mul(IMAGINARY, power(add(num(1), neg(square)), half)))
+    return None
+
+
+def _flint_power(exponent: int) -> Any:
+    from flint import arb, fmpz
+
+    return arb(2) ** fmpz(exponent)
+
+
+def _difference(left: Node, right: Node) -> Node:
+    """left - right, without terms that cancel as they are written: neither ``a - a`` nor its tower need be computed."""
+    terms = [*_terms(left, 1), *_terms(right, -1)]
+    kept: list[tuple[int, Node]] = []
+    for sign, term in terms:
+        opposite = (-sign, term)
+        if opposite in kept and not contains(term, "const", "oo"):
+            kept.remove(opposite)
+        else:
+            kept.append((sign, term))
+    if not kept:
+        return Node("num", (), Fraction(0))
+    return add(*(term if sign > 0 else neg(term) for sign, term in kept))
+
+
+def _terms(node: Node, sign: int) -> list[tuple[int, Node]]:
+    if node.op == "add":
+        return [term for arg in node.args for term in _terms(arg, sign)]
+    if node.op == "mul" and node.args[0] == MINUS_ONE and len(node.args) > 1:
+        return _terms(mul(*node.args[1:]), -sign)
+    return [(sign, node)]
 
 
 def _infinity(node: Node) -> int:
@@ -103,10 +248,21 @@ def _infinity(node: Node) -> int:
     return 0
 
 
+def _sympy_agrees(difference: Node) -> bool:
+    from rewards.mathematics.second import is_zero
+
+    return is_zero(difference)
+
+
+# -- functions ---------------------------------------------------------------------------------------------------
+
+
 def _same_function(left: Node, right: Node) -> bool:
     if _agree_everywhere(left, right):
         return True
-    if not any(contains(side, "fn", name) for side in (left, right) for name in ("floor", "ceil")):
+    if not any(contains(side, "fn", name) for side in (left, right) for name in ("floor", "ceil")) and not any(
+        contains(side, "big") for side in (left, right)
+    ):
         return False
     names = sorted(symbols(left) | symbols(right))
     return set(names) <= INTEGERS and all(
@@ -123,197 +279,30 @@ def _at_integers(node: Node, names: list[str], trial: int) -> Node:
 
 def _agree_everywhere(left: Node, right: Node) -> bool:
     """Agreement at all sample points where both sides are real, or both complex, and at two of them at least."""
-    agreed = agreed_real = odd = 0
+    logarithm = contains(right, "fn", "ln")
+    agreed: list[int] = []
+    agreed_real = odd = 0
     for trial in range(len(RANGES)):
-        pair = sample(left, trial), sample(right, trial)
-        if pair[0] is None or pair[1] is None:
-            continue
-        reals = [_is_real(number) for number in pair]
-        same = abs(pair[0] - pair[1]) <= _tolerance(max(abs(pair[0]), abs(pair[1]), _tolerance(1.0)))
-        if same:
-            agreed += 1
-            agreed_real += all(reals)
-        elif all(reals):
-            return False
-        odd += not same and not any(reals)  # both complex: perhaps only another branch of a root
-    return agreed >= 2 and (odd == 0 or agreed_real >= 2)
+        with precision(SAMPLING):
+            a, b = _value(left, trial), _value(right, trial)
+            if a is None or b is None:
+                continue
+            real = is_real(a), is_real(b)
+            if (a - b).contains(0):
+                agreed.append(trial)
+                agreed_real += all(real)
+            elif all(real) or (real[0] and logarithm):
+                return False  # ln x is not ln|x|, which has values below 0, too
+            else:
+                odd += 1 if not any(real) else 0  # both complex: perhaps only another branch of a root
+    if len(agreed) < 2 or (odd and agreed_real < 2):
+        return False
+    return all(_agree_closely(left, right, trial) for trial in (agreed[0], agreed[-1]))
 
 
-def sample(node: Node, trial: int) -> Any:
-    """The value at one sample point as an mpmath number, or None where there is none."""
-    with _mp().workdps(DIGITS):
+def _agree_closely(left: Node, right: Node, trial: int) -> bool:
+    with precision(CONFIRMING):
         try:
-            return value(node, trial)
-        except _Undefined:
-            return None
-
-
-def _is_real(number: Any) -> bool:
-    return bool(abs(number.imag) <= _tolerance(max(abs(number), 1e-10)))
-
-
-def value(node: Node, trial: int) -> Any:
-    """The value of a tree at a sample point, in mpmath's current precision."""
-    mp = _mp()
-    match node.op:
-        case "num":
-            return mp.mpf(node.value.numerator) / node.value.denominator
-        case "dec":
-            return mp.mpf(node.value[0].numerator) / node.value[0].denominator
-        case "sym":
-            return _symbol_value(node.value, trial)
-        case "const":
-            return _constant(node.value)
-        case "add":
-            return mp.fsum([value(arg, trial) for arg in _without_opposites(node.args)])
-        case "mul":
-            return _product(node, trial)
-        case "pow":
-            return _power(value(node.args[0], trial), value(node.args[1], trial))
-        case "percent":
-            return value(node.args[0], trial) / 100
-        case "unit":
-            return value(node.args[0], trial)
-        case "deg":
-            return value(node.args[0], trial) * mp.pi / 180
-        case "fn":
-            return _function(node, trial)
-        case "big":
-            return _big(node, trial)
-        case "based":
-            return mp.mpf(based_value(node))
-    raise Unreadable(f"{node.op} has no value")
-
-
-def based_value(node: Node) -> int:
-    """The integer that digits in a base stand for; raises `Unreadable` for a digit that the base does not have."""
-    digits, base = node.value
-    if not 2 <= base <= 36:
-        raise Unreadable(f"{base} is no base")
-    try:
-        return int(digits, base)
-    except ValueError:
-        raise Unreadable(f"{digits} has a digit that base {base} does not have") from None
-
-
-def _without_opposites(terms: tuple[Node, ...]) -> list[Node]:
-    """A sum's terms without pairs that cancel as they are written: ``a - a`` need not be computed."""
-    left = list(terms)
-    for term in terms:
-        opposite = Node("mul", (Node("num", (), Fraction(-1)), term))
-        if opposite in left and term in left and not contains(term, "const", "oo"):
-            left.remove(opposite)
-            left.remove(term)
-    return left
-
-
-def _product(node: Node, trial: int) -> Any:
-    result = _mp().mpf(1)
-    for arg in node.args:
-        result *= value(arg, trial)
-        _check_size(result)
-    return result
-
-
-def _power(base: Any, exponent: Any) -> Any:
-    mp = _mp()
-    if base == 0:
-        if exponent.real < 0:
-            raise _Undefined
-        return mp.mpf(1) if exponent == 0 else mp.mpf(0)
-    if abs(exponent) * abs(mp.log(abs(base), 2)) > FLOAT_BITS or abs(exponent) > 2**62:
-        raise TooLarge("a power too large to compute")
-    if base.imag == 0 and exponent.imag == 0 and base < 0 and exponent != mp.floor(exponent):
-        base = mp.mpc(base)
-    return mp.power(base, exponent)
-
-
-def _check_size(number: Any) -> None:
-    if number and abs(_mp().mag(number)) > FLOAT_BITS:
-        raise TooLarge("a number too large to compute")
-
-
-def _function(node: Node, trial: int) -> Any:
-    mp = _mp()
-    args = [value(arg, trial) for arg in node.args]
-    if any(arg and mp.mag(arg) > MAX_ARGUMENT_BITS for arg in args):
-        raise TooLarge(f"{node.value} of a number too large")
-    function = _functions().get(node.value)
-    if function is None:
-        return _opaque(node.value, args, trial)
-    try:
-        result = function(*args)
-    except (ValueError, ZeroDivisionError, OverflowError, TypeError, mp.NoConvergence):
-        raise _Undefined from None
-    if mp.isinf(result) or mp.isnan(result):
-        raise _Undefined
-    return result
-
-
-@lru_cache(maxsize=1)
-def _functions() -> dict[str, Callable[..., Any]]:
-    mp = _mp()
-    table: dict[str, Callable[..., Any]] = {name: getattr(mp, name) for name in MPMATH_NAMES.split()}
-    table |= {
-        "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "arccot": mp.acot, "arcsec": mp.asec,
-        "arccsc": mp.acsc, "arsinh": mp.asinh, "arcosh": mp.acosh, "artanh": mp.atanh, "Re": mp.re, "Im": mp.im,
-        "abs": abs,
-        "binom": lambda n, k: mp.gammaprod([n + 1], [k + 1, n - k + 1]), "max": max, "min": min, "sgn": mp.sign,
-    }  # fmt: skip
-    return table
-
-
-def _opaque(name: str, args: list[Any], trial: int) -> Any:
-    mp = _mp()
-    key = "|".join([name, *(mp.nstr(arg, 25) for arg in args)])
-    return _symbol_value(key, trial)
-
-
-def _big(node: Node, trial: int) -> Any:
-    """A short finite sum or product is computed; everything else equals only what is written like it."""
-    name, lower, upper = node.value
-    variable, _, start = lower.partition("=")
-    if name in ("sum", "prod") and start.lstrip("-").isdigit() and upper.lstrip("-").isdigit():
-        first, last = int(start), int(upper)
-        if last - first > MAX_SUM_TERMS:
-            raise TooLarge(f"a {name} of {last - first + 1} terms")
-        terms = [value(substitute(node.args[0], variable, Fraction(k)), trial) for k in range(first, last + 1)]
-        return _mp().fsum(terms) if name == "sum" else _mp().fprod(terms)
-    return _opaque(f"{name}_{lower}^{upper}", [value(node.args[0], trial)], trial)
-
-
-def substitute(node: Node, name: str, replacement: Fraction | Node) -> Node:
-    """The tree with a symbol replaced."""
-    if node.op == "sym":
-        if node.value != name:
-            return node
-        return replacement if isinstance(replacement, Node) else Node("num", (), replacement)
-    if not node.args:
-        return node
-    return Node(node.op, tuple(substitute(arg, name, replacement) for arg in node.args), node.value)
-
-
-@lru_cache(maxsize=4096)
-def _unit_interval(key: str) -> Fraction:
-    digest = hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=16).digest()
-    return Fraction(int.from_bytes(digest, "big"), 2**128)
-
-
-def _symbol_value(name: str, trial: int) -> Any:
-    mp = _mp()
-    low, high = RANGES[trial]
-    share = _unit_interval(f"{name}#{trial}")
-    return mp.mpf(low) + (mp.mpf(high) - mp.mpf(low)) * mp.mpf(share.numerator) / share.denominator
-
-
-def _constant(name: str) -> Any:
-    if name == "oo":
-        raise _Undefined
-    return {"pi": +_mp().pi, "e": +_mp().e, "i": _mp().mpc(0, 1)}[name]
-
-
-@lru_cache(maxsize=1)
-def _mp() -> Any:
-    import mpmath  # not at the top: `import rewards` and the exact paths do without it
-
-    return mpmath.mp
+            return bool((ball(left, trial) - ball(right, trial)).contains(0))
+        except Undefined:
+            return False

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from rewards.mathematics.nodes import PI, Node, TooLarge, Unreadable
 
-EXACT_BITS = 20_000
+EXACT_BITS = 200_000
 """The largest power or factorial that is computed exactly."""
 MAX_TERMS = 32
 MAX_POWER = 16
@@ -31,14 +31,21 @@ def exactly_equal(left: Node, right: Node) -> bool | None:
     values = _exact_or_none(left), _exact_or_none(right)
     if values[0] is not None and values[1] is not None:
         return values[0] == values[1]
-    forms = _polynomial(left), _polynomial(right)
-    if forms[0] is None or forms[1] is None:
-        return None
-    return _vanishes(_sum(forms[0], {key: -value for key, value in forms[1].items()}))
+    for atoms in (False, True):
+        forms = _polynomial(left, atoms), _polynomial(right, atoms)
+        if forms[0] is None or forms[1] is None:
+            continue
+        equal = _vanishes(_sum(forms[0], {key: -value for key, value in forms[1].items()}))
+        if equal or not atoms:
+            return equal  # atoms may depend on each other: that forms with them differ proves nothing
+    return None
 
 
-def _polynomial(node: Node) -> Polynomial | None:
-    """The normal form, or None for what has none or a large one."""
+def _polynomial(node: Node, atoms: bool = False) -> Polynomial | None:
+    """The normal form, or None for what has none or a large one.
+
+    With ``atoms``, what is no sum, product or whole power (``e``, ``\\ln 2``, ``2^x``) stands for itself like a symbol.
+    """
     match node.op:
         case "num":
             return _bounded({((), 1): node.value})
@@ -52,14 +59,21 @@ def _polynomial(node: Node) -> Polynomial | None:
             combine = _sum if node.op == "add" else _product
             total: Polynomial | None = {} if node.op == "add" else {((), 1): Fraction(1)}
             for arg in node.args:
-                form = _polynomial(arg)
+                form = _polynomial(arg, atoms)
                 total = None if form is None or total is None else _bounded(combine(total, form))
                 if total is None:
                     return None
             return total
         case "pow":
-            return _power(*node.args)
+            form = _power(node.args[0], node.args[1], atoms)
+            return form if form is not None or not atoms else _atom(node)
+        case "const" | "fn" if atoms and node.value != "oo":
+            return _atom(node)
     return None
+
+
+def _atom(node: Node) -> Polynomial:
+    return {(((f"@{node!r}", 1),), 1): Fraction(1)}
 
 
 def _bounded(form: Polynomial) -> Polynomial | None:
@@ -91,7 +105,7 @@ def _product(left: Polynomial, right: Polynomial) -> Polynomial:
     return {key: value for key, value in total.items() if value}
 
 
-def _power(base: Node, exponent: Node) -> Polynomial | None:
+def _power(base: Node, exponent: Node, atoms: bool) -> Polynomial | None:
     if exponent.op != "num":
         return None
     if exponent.value.denominator == 2 and abs(exponent.value.numerator) == 1:
@@ -100,7 +114,7 @@ def _power(base: Node, exponent: Node) -> Polynomial | None:
             return None
         radicand = radicand if exponent.value > 0 else 1 / radicand
         return _bounded({((), radicand.numerator * radicand.denominator): Fraction(1, radicand.denominator)})
-    form = _polynomial(base)
+    form = _polynomial(base, atoms)
     if form is None or exponent.value.denominator != 1 or abs(exponent.value.numerator) > MAX_POWER:
         return None
     if exponent.value < 0:

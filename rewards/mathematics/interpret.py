@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from itertools import product as cartesian
 
-from rewards.mathematics.evaluate import equal, sample, symbols
-from rewards.mathematics.exact import exact
+from rewards.mathematics.evaluate import equal, number_of, sample, symbols
 from rewards.mathematics.matrices import matrix_arithmetic
 from rewards.mathematics.nodes import MINUS_ONE, Node, Unreadable, neg
 
@@ -146,10 +145,11 @@ def _all_equal(members: list[Node]) -> bool:
 
 def _close(left: Node, right: Node) -> bool:
     try:
-        a, b = exact(left), exact(right)
-        if a is None or b is None:
-            a, b = sample(left, 0), sample(right, 0)
-        return a is not None and b is not None and bool(abs(a - b) <= APPROXIMATION * abs(a))
+        if symbols(left) or symbols(right):
+            numbers = sample(left, 0), sample(right, 0)
+            return None not in numbers and bool(abs(numbers[0] - numbers[1]) <= APPROXIMATION * abs(numbers[0]))
+        a, b = number_of(left), number_of(right)
+        return a is not None and b is not None and abs(a - b) <= APPROXIMATION * abs(a)
     except Unreadable:
         return False
 

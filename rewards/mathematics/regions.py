@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
-from rewards.mathematics.evaluate import sample, symbols
+from rewards.mathematics.evaluate import number_of, symbols
 from rewards.mathematics.interpret import expand
 from rewards.mathematics.nodes import INFINITY, Node, add, neg
 from rewards.mathematics.scalars import SCALARS
@@ -103,16 +104,16 @@ def _place(end: Node) -> Any:
     """Where an end lies on the real line, or None for what is no real number."""
     if end in (INFINITY, neg(INFINITY)):
         return float("inf") if end == INFINITY else float("-inf")
-    place = sample(end, 0) if end.op in SCALARS and not symbols(end) and end.op != "ratio" else None
-    return place.real if place is not None and place.imag == 0 else None
+    place = number_of(end) if end.op in SCALARS and not symbols(end) and end.op != "ratio" else None
+    return None if place is None else place if place.denominator < 2**64 else round(place * 2**128) / Fraction(2**128)
 
 
 def _without_points(points: tuple[Node, ...]) -> Region | None:
     """The real line without some points."""
-    placed = [(sample(point, 0), point) for point in points if point.op in SCALARS and not symbols(point)]
-    if len(placed) < len(points) or any(at is None for at, _ in placed):
+    placed = [(_place(point), point) for point in points]
+    if any(at is None for at, _ in placed):
         return None
-    ends = [neg(INFINITY), *(point for _, point in sorted(placed, key=lambda pair: pair[0].real)), INFINITY]
+    ends = [neg(INFINITY), *(point for _, point in sorted(placed, key=lambda pair: pair[0])), INFINITY]
     return Region(None, tuple(Piece(low, high, False, False) for low, high in pairwise(ends)))
 
 

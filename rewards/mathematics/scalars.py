@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.mathematics.evaluate import based_value, contains, equal, sample, symbols
+from rewards.mathematics.evaluate import based_value, contains, equal, number_of, sample, symbols
 from rewards.mathematics.exact import exact
 from rewards.mathematics.nodes import PI, Node, Unreadable, divide, mul, num
 from rewards.mathematics.tokens import UNITS
@@ -149,10 +149,8 @@ def _terminates(node: Node) -> bool:
 
 
 def _real(node: Node) -> Fraction | None:
-    number = sample(node, 0)
-    if number is None or abs(number.imag) > abs(number) * 1e-30 or abs(number) > 1e15:
-        return None
-    return Fraction(int(number.real * 10**20), 10**20)
+    number = number_of(node)
+    return number if number is not None and abs(number) <= 10**15 else None
 
 
 def _within(rounded: Fraction, value: Fraction | None, digits: int) -> bool:

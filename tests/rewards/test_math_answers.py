@@ -474,7 +474,7 @@ def test_importing_the_library_imports_neither_torch_nor_sympy() -> None:
     program = (
         "import sys, rewards, rewards.pool, rewards.math_answers, rewards.format, rewards.countdown, rewards.combine\n"
         "rewards.math_answers.MathVerifier().grade('\\\\boxed{5}', '5')\n"
-        "print([name for name in ('torch', 'sympy', 'mpmath', 'rlvr') if name in sys.modules])"
+        "print([name for name in ('torch', 'sympy', 'mpmath', 'flint', 'rlvr') if name in sys.modules])"
     )
     root = Path(__file__).resolve().parents[2]
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True)
