@@ -205,6 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "look again at a batch whose loss or gradient was not finite"
     command = commands.add_parser("replay", help=text, description=text)
     command.add_argument("batch", type=Path, help="what the run's message named: RUN/non_finite/step_NNNNNN")
+    command.add_argument(
+        "--run-plugins", action="store_true", help="run the functions that its recipe names: for a folder of your own"
+    )
     text = "show runs in a browser: curves, rollouts, problems, suspects"
     add_view_arguments(commands.add_parser("view", help=text, description=text))
     text = "list the recipes and launch files that come with rlvr, copy one to edit, or print its path"

@@ -12,7 +12,7 @@ from rlvr.runlog.console import make_console
 
 def run(arguments: argparse.Namespace) -> None:
     """Say what each sample of a kept batch does, those that are not finite first."""
-    found = sorted(replay(arguments.batch), key=lambda one: one.is_finite)
+    found = sorted(replay(arguments.batch, run_plugins=arguments.run_plugins), key=lambda one: one.is_finite)
     bad = sum(not one.is_finite for one in found)
     table = Table(title=f"{bad} of {len(found)} samples are not finite", title_justify="left")
     for name in ("rank", "micro-batch", "sample", "trained tokens", "loss", "least logprob", "gradient of micro-batch"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -187,7 +188,8 @@ def sampling_only(
     data = load_data(recipe, tokenizer, model_len, train=train)
     try:
         ready(data, tokenizer, config)
-        log_file = Path(tempfile.gettempdir()) / f"rlvr-engine-{os.getpid()}.log"
+        scratch = Path(tempfile.mkdtemp(prefix="rlvr-"))  # nobody else can have made what is written there
+        log_file = scratch / "engine.log"
         rollouts = make_rollouts(recipe, data, model_len, log_file, lambda name, message: say(message), say)
     except BaseException:
         data.pool.close()
@@ -196,6 +198,7 @@ def sampling_only(
         say("starting the engine")
         rollouts.start()
         yield rollouts, data
+        shutil.rmtree(scratch, ignore_errors=True)  # after an error its message names the log
     finally:
         rollouts.close()
 

@@ -78,14 +78,20 @@ def keep_batch(folder: Path, step: int, error: NonFiniteError, learner: Learner,
     return target
 
 
-def replay(folder: Path) -> Iterator[SampleReport]:
+def replay(folder: Path, *, run_plugins: bool = False) -> Iterator[SampleReport]:
     """Compute each micro-batch of a kept batch again, forward and backward, and say what each sample does.
 
-    Raises `RecipeError` if `folder` holds no kept batch.
+    Raises `RecipeError` if `folder` holds no kept batch, and for a recipe that names plug-ins unless `run_plugins`:
+    the folder may be somebody else's, and a plug-in is any function that can be imported.
     """
     if not (folder / _BATCH).is_file():
         raise RecipeError(f"{folder} holds no {_BATCH}: a run that stops because a loss is not finite writes one")
     recipe = load_recipe(folder / _RECIPE)
+    if not run_plugins and (named := sorted(_plugins(recipe.algorithm.model_dump()))):
+        raise RecipeError(
+            f"{folder / _RECIPE} names {', '.join(named)}, which replay would import and run; if the folder and these "
+            "are yours, add --run-plugins"
+        )
     model = recipe.model.model_copy(update={"path": str(folder)})
     policy = Policy.load(model, head_chunk=recipe.learner.head_chunk)
     objective, given = PolicyGradient(recipe.algorithm, recipe.rollout.temperature), recipe.algorithm.given_text
@@ -118,6 +124,18 @@ def _look_at(
             part = objective.loss(tokens, Meter(batch.ids.device))
         least = float(logprobs.detach()[trained].min())
         yield SampleReport(rank, place, sample, int(trained.sum()), float(part), least, norm)
+
+
+def _plugins(values: Any) -> Iterator[str]:
+    """The import paths in a part of a recipe, as a plain value."""
+    if isinstance(values, dict):
+        if ":" in str(values.get("type", "")):
+            yield values["type"]
+        for value in values.values():
+            yield from _plugins(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _plugins(value)
 
 
 def _to_plain(record: Any) -> Any:

@@ -31,6 +31,8 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         """Open or create the file and cut off what a crash left torn; `torn_bytes` says how much that was."""
         self.path = path
+        self.damaged = path.with_name(f"{path.name}.damaged")
+        """Where `truncate_after` puts lines that cannot be read."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self.torn_bytes = self._repair()
 
@@ -49,20 +51,35 @@ class JsonLines:
             if data:  # a full disk or Ctrl-C has torn a line
                 os.ftruncate(self._file, size)
 
-    def truncate_after(self, step: int) -> int:
-        """Remove the lines of all later steps; returns how many there were."""
-        removed = 0
-        end = os.fstat(self._file).st_size
-        while end and (found := self._last_line(end))[1].get("step", -1) > step:
-            end, removed = found[0], removed + 1
-        if removed:
+    def truncate_after(self, step: int) -> tuple[int, int]:
+        """Remove the lines of all later steps; returns how many there were, and how many could not be read.
+
+        What cannot be read among them, or right before them, may be a line of any step: it is set aside in `damaged`.
+        Raises `OSError` if it cannot be.
+        """
+        removed, unreadable = 0, list[bytes]()
+        size = end = os.fstat(self._file).st_size
+        while end:
+            start, line = self._last_line(end)
+            found = _step_of(line)
+            if found is None:
+                unreadable.append(line)
+            elif found > step:
+                removed += 1
+            else:
+                break
+            end = start
+        if unreadable:
+            with self.damaged.open("ab") as aside:
+                aside.writelines(reversed(unreadable))
+        if end < size:
             os.ftruncate(self._file, end)
-        return removed
+        return removed, len(unreadable)
 
     def last_step(self) -> int | None:
-        """The step of the last line; None if there is no line."""
+        """The step of the last line; None if there is no line, or if it cannot be read."""
         end = os.fstat(self._file).st_size
-        return self._last_line(end)[1].get("step") if end else None
+        return _step_of(self._last_line(end)[1]) if end else None
 
     def sync(self) -> None:
         """Wait until everything written is on the disk itself."""
@@ -78,8 +95,7 @@ class JsonLines:
         """Cut the file after its last line that is whole: a newline at its end and a JSON object before it."""
         size = end = os.fstat(self._file).st_size
         while end:
-            start = self._start_of_last_line(end)
-            line = os.pread(self._file, end - start, start)
+            start, line = self._last_line(end)
             if line.endswith(b"\n") and _is_object(line):
                 break
             end = start
@@ -87,10 +103,10 @@ class JsonLines:
             os.ftruncate(self._file, end)
         return size - end
 
-    def _last_line(self, end: int) -> tuple[int, dict[str, Any]]:
-        """Where the last line before `end` starts, and what it says."""
+    def _last_line(self, end: int) -> tuple[int, bytes]:
+        """Where the last line before `end` starts, and the line."""
         start = self._start_of_last_line(end)
-        return start, json.loads(os.pread(self._file, end - start, start))
+        return start, os.pread(self._file, end - start, start)
 
     def _start_of_last_line(self, end: int) -> int:
         stop = end - 1  # the newline that ends the line itself does not count
@@ -126,7 +142,20 @@ def _finite(value: Any) -> Any:
 
 
 def _is_object(line: bytes) -> bool:
+    return read_object(line) is not None
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line, -1 where it has none; None for what is no line of ours."""
+    found = read_object(line)
+    step = None if found is None else found.get("step", -1)
+    return step if isinstance(step, int) else None
+
+
+def read_object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object in a line; None for anything else."""
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -36,7 +36,7 @@ from rlvr.errors import RlvrError
 from rlvr.records import Rollout, RolloutGroup
 from rlvr.runlog.console import Display, make_console
 from rlvr.runlog.glossary import undocumented
-from rlvr.runlog.jsonl import NEWEST_ROLLOUT, JsonLines
+from rlvr.runlog.jsonl import NEWEST_ROLLOUT, JsonLines, read_object
 
 END = "end.json"
 """How the last process of the run ended; not there while one runs, nor after one that was killed."""
@@ -52,9 +52,9 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, in order; a torn last one is left out."""
+    """The lines of a run's ``metrics.jsonl``, in order; a torn last one and what cannot be read are left out."""
     lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return [found for line in lines[:-1] if (found := read_object(line)) is not None]
 
 
 class RunLog:
@@ -95,7 +95,16 @@ class RunLog:
         """
         after = -1 if done is None else done
         for file in (self._metrics, self._rollouts):
-            if removed := file.truncate_after(after):
+            try:
+                removed, unreadable = file.truncate_after(after)
+            except OSError as error:
+                raise RunLogError(f"lines of {file.path} cannot be set aside: {error}") from error
+            if unreadable:
+                self.say(
+                    f"{file.path.name}: {unreadable} damaged lines behind step {after} are set aside in "
+                    f"{file.damaged.name}"
+                )
+            if removed:
                 self.say(
                     f"{file.path.name}: {removed} lines after step {after} removed, the run does these steps again"
                 )

@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,16 @@ def clean(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def _private(folder: Path) -> Path:
+    """A folder of this user alone: in a place where everybody writes, somebody may have made one of its name first."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        return Path(tempfile.mkdtemp(prefix="rlvr-"))
+    return folder
+
+
 def _place_of_index(rollouts: Path) -> Path:
     if os.access(rollouts.parent, os.W_OK):
         return rollouts.with_name(f".{rollouts.stem}.index.sqlite")
@@ -305,6 +316,6 @@ def _place_of_index(rollouts: Path) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError:
-        cache = Path(tempfile.gettempdir())
+        cache = _private(Path(tempfile.gettempdir()) / f"rlvr-{os.getuid()}")
     name = hashlib.blake2b(str(rollouts.resolve()).encode(), digest_size=8).hexdigest()
     return cache / f"{name}.index.sqlite"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from rlvr.engines.protocol import EngineError
 from rlvr.engines.vllm.engine import VllmEngine
-from rlvr.engines.vllm.process import child_environment, output_to, reason_in
+from rlvr.engines.vllm.process import Scratch, child_environment, output_to, reason_in
 from rlvr.engines.vllm.settings import VllmSettings
 from rlvr.rollout.background import Background
 
@@ -149,3 +151,24 @@ def test_the_reason_is_the_cause_and_not_its_echo(tmp_path: Path) -> None:
         file.write("RuntimeError: Engine core initialization failed. See root cause above.\n")
     assert reason_in(log, start) == "ValueError: too little memory"
     assert reason_in(log, log.stat().st_size) == ""
+
+
+def test_what_an_engine_leaves_in_the_temporary_folder_goes_with_it(tmp_path: Path) -> None:
+    """Its processes see a private folder as the temporary one and as the place for sockets; this process does not."""
+    scratch, before = Scratch(), tempfile.gettempdir()
+    for _ in range(2):  # an engine that is started again begins with an empty one
+        found = scratch.make()
+        place = Path(found["TMPDIR"])
+        assert found["VLLM_RPC_BASE_PATH"] == found["TMPDIR"]
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        assert list(place.iterdir()) == []
+        subprocess.run(
+            [sys.executable, "-c", "import tempfile; tempfile.mkstemp(prefix='vllm_dist_')"],
+            env=os.environ | found, check=True, timeout=60,
+        )  # fmt: skip
+        assert len(list(place.glob("vllm_dist_*"))) == 1
+        assert not found["TORCHINDUCTOR_CACHE_DIR"].startswith(found["TMPDIR"])  # what was compiled outlives a run
+        assert tempfile.gettempdir() == before
+    scratch.remove()
+    scratch.remove()
+    assert not place.exists()

@@ -86,20 +86,20 @@ def test_a_file_without_a_whole_line_becomes_empty(tmp_path: Path, content: byte
     lines = JsonLines(path)
     assert path.read_bytes() == b""
     assert lines.last_step() is None
-    assert lines.truncate_after(0) == 0
+    assert lines.truncate_after(0) == (0, 0)
 
 
 def test_truncation_finds_the_step_in_files_larger_than_a_block(tmp_path: Path) -> None:
     """Lines longer than the block that is read at a time, several lines a step."""
     lines = JsonLines(tmp_path / "x.jsonl")
     lines.append([{"step": step, "text": "é" * size} for step in range(6) for size in (10, 700_000)])
-    assert lines.truncate_after(3) == 4
+    assert lines.truncate_after(3) == (4, 0)
     assert steps_in(tmp_path / "x.jsonl") == [0, 0, 1, 1, 2, 2, 3, 3]
     assert lines.last_step() == 3
-    assert lines.truncate_after(3) == 0
+    assert lines.truncate_after(3) == (0, 0)
     lines.append([{"step": 4}])
     assert lines.last_step() == 4
-    assert lines.truncate_after(-1) == 9
+    assert lines.truncate_after(-1) == (9, 0)
     assert (tmp_path / "x.jsonl").read_bytes() == b""
 
 
@@ -505,3 +505,55 @@ def test_recipe_yaml_is_replaced_whole(tmp_path: Path, accelerator: Accelerator)
         log.start(None)
     assert yaml.safe_load((tmp_path / "test/recipe.yaml").read_text())["name"] == "test"
     assert not list((tmp_path / "test").glob(".recipe*"))
+
+
+DAMAGE = {
+    "zeros": bytes(4096), "half a line": b'{"step": 4, "rew', "no text": b"\xff\xfe\x00", "a list": b"[4]",
+    "a word for a step": b'{"step": "four"}', "too deep": b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_lines_behind_the_checkpoints_step_are_set_aside_and_the_run_goes_on(tmp_path: Path, name: str) -> None:
+    """Steps 1 to 5 with a damaged line among those of step 4; the run goes on after step 3: the good lines behind it
+    are removed, the damaged one is kept beside the file, and what is written next is right behind step 3."""
+    path = tmp_path / "metrics.jsonl"
+    steps = [b'{"step": %d}' % step for step in range(1, 6)]
+    path.write_bytes(b"\n".join([*steps[:4], DAMAGE[name], steps[4]]) + b"\n")
+    lines = JsonLines(path)
+    assert lines.torn_bytes == 0
+    assert lines.truncate_after(3) == (2, 1)
+    assert lines.last_step() == 3
+    assert lines.damaged.read_bytes() == DAMAGE[name] + b"\n"
+    lines.append([{"step": 4}])
+    assert [one["step"] for one in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_damaged_line_right_behind_the_checkpoints_step_is_set_aside_too(tmp_path: Path) -> None:
+    """It may have been of a later step; one before the step's last good line is left where it is, and readers leave it
+    out."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\nxx\n{"step": 2}\nyy\nzz\n{"step": 3}\n')
+    lines = JsonLines(path)
+    assert lines.truncate_after(2) == (1, 2)
+    assert lines.damaged.read_bytes() == b"yy\nzz\n"
+    assert path.read_bytes() == b'{"step": 1}\nxx\n{"step": 2}\n'
+    assert [one["step"] for one in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_resumed_run_says_what_it_has_set_aside(tmp_path: Path, accelerator: Accelerator) -> None:
+    """A block of zeros, as a power cut leaves it, between lines that the run writes again."""
+    log, _ = open_log(tmp_path / "test", accelerator)
+    with log:
+        log.start(None)
+        for step in (1, 2):
+            log.step(step, {"reward/mean": float(step)})
+    path = tmp_path / "test/metrics.jsonl"
+    first, second, _ = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, bytes(512), second]) + b"\n")
+    log, printed = open_log(tmp_path / "test", accelerator)
+    with log:
+        log.start(1)
+        log.step(2, {"reward/mean": 2.0})
+    assert steps_in(path) == [1, 2]
+    assert "metrics.jsonl: 1 damaged lines behind step 1 are set aside in metrics.jsonl.damaged" in printed()

@@ -308,7 +308,9 @@ def test_a_batch_that_is_not_finite_is_kept_and_replayed(work: Workspace, capsys
     kept = work.results() / "non_finite/step_000001"
     assert yaml.safe_load((kept / "recipe.yaml").read_text())["name"] == "run"
     with elsewhere(work.folder):
-        assert main(["replay", "runs/run/non_finite/step_000001"]) == 0
+        assert main(["replay", "runs/run/non_finite/step_000001"]) == 2
+        assert "names plug_ins:surrogate, which replay would import and run" in capsys.readouterr().err
+        assert main(["replay", "runs/run/non_finite/step_000001", "--run-plugins"]) == 0
         table = capsys.readouterr().out
         assert main(["replay", "runs/run"]) == 2
     assert "samples are not finite" in table

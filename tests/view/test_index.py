@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -230,3 +232,27 @@ def test_half_a_surrogate_pair_and_deep_nesting_end_nothing(tmp_path: Path) -> N
     assert rollouts.problem("p\ud800")["visits"][0]["step"] == 1
     assert found(rollouts, problem="p\ud800") == [(1, 0, 0)]
     assert len(rollouts.completions("p\ud800", [1], 0)) == 1
+
+
+def test_where_everybody_writes_the_index_lies_in_a_folder_of_the_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither run nor cache can be written: a folder that is open to others, or a link, is not used."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(index_module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(index_module.os, "access", lambda *_: False)
+    own = tmp_path / f"rlvr-{os.getuid()}"
+
+    def folder() -> Path:
+        return index_module._place_of_index(tmp_path / "rollouts.jsonl").parent
+
+    assert folder() == own == folder()
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    own.chmod(0o777)
+    assert folder() != own
+    assert stat.S_IMODE(folder().stat().st_mode) == 0o700
+    own.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    own.symlink_to(tmp_path / "elsewhere")
+    assert folder() != own

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from rlvr.engines.servers.guard import HOST_VARIABLE, TOKEN_VARIABLE, Guard, server_token
-from rlvr.engines.vllm.process import reason_in, without_interrupt, without_launcher
+from rlvr.engines.vllm.process import Scratch, reason_in, without_interrupt, without_launcher
 from rlvr.engines.vllm.settings import VllmSettings
 
 _MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -89,6 +89,7 @@ class ServedChild:
         self.url = url_of(host, free_port(host))
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._scratch = Scratch()
 
     def start(self) -> None:
         """Start it, or start it again on the same port; it responds some time later."""
@@ -98,6 +99,7 @@ class ServedChild:
         port = int(self.url.rpartition(":")[2])
         command = serve_command(self._settings, self._transfer, self._host, port, self._devices)
         environment = without_launcher(os.environ) | serve_environment(self._settings, os.getpid(), self._host)
+        environment |= self._scratch.make()
         with without_interrupt(), open(self.log_file, "ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
@@ -117,3 +119,4 @@ class ServedChild:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
+        self._scratch.remove()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from rlvr.engines.engine_stats import EngineStats
 from rlvr.engines.protocol import EngineDied, EngineError
 from rlvr.engines.vllm.process import (
+    Scratch,
     child_environment,
     log_to,
     output_to,
@@ -35,6 +36,7 @@ class VllmCore:
         self.broken = ""
         """Why the core must not be used although it runs; empty if it may be."""
         self.is_closed = False
+        self._scratch = Scratch()
         log_file.parent.mkdir(parents=True, exist_ok=True)
         log_file.touch()
         self._log_start = log_file.stat().st_size
@@ -65,7 +67,7 @@ class VllmCore:
 
     def _environment(self) -> dict[str, str]:
         stream = {"VLLM_LOGGING_STREAM": "ext://sys.__stdout__"}  # descriptor 1, which is the log file meanwhile
-        return self._settings.environment(os.getpid()) | stream
+        return self._settings.environment(os.getpid()) | stream | self._scratch.make()
 
     @property
     def is_alive(self) -> bool:
@@ -113,3 +115,4 @@ class VllmCore:
         llm, self.llm = self.llm, None  # whose finalizer fails where it is left to the interpreter's end
         llm.output_processor.propagate_error(EngineDeadError())
         llm.shutdown(timeout=1)  # then it is killed: its own teardown takes seconds and keeps nothing
+        self._scratch.remove()

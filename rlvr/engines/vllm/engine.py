@@ -8,7 +8,6 @@ stamped on each. Nothing of the model folder's generation config has a say.
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -58,7 +57,7 @@ class VllmEngine:
         """`log_file` gets all that vLLM prints, None makes a temporary one; `stats` measures speeds, which
         ``settings.speculative`` turns on as well."""
         self.model = Path(settings.model)
-        self.log_file = Path(log_file) if log_file else Path(tempfile.gettempdir()) / f"rlvr-vllm-{os.getpid()}.log"
+        self.log_file = Path(log_file) if log_file else Path(tempfile.mkdtemp(prefix="rlvr-")) / "vllm.log"
         self._dtype = DTYPES[settings.dtype]
         self._settings = settings
         self._stats = EngineStats() if stats or settings.speculative is not None else None

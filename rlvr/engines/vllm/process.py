@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -27,6 +28,28 @@ _SECONDARY = ("Engine core initialization failed", "EngineCore encountered an is
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
     """A copy without what a launcher tells its ranks."""
     return {name: value for name, value in environment.items() if name not in _LAUNCHER}
+
+
+class Scratch:
+    """A private folder for what one engine leaves in the temporary folder: vLLM removes neither its rendezvous file nor
+    its sockets. It is removed with the engine, or when this process ends."""
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def make(self) -> dict[str, str]:
+        """An empty folder, as variables of the engine's processes; what was there is removed."""
+        self.remove()
+        compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")
+        self._folder = tempfile.TemporaryDirectory(prefix="rlvr-", ignore_cleanup_errors=True)
+        place = self._folder.name
+        return {"TMPDIR": place, "VLLM_RPC_BASE_PATH": place, "TORCHINDUCTOR_CACHE_DIR": compiled}
+
+    def remove(self) -> None:
+        """The folder is gone; safe to call twice."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
 
 @contextlib.contextmanager
