@@ -8,6 +8,7 @@ the parent.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO
 
@@ -72,7 +74,7 @@ def main() -> int:
         return 1
     except Exception as error:  # foreign code may raise anything; the run ends with it
         reason = f"a verifier could not be built: {type(error).__name__}: {error}"
-        _send(replies, encode_frame({"failed": f"{reason}\n\nThe worker's traceback:\n{traceback.format_exc()}"}))
+        _send(replies, encode_frame({"failed": f"{reason}\n\n{user_traceback(error)}"}))
         return 1
     _limit_memory(hello["memory_mb"])
     _send(replies, encode_frame({"ready": lowest, "needs_seconds": needs}))
@@ -94,6 +96,24 @@ def main() -> int:
     return 0
 
 
+BEFORE = (*(str(Path(__file__).with_name(name)) for name in ("worker.py", "spec.py", "functions.py")),
+          str(importlib.__file__), "<frozen ")  # fmt: skip
+"""Beginnings of the names of files whose frames stand before those of the user's verifier."""
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback from the first frame of the verifier on, without ours and those of an import before it."""
+    told = traceback.TracebackException.from_exception(error)
+    part: traceback.TracebackException | None = told
+    while part is not None:
+        frames = list(part.stack)
+        while frames and frames[0].filename.startswith(BEFORE):
+            frames.pop(0)
+        part.stack = traceback.StackSummary.from_list(frames)
+        part = part.__cause__ or part.__context__
+    return "".join(told.format())
+
+
 def _run(verifier: Verifier, lowest: float, kind: str, completion: str, reference: Any) -> dict[str, Any]:
     start = time.perf_counter()
     try:
@@ -112,7 +132,7 @@ def _run(verifier: Verifier, lowest: float, kind: str, completion: str, referenc
     except (MemoryError, RecursionError) as error:
         verdict = Verdict(lowest, Outcome.CRASHED, {"reason": f"{type(error).__name__}: {error}"})
     except Exception as error:  # foreign code may raise anything; never a reward of 0
-        detail = {"reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        detail = {"reason": f"{type(error).__name__}: {error}", "traceback": user_traceback(error)}
         verdict = Verdict(None, Outcome.ERROR, detail)
     seconds = time.perf_counter() - start
     return {

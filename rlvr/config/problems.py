@@ -26,10 +26,12 @@ class JsonLinesConfig(Section):
 
 
 class HubDataset(Section):
-    """A data set that the `datasets` library loads: a name on the hub or a local folder."""
+    """A data set that the `datasets` library loads: a name on the hub, a local folder or a single file."""
 
     type: Literal["datasets"]
     path: str
+    """A name on the hub; a folder that `save_to_disk` wrote; a folder of CSV, Parquet, Arrow or JSON files; or one such
+    file, which is the split ``train``."""
     subset: str | None = None
     split: str = "train"
     prompt: str = "problem"

@@ -15,12 +15,30 @@ from rlvr.hub import may_be_hub_name
 from rlvr.problems.rows import ProblemError, Row, collect, problem_from_row
 from rlvr.records import Problem
 
+FILE_TYPES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
+"""The reader of the `datasets` library for a single file, by the end of its name."""
+
 
 def load_jsonl(source: JsonLinesConfig) -> list[Problem]:
     """The problems of a JSON-lines file, in its order. Raises `ProblemError` naming broken lines."""
     path = Path(source.path)
+    _check_is_jsonl(path)
     lines = islice(read_lines(path), source.limit)
     return collect(lines, lambda line: problem_from_row(parse_line(path, *line), source), str(path))
+
+
+def _check_is_jsonl(path: Path) -> None:
+    """Raise `ProblemError` for a file of another kind, with what loads it."""
+    kind = {".csv": "CSV", ".tsv": "CSV", ".parquet": "Parquet", ".arrow": "Arrow"}.get(path.suffix)
+    if kind is None and path.is_file():
+        with path.open("rb") as file:
+            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        kind = "Parquet" if start.startswith(b"PAR1") else "one JSON array" if start.startswith(b"[") else None
+    if kind is not None and path.exists():
+        raise ProblemError(
+            f"path {str(path)!r}: type 'jsonl' reads one JSON object a line, and this file is {kind}; "
+            f"{{type: datasets, path: {path}}} loads it"
+        )
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -64,18 +82,31 @@ def load_hub_dataset(source: HubDataset) -> list[Problem]:
 
 
 def read_dataset(path: str, subset: str | None, split: str) -> Any:
-    """A `datasets.Dataset`: a folder that `save_to_disk` wrote, a folder of data files, or a name on the hub."""
+    """A `datasets.Dataset`: a data file, a folder that `save_to_disk` wrote, a folder of data files, or a name on the
+    hub."""
     import datasets  # slow to import, and not needed for generated problems
 
     folder = Path(path)
-    if folder.is_file():
+    reader = FILE_TYPES.get(folder.suffix)
+    if reader is not None and not folder.exists():
+        raise ProblemError(f"path: {no_such_file(folder)}")
+    if folder.is_file() and reader is None:
         raise ProblemError(
-            f"path {path!r} is a file; type 'datasets' takes a folder or a hub name (type 'jsonl' reads JSON lines)"
+            f"path {path!r} is a file of unknown kind; type 'datasets' takes {', '.join(FILE_TYPES)} files, "
+            "folders and names on the hub"
         )
     if not folder.exists() and not may_be_hub_name(path, with_owner=False):
         raise ProblemError(f"path {path!r}: this folder does not exist; relative paths start at {Path.cwd()}")
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
     try:
+        if folder.is_file():
+            if split != "train" or subset is not None:
+                raise ProblemError(
+                    f"path {path!r} is one file, which is the split 'train', got split {split!r}, subset {subset!r}; "
+                    "leave both out, or name a folder of files"
+                )
+            options = {"delimiter": "\t"} if folder.suffix == ".tsv" else {}
+            return datasets.load_dataset(str(reader), data_files=path, split="train", **options)
         if saved:
             return _split_of(datasets.load_from_disk(path), path, subset, split)
         return datasets.load_dataset(path, name=subset, split=split)

@@ -176,6 +176,43 @@ def test_dataset_folders_of_every_kind_give_the_same_problems(tmp_path: Path) ->
     assert len(load_problems(hub(tmp_path / "splits", split="test"))) == 1
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.parquet", "rows.json", "rows.jsonl"])
+def test_a_single_file_of_every_kind_is_a_data_set(tmp_path: Path, name: str) -> None:
+    rows, path = (
+        datasets.Dataset.from_list([{"problem": f"Say {i}", "answer": f"a{i}"} for i in range(3)]),
+        tmp_path / name,
+    )
+    if path.suffix == ".parquet":
+        rows.to_parquet(str(path))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(list(rows), indent=2))
+    elif path.suffix == ".jsonl":
+        write(path, list(rows))
+    else:
+        rows.to_csv(str(path), sep="\t" if path.suffix == ".tsv" else ",")
+    problems = load_problems(hub(path))
+    assert [(one.prompt, one.reference) for one in problems] == [(f"Say {i}", f"a{i}") for i in range(3)]
+    assert "is one file, which is the split 'train', got split 'test'" in error_of(hub(path, split="test"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("rows.csv", b"problem,answer\nx,1\n", "CSV"),
+        ("rows.tsv", b"problem\tanswer\n", "CSV"),
+        ("rows.parquet", b"PAR1\x15\x04", "Parquet"),
+        ("data.bin", b"PAR1\x15\x04", "Parquet"),
+        ("rows.json", b'\n [\n  {"problem": "x", "answer": "1"}\n]\n', "one JSON array"),
+        ("rows.jsonl", b'\xef\xbb\xbf[{"problem": "x", "answer": "1"}]', "one JSON array"),
+    ],
+)
+def test_a_file_that_is_no_json_lines_names_what_loads_it(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    said = error_of(jsonl(str(path)))
+    assert f"reads one JSON object a line, and this file is {kind}; {{type: datasets, path: {path}}} loads it" in said
+
+
 def test_trl_prompt_columns_of_text_and_of_messages(tmp_path: Path) -> None:
     chats = datasets.Dataset.from_list([{"prompt": CHAT, "solution": r"\boxed{21}"}])
     chats.save_to_disk(str(tmp_path / "chat"))
@@ -207,7 +244,8 @@ def test_dataset_errors_name_path_split_and_fix(tmp_path: Path) -> None:
     rows.save_to_disk(str(tmp_path / "single"))
     rows.select([]).save_to_disk(str(tmp_path / "empty"))
     (tmp_path / "json").mkdir()
-    file = write(tmp_path / "json" / "train.jsonl", ROWS)
+    write(tmp_path / "json" / "train.jsonl", ROWS)
+    file = write(tmp_path / "rows.txt", ROWS)
     (tmp_path / "bare").mkdir()
     assert "no split 'trian' (did you mean 'train'?); it has train" in error_of(hub(tmp_path / "splits", split="trian"))
     assert "single split 'train', got split 'test'" in error_of(hub(tmp_path / "single", split="test"))
@@ -215,7 +253,8 @@ def test_dataset_errors_name_path_split_and_fix(tmp_path: Path) -> None:
     assert "split 'dev': the datasets library cannot load this" in error_of(hub(tmp_path / "json", split="dev"))
     assert "holds no row" in error_of(hub(tmp_path / "empty"))
     assert "does not exist" in error_of(hub(tmp_path / "nowhere"))
-    assert "is a file" in error_of(hub(file))
+    assert "is a file of unknown kind" in error_of(hub(file))
+    assert "'train.csv' does not exist" in error_of(hub(Path("train.csv")))
     assert "cannot load this" in error_of(hub(tmp_path / "bare"))
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from benchmarks.grading_pool import workers_of_this_process
 from rewards import Outcome
 from rewards.pool import GradingPool, VerifierSpec
-from rewards.process import Stopwatch
+from rewards.process import Stopwatch, WorkerStartError
 
 NAUGHTY = {"naughty": VerifierSpec("pool_verifiers:Naughty")}
 CALLER_SECONDS = 120
@@ -203,3 +204,26 @@ def test_what_is_given_back_goes_before_what_was_waiting_in_its_own_order() -> N
         for job in waiting:
             job.future.result(timeout=30)
     assert order == ["first", "second", "third", "fourth"]
+
+
+def test_a_traceback_begins_in_the_verifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of the worker and of the import machinery before the user's file are left out, those behind it kept."""
+    (tmp_path / "verifier_that_imports_nothing.py").write_text("import json\n\nimport nothing_of_this_name\n")
+    (tmp_path / "verifier_that_raises_deep.py").write_text(
+        "import json\n\nclass Deep:\n    def check_reference(self, reference): pass\n"
+        "    def grade(self, completion, reference): return json.loads('{')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(WorkerStartError) as caught:
+        GradingPool({"x": VerifierSpec("verifier_that_imports_nothing:V")}, workers=1).close()
+    said = str(caught.value)
+    assert said.startswith("a verifier could not be built: ModuleNotFoundError: No module named 'nothing_of_this_name'")
+    frames = [line for line in said.splitlines() if line.startswith("  File ")]
+    assert [frame.split(", in ")[0] for frame in frames] == [
+        f'  File "{tmp_path / "verifier_that_imports_nothing.py"}", line 3'
+    ]
+    with GradingPool({"x": VerifierSpec("verifier_that_raises_deep:Deep")}, workers=1) as pool:
+        (verdict,) = pool.grade_many([("x", "text", None)])
+    frames = [line for line in verdict.detail["traceback"].splitlines() if line.startswith("  File ")]
+    assert "verifier_that_raises_deep.py" in frames[0]
+    assert "json/decoder.py" in frames[-1]
