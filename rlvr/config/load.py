@@ -26,7 +26,8 @@ OLD_KEYS = {
     "run.insist": "force",
     "rollout.patience": "stall_timeout",
     "rollout.schedule.beyond": "on_stale",
-    "rollout.engine.start": "spawn",
+    "rollout.engine.start": "devices",
+    "rollout.engine.spawn": "devices",
 }
 """Keys that got another name after 0.1.0, where they stood in a recipe, and the new name there."""
 

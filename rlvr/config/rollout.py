@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from rlvr.config.base import Fraction01, ImportPath, NonNegativeInt, Section
 from rlvr.config.problems import RewardTerm
@@ -36,6 +36,15 @@ class Rewards(Section):
         return self
 
 
+def _different(devices: list[int]) -> list[int]:
+    if len(set(devices)) < len(devices):
+        raise ValueError(f"devices must differ, got {devices}; one engine takes a device")
+    return devices
+
+
+DeviceList = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_different)]
+
+
 class _Vllm(Section):
     """What every vLLM engine is started with."""
 
@@ -44,14 +53,16 @@ class _Vllm(Section):
     """Requests that run at the same time."""
     kv_cache_gib: PositiveFloat = 2.0
     """Memory for keys and values on a CPU, in GiB."""
-    gpu_memory_share: Fraction01 = 0.4
-    """Share of the GPU that vLLM may take; unused on a CPU."""
+    gpu_memory_share: Fraction01 | None = None
+    """Share of each GPU's memory that vLLM may take; None is 0.4 beside a learner, 0.9 on a device of its own.
+    Unused on a CPU."""
     enforce_eager: bool | None = None
     """True starts sooner; False compiles, and records CUDA graphs on a GPU, where small models sample several times as
     fast. None is False on a GPU and True on a CPU."""
     threads: PositiveInt | None = None
     """Cores that vLLM uses on a CPU; None takes all."""
     tensor_parallel: PositiveInt = 1
+    """GPUs of one engine."""
     speculative: Speculative | None = None
     """Tokens are proposed, and the policy checks several at once; None is off. Measure first whether it is faster, by
     type ``vllm`` with ``stats: true`` with and without it: large batches leave nothing to win. Not on a CPU."""
@@ -63,6 +74,9 @@ class VllmEngineConfig(_Vllm):
     """vLLM beside the learner on the same device (GPU) or the same cores (CPU)."""
 
     type: Literal["vllm"]
+    devices: Literal["first", "each"] | DeviceList = "first"
+    """Where engines run: ``first`` is one beside rank 0, ``each`` one beside each rank of this node, a list such as
+    ``[6, 7]`` one on each of these GPUs. More than one share the requests; each is a server of the run's own."""
     sleep: bool = False
     """While the learner computes, the engine's weights wait in the host's memory and its keys and values are given up:
     GPU memory for larger micro-batches, for some seconds a step. Not with a schedule that overlaps, nor on a CPU."""
@@ -78,13 +92,10 @@ class VllmServersConfig(_Vllm):
     """One or more `vllm serve` servers on any hosts, each started by ``rlvr serve RECIPE`` or by the run."""
 
     type: Literal["vllm_servers"]
-    gpu_memory_share: Fraction01 = 0.9
-    """Share of its GPU that a server may take, which no learner uses besides; unused on a CPU."""
     urls: list[Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]] = []
     """Servers that are started elsewhere, such as ``http://10.0.0.7:8000``: with the same `dtype` and model."""
-    spawn: NonNegativeInt = 0
-    """Servers that the run itself starts on this host, each on a free port and on GPUs behind those of the run's own
-    processes; they end with it."""
+    devices: Literal["first", "each"] | DeviceList | None = None
+    """Servers that the run itself starts on this host, placed as with type ``vllm``; they end with it. None is none."""
     max_model_len: PositiveInt | None = None
     """Most tokens of prompt and completion; None takes the longest prompt and completion of the recipe's problems."""
     transfer: Literal["file", "nccl"] = "file"
@@ -104,8 +115,10 @@ class VllmServersConfig(_Vllm):
 
     @model_validator(mode="after")
     def _has_servers(self) -> VllmServersConfig:
-        if not self.urls and not self.spawn:
-            raise ValueError("urls and spawn are both empty; name servers in urls, or let the run start some by spawn")
+        if not self.urls and self.devices is None:
+            raise ValueError(
+                "urls and devices are both empty; name servers in urls, or let the run start some on devices"
+            )
         if len(set(self.urls)) < len(self.urls):
             raise ValueError(f"urls must differ, got {self.urls}")
         for key, other in (("folder", "nccl"), ("address", "file")):

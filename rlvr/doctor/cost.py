@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from rlvr.config import Recipe
 from rlvr.doctor.learner import Compared
 from rlvr.dtypes import itemsize
+from rlvr.engines.devices import SHARED_SHARE
 from rlvr.records import RolloutGroup
 from rlvr.rules.finding import Finding, Grade
 from rlvr.rules.rule import Rule
@@ -69,7 +70,7 @@ def estimate(
     trained = min(recipe.learner.micro_batch_tokens, positions) / recipe.learner.micro_batch_tokens
     cache = recipe.rollout.engine.kv_cache_gib if recipe.rollout.engine.type == "vllm" else 0.0
     if torch.cuda.is_available() and recipe.rollout.engine.type == "vllm":  # there it takes its share, cache included
-        engine = recipe.rollout.engine.gpu_memory_share * _memory_there()
+        engine = (recipe.rollout.engine.gpu_memory_share or SHARED_SHARE) * _memory_there()
     else:
         engine = memory.engine + cache * 2**30
     return Cost(

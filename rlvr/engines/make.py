@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig
 
 from rlvr.config import Recipe, RecipeError, VllmEngineConfig, VllmServersConfig
-from rlvr.engines.devices import Host, check_devices, server_devices
+from rlvr.engines.devices import OWN_SHARE, Host, Place, engine_places, is_in_process
 from rlvr.engines.protocol import Engine
 from rlvr.engines.restarting import RestartingEngine
 from rlvr.engines.servers.serve import ServedChild, free_port, serve, url_of
@@ -35,14 +37,17 @@ def make_engine(
 ) -> Engine:
     """The recipe's engine, not started yet; `say` is told where servers of the run's own will be."""
     settings = recipe.rollout.engine
-    check_devices(settings, Host.here())
+    places = engine_places(settings, Host.here())
     if settings.type == "hf":
         from rlvr.engines.hf import HfEngine
 
         return HfEngine(recipe.model.path, dtype=settings.dtype, max_batch=settings.max_batch, max_model_len=model_len)
     own = vllm_settings(recipe, model_len)
     if settings.type == "vllm_servers":
-        return _servers(settings, own, model_len, log_file, warn, say)
+        return _servers(settings, places, own, model_len, log_file, warn, say)
+    if not is_in_process(places):
+        servers = VllmServersConfig(type="vllm_servers", devices=settings.devices, restarts=settings.restarts)
+        return _servers(servers, places, own, model_len, log_file, warn, say)
     from rlvr.engines.vllm import engine as vllm_engine
 
     engine = vllm_engine.VllmEngine(own, stats=settings.stats, log_file=log_file)
@@ -53,7 +58,7 @@ def make_engine(
 
 
 def _servers(
-    settings: VllmServersConfig, own: VllmSettings, model_len: int, log_file: Path,
+    settings: VllmServersConfig, places: Sequence[Place], own: VllmSettings, model_len: int, log_file: Path,
     warn: Callable[[str, str], None], say: Callable[[str], None],
 ) -> Engine:  # fmt: skip
     from rlvr.engines.servers.servers import VllmServers
@@ -66,17 +71,25 @@ def _servers(
     if settings.transfer == "nccl" and not torch.cuda.is_available():
         raise RecipeError("rollout.engine.transfer: nccl needs a GPU beside the learner; use transfer: file")
     transfer = TRANSFERS[settings.transfer]
-    children = [
-        ServedChild(own, transfer, "127.0.0.1", log_file.with_stem(f"{log_file.stem}_{index}"), devices=devices)
-        for index, devices in enumerate(server_devices(settings, Host.here()))
-    ]
-    for child in children:
-        say(f"server of this run: {child.url}, its log {child.log_file}")
+    children = []
+    for index, here in enumerate(places):
+        log = log_file.with_stem(f"{log_file.stem}_{index}")
+        children.append(child := ServedChild(_placed(own, here, len(places)), transfer, "127.0.0.1", log))
+        where = f" on GPU {', '.join(map(str, here.devices))}" if torch.cuda.is_available() else ""
+        say(f"engine of this run{where}: {child.url}, its log {child.log_file}")
     return VllmServers(
         own, settings.urls, children=children, transfer=transfer, address=settings.address, timeout=settings.timeout,
         folder=Path(settings.folder) if settings.folder is not None else None, wait=settings.wait,
         restarts=settings.restarts, warn=warn,
     )  # fmt: skip
+
+
+def _placed(settings: VllmSettings, here: Place, engines: int) -> VllmSettings:
+    """`settings` of one of several engines of this node: on its GPUs, or with its part of a CPU's cores."""
+    if torch.cuda.is_available():
+        share = settings.gpu_memory_share or here.memory_share
+        return replace(settings, device_ids=here.devices, gpu_memory_share=share)
+    return replace(settings, threads=settings.threads or max(1, len(os.sched_getaffinity(0)) // engines))
 
 
 def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
@@ -115,6 +128,7 @@ def serve_recipe(recipe: Recipe, host: str, port: int | None) -> None:
     settings = recipe.rollout.engine
     given = settings.max_model_len if isinstance(settings, VllmServersConfig) else None
     own = vllm_settings(recipe, given or _needed_length(recipe))
+    own = replace(own, gpu_memory_share=own.gpu_memory_share or OWN_SHARE)
     transfer = TRANSFERS[settings.transfer] if isinstance(settings, VllmServersConfig) else FILE_BACKEND
     try:
         port = free_port(host) if port is None else port

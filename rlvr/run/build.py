@@ -25,7 +25,7 @@ from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.dtypes import DTYPES
-from rlvr.engines.devices import Host, check_devices
+from rlvr.engines.devices import Host, engine_places
 from rlvr.engines.make import make_engine, most_new_tokens
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
@@ -221,7 +221,7 @@ def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
     settings, and plug-ins that cannot be found. Raises `LaunchError`, `RecipeError` or `PlugInError`."""
     check_gpus(os.environ, cuda=torch.cuda.is_available(), driver=DRIVER.exists())
     check_launch(accelerator, recipe.learner)
-    check_devices(recipe.rollout.engine, Host.here())
+    engine_places(recipe.rollout.engine, Host.here())
     if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
         raise RecipeError("model.lora needs peft, which is not installed; pip install 'rlvr[lora]'")
     algorithm = recipe.algorithm

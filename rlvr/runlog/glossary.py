@@ -484,6 +484,15 @@ _COST = (
         is_measured=True,
     ),
     Metric(
+        "engine/share/{server}",
+        "share",
+        "tokens of this server / all",
+        "Of the tokens sampled since the step before, for engines on several devices, in order, after those of urls. 0 "
+        "is a server that was away.",
+        (0.0, 1.0),
+        is_measured=True,
+    ),
+    Metric(
         "engine/acceptance_rate",
         "share",
         "accepted / proposed tokens",

@@ -67,7 +67,7 @@ def test_the_smallest_recipe(tmp_path: Path) -> None:
         ),
         (
             {"rollout__engine": {"type": "vllm_servers", "start": 2}},
-            "rollout.engine.start: this key is now called 'spawn'; rename it",
+            "rollout.engine.start: this key is now called 'devices'; rename it",
         ),
         (
             {"model__autocast": "float16"},

@@ -143,6 +143,8 @@ def test_requests_go_where_least_are_in_flight(tiny_tied: Path) -> None:
             await asyncio.sleep(0.02)
             assert fakes[0].order == fakes[1].order == []  # admitted, not run
         await asyncio.gather(*tasks)
+        assert engine.measured() == {"engine/share/0": 3 / 7, "engine/share/1": 2 / 7, "engine/share/2": 2 / 7}
+        assert engine.measured() == {}  # nothing since the last reading
         names = [[one.split("#")[0] for one in fake.order] for fake in fakes]
         assert [sorted(one) for one in names] == [["r0", "r3", "r6"], ["r1", "r4"], ["r2", "r5"]]
         priorities = [[body["priority"] for body in fake.bodies] for fake in fakes]

@@ -12,6 +12,7 @@ from rewards import Outcome
 from rlvr.config import Model, Recipe
 from rlvr.config.problems import PrioritisedSampler, Rest
 from rlvr.engines.engine_stats import EngineStats
+from rlvr.engines.servers.servers import token_shares
 from rlvr.learn.samples import make_samples
 from rlvr.learn.texts import GivenTexts
 from rlvr.learn.update import Learner
@@ -85,7 +86,7 @@ def logged_by_a_run(folder: Path, **algorithm: object) -> set[str]:
     stats = EngineStats()
     stats.record(running=4, tokens=4)
     stats.record(running=4, tokens=6, drafts=4, proposed=8, accepted=2)
-    metrics |= stats.take()
+    metrics |= stats.take() | token_shares([6, 0])
     metrics |= summarise("held_out", groups(), [1, 2]) | clock.lap() | memory_metrics()
     with RunLog(folder / "test", make_recipe(folder), accelerator) as log:
         log.start(None)

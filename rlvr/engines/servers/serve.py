@@ -44,11 +44,9 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def serve_command(settings: VllmSettings, transfer: str, host: str, port: int, devices: str | None = None) -> list[str]:
-    """The command line; `transfer` is vLLM's backend for weights on a GPU, on a CPU it is always our file backend.
-    `devices` are indices among the GPUs that this process sees, None is the first ones."""
+def serve_command(settings: VllmSettings, transfer: str, host: str, port: int) -> list[str]:
+    """The command line; `transfer` is vLLM's backend for weights on a GPU, on a CPU it is always our file backend."""
     arguments = settings.arguments(on_cpu=not torch.cuda.is_available(), gpu_transfer=transfer) | _FOR_SERVERS
-    arguments["device_ids"] = devices
     guard = f"{Guard.__module__}.{Guard.__name__}"
     where = ["--host", host, "--port", str(port), "--middleware", guard]
     return [sys.executable, "-m", _MODULE, *where, *_flags(arguments)]
@@ -80,11 +78,8 @@ def serve(settings: VllmSettings, transfer: str, host: str, port: int) -> None:
 class ServedChild:
     """One server as a child of this process, which ends with it whatever way it ends."""
 
-    def __init__(
-        self, settings: VllmSettings, transfer: str, host: str, log_file: Path, *, devices: str | None = None
-    ) -> None:
-        """`devices` as in `serve_command`."""
-        self._settings, self._transfer, self._host, self._devices = settings, transfer, host, devices
+    def __init__(self, settings: VllmSettings, transfer: str, host: str, log_file: Path) -> None:
+        self._settings, self._transfer, self._host = settings, transfer, host
         self.log_file, self._log_start = log_file, 0
         self.url = url_of(host, free_port(host))
         self.starts = 0
@@ -97,7 +92,7 @@ class ServedChild:
         self.starts += 1
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         port = int(self.url.rpartition(":")[2])
-        command = serve_command(self._settings, self._transfer, self._host, port, self._devices)
+        command = serve_command(self._settings, self._transfer, self._host, port)
         environment = without_launcher(os.environ) | serve_environment(self._settings, os.getpid(), self._host)
         environment |= self._scratch.make()
         with without_interrupt(), open(self.log_file, "ab") as log:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,8 @@ class VllmServers:
         self._tokenizer: Any = None
         self._version, self._model_len, self._count = NO_VERSION, 0, 0
         self._pending: set[_Pending] = set()
+        self._sampled: Counter[int] = Counter()
+        """Tokens of each server since the last reading."""
 
     @property
     def version(self) -> int:
@@ -136,6 +139,7 @@ class VllmServers:
                     unknown = [label for label, *_ in output.versions if label not in pool.versions]
                     if unknown:
                         raise ServerLost(f"{server} sampled with weights {unknown[0]!r}, which this run did not send")
+                    self._sampled[server.index] += len(output.ids)
                     return build_completion(request, output, self._tokenizer, pool.versions.__getitem__)
                 except (ServerLost, ServerFault) as error:
                     pending.server = None
@@ -224,8 +228,9 @@ class VllmServers:
         self._version = version
 
     def measured(self) -> dict[str, float]:
-        """Nothing: each server has its own metrics at ``/metrics``."""
-        return {}
+        """Each server's share of the tokens since the last call; the rest is at its ``/metrics``."""
+        sampled, self._sampled = self._sampled, Counter()
+        return token_shares([sampled[index] for index in range(len(self._urls) + len(self._children))])
 
     async def close(self) -> None:
         """End what is in flight and the servers that this engine started; the others go on running."""
@@ -244,6 +249,12 @@ class VllmServers:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def token_shares(sampled: Sequence[int]) -> dict[str, float]:
+    """Metrics: each server's share of the tokens, none if there are no tokens."""
+    total = sum(sampled)
+    return {f"engine/share/{index}": tokens / total for index, tokens in enumerate(sampled)} if total else {}
 
 
 def _agreed(found: Sequence[tuple[Server, list[list[float]] | None]]) -> list[list[float]]:

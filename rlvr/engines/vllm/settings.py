@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from rlvr.config.speculative import ModelDrafts, NgramDrafts, SuffixDrafts
 from rlvr.dtypes import DtypeName
+from rlvr.engines.devices import SHARED_SHARE
 from rlvr.engines.protocol import EngineError
 from rlvr.engines.stop_strings import Decoder, completion_text
 from rlvr.records import Completion, FinishReason, Request
@@ -39,7 +40,10 @@ class VllmSettings:
     max_num_seqs: int = 128
     kv_cache_gib: float = 2.0
     """Keys and values on a CPU."""
-    gpu_memory_share: float = 0.4
+    gpu_memory_share: float | None = None
+    """None is what a learner leaves on the same GPU."""
+    device_ids: tuple[int, ...] | None = None
+    """GPUs, numbered among those that CUDA_VISIBLE_DEVICES shows; None is the process's own."""
     enforce_eager: bool = True
     threads: int | None = None
     """Cores of a CPU engine; None takes all."""
@@ -81,7 +85,8 @@ class VllmSettings:
         else:
             # there noise is a hash of seed, position and token, so that a prompt may come in chunks
             arguments["max_num_batched_tokens"] = max(GPU_BATCH_TOKENS, self.max_num_seqs)
-            arguments["gpu_memory_utilization"] = self.gpu_memory_share
+            arguments["gpu_memory_utilization"] = self.gpu_memory_share or SHARED_SHARE
+            arguments["device_ids"] = None if self.device_ids is None else ",".join(map(str, self.device_ids))
             arguments["weight_transfer_config"] = {"backend": gpu_transfer}
         if self.speculative is not None:
             arguments["speculative_config"] = dict(self.speculative)
