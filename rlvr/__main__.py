@@ -70,25 +70,25 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments. Overrides may stand anywhere, also where argparse does not expect them: before the recipe, and
     before and behind options."""
     parser = _parser()
-    arguments, left = parser.parse_known_args(argv)
-    changes = [one for one in left if "=" in one and not one.startswith("-")]
-    unknown = [one for one in left if one not in changes]
-    if unknown and "overrides" in arguments and (setting := _setting_with_dashes(left)) is not None:
+    arguments, rest = parser.parse_known_args(argv)
+    changes = [argument for argument in rest if "=" in argument and not argument.startswith("-")]
+    unknown = [argument for argument in rest if argument not in changes]
+    if unknown and "overrides" in arguments and (setting := _setting_with_dashes(rest)) is not None:
         parser.error(f"settings of the recipe are written without dashes: {setting}")
-    if unknown or (left and "overrides" not in arguments):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or left)}")
+    if unknown or (rest and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if "overrides" in arguments:
         arguments.overrides = [*arguments.overrides, *changes]
         _put_recipe_first(arguments, parser)
     return arguments
 
 
-def _setting_with_dashes(left: Sequence[str]) -> str | None:
+def _setting_with_dashes(rest: Sequence[str]) -> str | None:
     """What the first of ``--learner.lr=1e-4`` and ``--learner.lr 1e-4`` should have been."""
-    for index, one in enumerate(left):
-        key, equals, value = one.lstrip("-").partition("=")
-        if one.startswith("--") and key.partition(".")[0] in Recipe.model_fields:
-            behind = left[index + 1] if index + 1 < len(left) and not left[index + 1].startswith("--") else "VALUE"
+    for index, argument in enumerate(rest):
+        key, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("--") and key.partition(".")[0] in Recipe.model_fields:
+            behind = rest[index + 1] if index + 1 < len(rest) and not rest[index + 1].startswith("--") else "VALUE"
             return f"{key}={value if equals else behind}"
     return None
 
@@ -99,7 +99,7 @@ def _put_recipe_first(arguments: argparse.Namespace, parser: argparse.ArgumentPa
     first = getattr(arguments, place)
     if "=" not in first or Path(first).exists():
         return
-    others = [one for one in arguments.overrides if "=" not in one]
+    others = [text for text in arguments.overrides if "=" not in text]
     if not others:
         parser.error(f"the recipe is missing: rlvr {arguments.command} RECIPE {first}")
     setattr(arguments, place, others[0])

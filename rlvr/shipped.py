@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent
 
 def shipped_files() -> dict[str, Path]:
     """Every recipe and launch file by its name: ``recipes/quickstart.yaml``, ``launch/cpu.yaml``."""
-    found = [*sorted(PACKAGE.glob("recipes/*.yaml")), *sorted(PACKAGE.glob("launch/*.[ys]*"))]
-    return {path.relative_to(PACKAGE).as_posix(): path for path in found}
+    paths = [*sorted(PACKAGE.glob("recipes/*.yaml")), *sorted(PACKAGE.glob("launch/*.[ys]*"))]
+    return {path.relative_to(PACKAGE).as_posix(): path for path in paths}
 
 
 def shipped_names() -> list[str]:

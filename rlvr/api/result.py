@@ -33,8 +33,8 @@ class RunResult:
     def evaluation(self) -> dict[str, float]:
         """The ``eval/...`` metrics of the last step that measured any; empty where none did."""
         for line in reversed(self.metrics):
-            if found := {key: value for key, value in line.items() if key.startswith("eval/")}:
-                return found
+            if evaluation := {key: value for key, value in line.items() if key.startswith("eval/")}:
+                return evaluation
         return {}
 
     @property

@@ -35,7 +35,7 @@ def with_problems(
         section["train"] = {"type": "jsonl", "path": str(path)} | columns
     if evaluation is not None:
         sets = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation} if len(evaluation) else {}
-        known = {one["name"]: one for one in section["eval"]}
+        known = {eval_set["name"]: eval_set for eval_set in section["eval"]}
         first = section["eval"][0] if section["eval"] else {}
         section["eval"] = []
         for name, rows in sets.items():

@@ -89,8 +89,8 @@ def evaluate(
         check_versions(loaded.rollout.engine.type)
         with sampling_only(loaded, train=False) as (rollouts, data):
             metrics: dict[str, float] = {}
-            for one, eval_set in data.eval_sets:
-                metrics |= rollouts.evaluate(one, eval_set)[0]
+            for eval_set, held_out in data.eval_sets:
+                metrics |= rollouts.evaluate(eval_set, held_out)[0]
     return metrics
 
 
@@ -102,7 +102,7 @@ def _filled(
     data = recipe.model_dump(mode="json", by_alias=True)
     if rewards is not None:
         data["rewards"]["terms"] = make_terms(rewards, folder / "rewards")
-        for one in data["problems"]["eval"]:
-            one["terms"] = None
+        for eval_set in data["problems"]["eval"]:
+            eval_set["terms"] = None
     with_problems(data, recipe, folder, train=problems, evaluation=eval_problems)
     return load_recipe(data)

@@ -49,16 +49,16 @@ def measure(
     begin = "" if guess is None else _begin(data.renderer, problems, guess, template)
     if guess is not None:
         with data.renderer.beginning(begin):
-            prompts = [data.renderer.render(one) for one in problems]
+            prompts = [data.renderer.render(problem) for problem in problems]
         check_fits(prompts, guess.max_new_tokens, rollouts.engine.model_len)
     for start in range(0, len(problems), BATCH):
         batch = problems[start : start + BATCH]
-        groups = rollouts.sample([(one, 0) for one in batch], samples, rollouts.sampling)
+        groups = rollouts.sample([(problem, 0) for problem in batch], samples, rollouts.sampling)
         lines = [line_of(group) for group in groups]
         if guess is not None:
             sampling = dataclasses.replace(rollouts.sampling, max_new_tokens=guess.max_new_tokens)
             with data.renderer.beginning(begin):
-                guessed = rollouts.sample([(one, 1) for one in batch], guess.tries, sampling)
+                guessed = rollouts.sample([(problem, 1) for problem in batch], guess.tries, sampling)
             lines = [line | guesses_of(group) for line, group in zip(lines, guessed, strict=True)]
         yield groups, lines
 
@@ -79,7 +79,7 @@ def line_of(group: RolloutGroup) -> dict[str, Any]:
         "key": group.problem.key,
         "pass_rate": sum(correct) / len(correct) if correct else None,
         "samples": len(correct),
-        "mean_length": statistics.fmean(len(one.ids) for one in group.rollouts) if correct else None,
+        "mean_length": statistics.fmean(len(rollout.ids) for rollout in group.rollouts) if correct else None,
     }
 
 

@@ -37,7 +37,7 @@ def _examined_recipe(arguments: argparse.Namespace) -> Report:
     try:
         recipe = load_recipe(path, arguments.overrides)
     except RecipeError as error:
-        return Report(subject=arguments.target, findings=[RECIPE_UNSOUND.found(str(error))])
+        return Report(subject=arguments.target, findings=[RECIPE_UNSOUND.finding(str(error))])
     check_versions(recipe.rollout.engine.type)
     say: Callable[[str], None] = (lambda text: None) if arguments.json else print
     return examine_recipe(recipe, groups=arguments.groups, engine=not arguments.no_engine, say=say)

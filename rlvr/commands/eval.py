@@ -18,9 +18,9 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     output = new_file(arguments.output, "--output")
     with sampling_only(recipe, train=False) as (rollouts, data):
         metrics: dict[str, float] = {}
-        for one, problems in data.eval_sets:
-            print(f"measuring {one.name}: {len(problems)} problems x {one.samples}", flush=True)
-            numbers, groups = rollouts.evaluate(one, problems)
+        for eval_set, problems in data.eval_sets:
+            print(f"measuring {eval_set.name}: {len(problems)} problems x {eval_set.samples}", flush=True)
+            numbers, groups = rollouts.evaluate(eval_set, problems)
             metrics |= numbers
             write_rollouts(output, groups, data.renderer)
     make_console().print(comparison({recipe.model.path: metrics}))

@@ -16,18 +16,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Copy the model of a verified checkpoint; with --dtype its weights are converted."""
     source, output = arguments.checkpoint, arguments.output
     if (source / "checkpoints").is_dir():
-        found = newest_whole(source, print, "stop")
+        checkpoint = newest_whole(source, print, "stop")
     else:
-        found = verify(source.resolve()) if (source / MANIFEST).is_file() else None
-    if found is None:
+        checkpoint = verify(source.resolve()) if (source / MANIFEST).is_file() else None
+    if checkpoint is None:
         raise RecipeError(f"checkpoint: {source} is no checkpoint, nor a run's folder that holds one")
     draft = output.with_name(f".{output.name}")
     shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(found.path, draft, ignore=shutil.ignore_patterns(STATE, MANIFEST))
+    shutil.copytree(checkpoint.path, draft, ignore=shutil.ignore_patterns(STATE, MANIFEST))
     if arguments.dtype is not None:
         model = AutoModelForCausalLM.from_pretrained(draft, dtype=DTYPES[arguments.dtype])
         for old in draft.glob("*.safetensors*"):
             old.unlink()
         model.save_pretrained(draft)
     draft.rename(output)
-    print(f"{output}: the model of {found.path}, after step {found.step}")
+    print(f"{output}: the model of {checkpoint.path}, after step {checkpoint.step}")

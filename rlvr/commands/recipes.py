@@ -19,22 +19,22 @@ def run(arguments: argparse.Namespace) -> None:
         for name, path in shipped_files().items():
             print(f"{short_name(name):{width}}  {describe(path)}")
         return
-    found = find_shipped(arguments.name)
-    if found is None:
+    shipped = find_shipped(arguments.name)
+    if shipped is None:
         near = nearest(arguments.name, shipped_names())
         raise RecipeError(f"rlvr has no recipe or launch file {arguments.name!r}{near}; `rlvr recipes` lists them")
     if arguments.action == "path":
-        print(found)
+        print(shipped)
     else:
-        _copy(found, arguments.folder)
+        _copy(shipped, arguments.folder)
 
 
 def describe(path: Path) -> str:
     """The first clause of a file's opening comment, and whether it has not been run yet."""
     comment = re.match(r"(?:#.*\n)*", path.read_text(encoding="utf-8"))
     lines = [line.removeprefix("#").strip() for line in comment[0].splitlines()] if comment is not None else []
-    said = [line for line in lines if not line.startswith(("yaml-language-server", "!", "not yet run"))]
-    clause = re.split(r"[:;] |(?<!\bDr)\. ", " ".join(said), maxsplit=1)[0].rstrip(".")
+    kept = [line for line in lines if not line.startswith(("yaml-language-server", "!", "not yet run"))]
+    clause = re.split(r"[:;] |(?<!\bDr)\. ", " ".join(kept), maxsplit=1)[0].rstrip(".")
     return clause + (" (not yet run)" if any(line.startswith("not yet run") for line in lines) else "")
 
 

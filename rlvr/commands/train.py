@@ -41,13 +41,17 @@ def train(recipe: Recipe) -> None:
 
 def show_results(recipe: Recipe, folder: Path, display: Display) -> None:
     """The table before and after, the curve as PNG and on the console, and the commands for what was trained."""
-    lines = [one for one in read_metrics(folder) if any(key.startswith("eval/") for key in one)]
-    sampled = [f"eval/{one.name}/pass@{one.k[0]}" for one in recipe.problems.eval]
-    greedy = [f"eval/{one.name}/greedy" for one in recipe.problems.eval if one.greedy and one.temperature > 0.0]
+    lines = [line for line in read_metrics(folder) if any(key.startswith("eval/") for key in line)]
+    sampled = [f"eval/{eval_set.name}/pass@{eval_set.k[0]}" for eval_set in recipe.problems.eval]
+    greedy = [
+        f"eval/{eval_set.name}/greedy"
+        for eval_set in recipe.problems.eval
+        if eval_set.greedy and eval_set.temperature > 0.0
+    ]
     keys = [*sampled, *greedy]
     if len(lines) >= 2 and keys:
-        for one in recipe.problems.eval:  # where marks are partial, pass@k shows less than the reward does
-            reward, right = f"eval/{one.name}/reward", f"eval/{one.name}/avg@{one.samples}"
+        for eval_set in recipe.problems.eval:  # where marks are partial, pass@k shows less than the reward does
+            reward, right = f"eval/{eval_set.name}/reward", f"eval/{eval_set.name}/avg@{eval_set.samples}"
             if any(abs(line[reward] - line[right]) > 1e-6 for line in lines if reward in line and right in line):
                 keys.append(reward)
         display.show(comparison({f"step {line['step']}": line for line in (lines[0], lines[-1])}))

@@ -348,15 +348,15 @@ def check_distillation(
 
 def check_sizes(group_filter: GroupFilter, baseline: Baseline, scale: Scale, prompts: int, group_size: int) -> None:
     """Raise `ValueError` where the slots do not fit `rollout.prompts_per_step` and `rollout.group_size`."""
-    least = smallest_group(baseline, scale)
-    if group_size < least:
+    smallest = smallest_group(baseline, scale)
+    if group_size < smallest:
         because = (
             f"has only one subset of k = {baseline.k} completions to look at; use more completions or a smaller k"
             if isinstance(baseline, PassAtKBaseline)
             else "compares the completions of a group with each other"
         )
         raise ValueError(
-            f"rollout.group_size must be at least {least}, got {group_size}: baseline {baseline.type!r} with scale "
+            f"rollout.group_size must be at least {smallest}, got {group_size}: baseline {baseline.type!r} with scale "
             f"{scale.type!r} {because}"
         )
     if isinstance(scale, OVER_THE_BATCH) and prompts * group_size < 2:

@@ -222,24 +222,24 @@ def _item(place: list[Any], name: str, override: str) -> int:
 def _explain(error: ValidationError) -> list[str]:
     """One line for each mistake: key, what is wrong, value, nearest right name."""
     lines = []
-    for one in error.errors(include_url=False):
-        shown, models = _place(one["loc"])
-        lines.append(f"  {shown or 'recipe'}: {_message(dict(one), models, shown)}")
+    for fault in error.errors(include_url=False):
+        shown, models = _place(fault["loc"])
+        lines.append(f"  {shown or 'recipe'}: {_message(dict(fault), models, shown)}")
     return lines
 
 
-def _message(one: dict[str, Any], models: list[type[BaseModel]], shown: str) -> str:
+def _message(fault: dict[str, Any], models: list[type[BaseModel]], shown: str) -> str:
     """What is wrong, for one of pydantic's errors; `models` may stand at its place, the key `shown`."""
-    kind, given, context = one["type"], one["input"], one.get("ctx", {})
+    kind, given, context = fault["type"], fault["input"], fault.get("ctx", {})
     choices = [_shown(tag) for model in models for tag in _tags(model)]
     match kind:
         case "extra_forbidden" if shown in OLD_KEYS:
             return f"this key is now called {OLD_KEYS[shown]!r}; rename it"
         case "extra_forbidden":
             known = sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
-            return f"unknown key{nearest(str(one['loc'][-1]), known)}; known here: {', '.join(known)}"
+            return f"unknown key{nearest(str(fault['loc'][-1]), known)}; known here: {', '.join(known)}"
         case "missing":
-            return "this key is missing" if isinstance(one["loc"][-1], str) else "this item is missing"
+            return "this key is missing" if isinstance(fault["loc"][-1], str) else "this item is missing"
         case "union_tag_invalid" if choices:
             tag = given["type"]
             return f"type is {tag!r}, must be one of {', '.join(choices)}{nearest(str(tag), choices)}"
@@ -255,9 +255,9 @@ def _message(one: dict[str, Any], models: list[type[BaseModel]], shown: str) -> 
         case "list_type" | "tuple_type":
             return f"must be a list, got {given!r}" + (f"; write {_as_list(given)}" if _is_plain(given) else "")
         case "value_error":
-            return str(one["msg"]).removeprefix("Value error, ")
+            return str(fault["msg"]).removeprefix("Value error, ")
         case _:
-            return f"{one['msg']}, got {given!r}"
+            return f"{fault['msg']}, got {given!r}"
 
 
 def _is_plain(value: Any) -> bool:

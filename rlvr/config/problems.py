@@ -248,7 +248,7 @@ class Problems(Section):
 
     @model_validator(mode="after")
     def _names(self) -> Problems:
-        names = [one.name for one in self.eval]
+        names = [eval_set.name for eval_set in self.eval]
         if len(set(names)) != len(names):
             raise ValueError(f"eval sets need different names, got {names}")
         for name, (low, high) in self.keep.items():

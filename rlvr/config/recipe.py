@@ -239,10 +239,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _across(self) -> Recipe:
         names = [term.name for term in self.rewards.terms]
-        names += [term.name for one in self.problems.eval for term in one.terms or ()]
+        names += [term.name for eval_set in self.problems.eval for term in eval_set.terms or ()]
         if len(set(names)) != len(names):
             raise ValueError(f"terms of rewards and of eval sets need different names, got {names}")
-        sets = [one.name for one in self.problems.eval]
+        sets = [eval_set.name for eval_set in self.problems.eval]
         if (best := self.run.keep_best) is not None and best.metric.startswith("eval/"):
             measured = best.metric.removeprefix("eval/").rpartition("/")[0]
             if measured not in sets:
@@ -269,8 +269,8 @@ class Recipe(Section):
                     "rollout.repetition must be set with shaping 'repetition_stop', got null: no completion would end "
                     "for that reason; use rollout.repetition: {count: 16}, or shaping 'repetition'"
                 )
-            most = shaping.max_tokens if isinstance(shaping, CosineLength) and shaping.exceeded is not None else 0
-            if isinstance(shaping, CosineLength) and most > rollout.max_new_tokens:
+            longest = shaping.max_tokens if isinstance(shaping, CosineLength) and shaping.exceeded is not None else 0
+            if isinstance(shaping, CosineLength) and longest > rollout.max_new_tokens:
                 raise ValueError(
                     f"cosine_length.max_tokens must be at most rollout.max_new_tokens = {rollout.max_new_tokens}, got "
                     f"{shaping.max_tokens}: no completion could get `exceeded`"

@@ -55,17 +55,19 @@ def explain(key: str) -> str:
         if part.isdigit() and _is_list(field):
             shown.append(part)
             continue
-        found = [(tag, section["properties"][part]) for tag, section in places if part in section.get("properties", {})]
-        if not found:
+        fields = [
+            (tag, section["properties"][part]) for tag, section in places if part in section.get("properties", {})
+        ]
+        if not fields:
             known = sorted({name for _, section in places for name in section.get("properties", {})})
             raise RecipeError(
                 f"{'.'.join([*shown, part])}: unknown key{nearest(part, known)}; "
                 + (f"known here: {', '.join(known)}" if known else f"{'.'.join(shown)} is no section")
             )
         shown.append(part)
-        field = found[0][1]
-        entries = [(tag, inner) for tag, inner in found if part != "type" or "const" not in inner] or found
-        places = [(_tag(definitions[name]), definitions[name]) for _, inner in found for name in _sections(inner)]
+        field = fields[0][1]
+        entries = [(tag, inner) for tag, inner in fields if part != "type" or "const" not in inner] or fields
+        places = [(_tag(definitions[name]), definitions[name]) for _, inner in fields for name in _sections(inner)]
     lines = []
     for tag, entry in entries:
         lines += [".".join(shown) + (f" (with type {tag})" if len(entries) > 1 else ""), *_explained(entry)]
@@ -158,7 +160,7 @@ def _sections(field: Schema) -> list[str]:
         return [field["$ref"].rpartition("/")[2]]
     inner = [*field.get("anyOf", []), *field.get("oneOf", [])]
     inner += [field["items"]] if isinstance(field.get("items"), dict) else []
-    return [name for one in inner for name in _sections(one)]
+    return [name for section in inner for name in _sections(section)]
 
 
 def _is_list(field: Schema) -> bool:

@@ -56,10 +56,10 @@ def estimate(
     tokens_per_second: float, compared: Compared,
 ) -> Cost:  # fmt: skip
     """What `recipe` will take, judged by a few groups: their lengths, their speed, and one pass of the learner."""
-    rollouts = [one for group in groups for one in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     completions = recipe.rollout.prompts_per_step * recipe.rollout.group_size
-    length = sum(len(one.ids) for one in rollouts) / len(rollouts)
-    before = sum(len(one.prompt_ids) for one in rollouts) / len(rollouts)
+    length = sum(len(rollout.ids) for rollout in rollouts) / len(rollouts)
+    before = sum(len(rollout.prompt_ids) for rollout in rollouts) / len(rollouts)
     per_group = 1 if recipe.learner.packing == "shared" else recipe.rollout.group_size
     positions = recipe.rollout.prompts_per_step * (before * per_group + length * recipe.rollout.group_size)
     algorithm = recipe.algorithm
@@ -90,12 +90,14 @@ def _bytes_of_a_step(recipe: Recipe, groups: Sequence[RolloutGroup], prompt: str
     if not recipe.run.log_rollouts:
         return 0.0
     sizes = [
-        len(json.dumps(rollout_record(1, 0, group, one, prompt, 0.0), ensure_ascii=False).encode())
+        len(json.dumps(rollout_record(1, 0, group, rollout, prompt, 0.0), ensure_ascii=False).encode())
         for group in groups
-        for one in group.rollouts
+        for rollout in group.rollouts
     ]
     tokens = [
-        len(json.dumps(token_record(one, one.behaviour_logprobs))) for group in groups for one in group.rollouts[:1]
+        len(json.dumps(token_record(rollout, rollout.behaviour_logprobs)))
+        for group in groups
+        for rollout in group.rollouts[:1]
     ]
     size, prompts = recipe.rollout.group_size, recipe.rollout.prompts_per_step
     with_tokens = min(recipe.run.log_token_groups, prompts) * size * sum(tokens) / len(tokens)
@@ -113,7 +115,7 @@ def _checkpoints(recipe: Recipe) -> int:
 def _existing(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
     path = path.absolute()
-    return next(one for one in (path, *path.parents) if one.exists())
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _memory_there() -> float:
@@ -126,13 +128,13 @@ def check_cost(recipe: Recipe, cost: Cost) -> Iterator[Finding]:
     """Findings where machine or disk are too small."""
     disk = cost.rollout_bytes + cost.checkpoint_bytes
     if disk > cost.disk_free:
-        yield DISK.found(
+        yield DISK.finding(
             f"the run will fill about {gib(disk)} (rollouts {gib(cost.rollout_bytes)}, checkpoints "
             f"{gib(cost.checkpoint_bytes)}); {gib(cost.disk_free)} are free in {recipe.run.output}"
         )
     need = cost.learner_bytes + cost.engine_bytes
     if need > cost.memory_there:
-        yield MEMORY.found(
+        yield MEMORY.finding(
             f"one process needs about {gib(need)} (learner {gib(cost.learner_bytes)}, engine "
             f"{gib(cost.engine_bytes)}), the machine has {gib(cost.memory_there)}"
         )

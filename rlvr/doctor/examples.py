@@ -84,12 +84,12 @@ _BY_THE_END = ("all_truncated", "often_truncated", "length_exploding")
 def examples(rule: str, rollouts: Sequence[LoggedRollout], recipe: Recipe) -> list[str]:
     """A few of the latest completions that show what a rule says, of different problems; none where none would help."""
     wanted = _WANTED.get(rule)
-    found: dict[str, LoggedRollout] = {}
+    chosen: dict[str, LoggedRollout] = {}
     for rollout in reversed(rollouts if wanted is not None else ()):
-        if len(found) < SHOWN and wanted is not None and wanted(rollout):
-            found.setdefault(rollout["problem_id"], rollout)
-    details = [_error(rollout) for rollout in found.values()] if rule == "unscored" else []
-    return [*(shown(rollout, end=rule in _BY_THE_END) for rollout in found.values()), *filter(None, details)]
+        if len(chosen) < SHOWN and wanted is not None and wanted(rollout):
+            chosen.setdefault(rollout["problem_id"], rollout)
+    details = [_error(rollout) for rollout in chosen.values()] if rule == "unscored" else []
+    return [*(shown(rollout, end=rule in _BY_THE_END) for rollout in chosen.values()), *filter(None, details)]
 
 
 def _error(rollout: LoggedRollout) -> str:

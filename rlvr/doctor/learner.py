@@ -59,18 +59,18 @@ class Compared:
 
 def compare(recipe: Recipe, groups: Sequence[RolloutGroup], device: torch.device) -> Compared:
     """Load the learner's model and compute the sampled tokens again, as an update would. Raises `PolicyError`."""
-    rollouts = [one for group in groups for one in group.rollouts if any(one.loss_mask)]
+    rollouts = [rollout for group in groups for rollout in group.rollouts if any(rollout.loss_mask)]
     chosen = rollouts[:: max(1, len(rollouts) // MOST_SAMPLES)][:MOST_SAMPLES]
-    place = {id(one): index for index, group in enumerate(groups) for one in group.rollouts}
+    place = {id(rollout): index for index, group in enumerate(groups) for rollout in group.rollouts}
     samples = [
         TrainingSample(
-            ids=one.prompt_ids + one.ids,
-            loss_mask=(0,) * len(one.prompt_ids) + one.loss_mask,
-            behaviour_logprobs=(0.0,) * len(one.prompt_ids) + one.behaviour_logprobs,
+            ids=rollout.prompt_ids + rollout.ids,
+            loss_mask=(0,) * len(rollout.prompt_ids) + rollout.loss_mask,
+            behaviour_logprobs=(0.0,) * len(rollout.prompt_ids) + rollout.behaviour_logprobs,
             advantage=1.0,
-            group=place[id(one)],
+            group=place[id(rollout)],
         )
-        for one in chosen
+        for rollout in chosen
     ]
     policy = Policy.load(recipe.model, head_chunk=recipe.learner.head_chunk)
     policy.check_packing(recipe.learner.packing)
@@ -78,7 +78,7 @@ def compare(recipe: Recipe, groups: Sequence[RolloutGroup], device: torch.device
     batches = pack(samples, TokenMean(), recipe.learner.micro_batch_tokens, recipe.learner.packing)
     apart = []
     seconds = 0.0
-    for number, batch in enumerate(one.to(device) for one in batches):
+    for number, batch in enumerate(batch.to(device) for batch in batches):
         with torch.set_grad_enabled(number == 0):  # one backward pass tells what it takes
             started = time.perf_counter()
             logprobs, _ = policy(
@@ -98,20 +98,20 @@ def compare(recipe: Recipe, groups: Sequence[RolloutGroup], device: torch.device
     )
 
 
-def check_mismatch(recipe: Recipe, found: Compared) -> Iterator[Finding]:
+def check_mismatch(recipe: Recipe, compared: Compared) -> Iterator[Finding]:
     """A finding where the two differ by more than rounding."""
     corrected = recipe.algorithm.correction.type != "none" or recipe.algorithm.ratio.against == "behaviour"
-    if found.mean_abs < ABS and found.k3 < K3:
+    if compared.mean_abs < ABS and compared.k3 < K3:
         return
     dtypes = (
         f"engine in {recipe.rollout.engine.dtype}, learner in {recipe.model.dtype}, autocast {recipe.model.autocast}"
     )
-    if found.mean_abs >= APART:
+    if compared.mean_abs >= APART:
         grade = Grade.STOPS
     else:
-        grade = Grade.NOTE if corrected and found.mean_abs < 2 * ABS else Grade.SLOWS
-    yield MISMATCH.found(
-        f"over {found.tokens} sampled tokens engine and learner differ by {found.mean_abs:.3g} nat on average, by at "
-        f"most {found.largest:.3g}; k3 {found.k3:.2g} ({dtypes})",
+        grade = Grade.NOTE if corrected and compared.mean_abs < 2 * ABS else Grade.SLOWS
+    yield MISMATCH.finding(
+        f"over {compared.tokens} sampled tokens engine and learner differ by {compared.mean_abs:.3g} nat on average, "
+        f"by at most {compared.largest:.3g}; k3 {compared.k3:.2g} ({dtypes})",
         grade=grade,
     )

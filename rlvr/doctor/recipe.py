@@ -76,7 +76,7 @@ def examine(recipe: Recipe, *, groups: int = GROUPS, engine: bool = True, say: S
     What ends a run before it starts is a finding; so is an engine that fails. `say` is told what is going on.
     """
     report = Report(subject=recipe.name)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     looked = False
 
     def cheaply(data: Data, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
@@ -87,7 +87,7 @@ def examine(recipe: Recipe, *, groups: int = GROUPS, engine: bool = True, say: S
             *(("", note) for note in data.notes),
         ]
         report.prompts += [visible(tokenizer, prompt.ids) for prompt in seen.prompts[:SHOWN]]
-        found.extend(
+        findings.extend(
             examine_cheaply(
                 recipe, data.train, seen, data.pool, data.terms, weights=num_parameters(config), patience=PATIENCE
             )
@@ -100,36 +100,36 @@ def examine(recipe: Recipe, *, groups: int = GROUPS, engine: bool = True, say: S
         check_early(recipe, make_accelerator(recipe))
         say("reading problems, checking references")
         with sampling_only(recipe, train=True, say=say, ready=cheaply) as (rollouts, data):
-            for some in _sampled(recipe, rollouts, data, groups, report, say):
-                found += some
+            for further in _sampled(recipe, rollouts, data, groups, report, say):
+                findings += further
     except _Enough:
         pass
     except (InputError, VerifierSpecError, WorkerStartError) as error:
-        found.append(refused(error))
+        findings.append(refused(error))
     except EngineError as error:
-        found.append(ENGINE.found(str(error)))
+        findings.append(ENGINE.finding(str(error)))
     if not looked:
-        found += check_settings(recipe)
-    report.findings += worst_first(without_symptoms(found))
+        findings += check_settings(recipe)
+    report.findings += worst_first(without_symptoms(findings))
     return report
 
 
-def without_symptoms(found: Sequence[Finding]) -> list[Finding]:
+def without_symptoms(findings: Sequence[Finding]) -> list[Finding]:
     """Without what another finding that is at least as grave explains; the cause names its symptoms."""
     order = list(Grade)
     symptoms = {
-        (cause.rule, one.rule)
-        for cause in found
-        for one in found
-        if one.rule in EXPLAINS.get(cause.rule, ()) and order.index(cause.grade) <= order.index(one.grade)
+        (cause.rule, finding.rule)
+        for cause in findings
+        for finding in findings
+        if finding.rule in EXPLAINS.get(cause.rule, ()) and order.index(cause.grade) <= order.index(finding.grade)
     }
     left_out = {symptom for _, symptom in symptoms}
     kept = []
-    for one in found:
-        names = [symptom for cause, symptom in sorted(symptoms) if cause == one.rule]
-        if one.rule not in left_out:
+    for finding in findings:
+        names = [symptom for cause, symptom in sorted(symptoms) if cause == finding.rule]
+        if finding.rule not in left_out:
             more = (f"explains {', '.join(names)} as well",) if names else ()
-            kept.append(replace(one, evidence=one.evidence + more))
+            kept.append(replace(finding, evidence=finding.evidence + more))
     return kept
 
 
@@ -157,8 +157,8 @@ def _sampled(
     size = completions_wanted(recipe.rollout.group_size)
     say(f"sampling {len(problems)} x {size} completions")
     started = time.perf_counter()
-    groups = rollouts.sample([(one, 0) for one in problems], size, rollouts.sampling)
-    speed = sum(len(one.ids) for group in groups for one in group.rollouts) / (time.perf_counter() - started)
+    groups = rollouts.sample([(problem, 0) for problem in problems], size, rollouts.sampling)
+    speed = sum(len(rollout.ids) for group in groups for rollout in group.rollouts) / (time.perf_counter() - started)
     report.facts += _facts(recipe, groups, speed)
     yield list(check_sampled(recipe, groups, data.renderer, tokenizer))
     say("grading again")
@@ -178,19 +178,19 @@ def _sampled(
 
 
 def _facts(recipe: Recipe, groups: Sequence[RolloutGroup], speed: float) -> list[tuple[str, str]]:
-    rollouts = [one for group in groups for one in group.rollouts]
-    rewards = [one.reward for one in rollouts if one.reward is not None]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     rate = pass_rate(groups)
-    lengths = sorted(len(one.ids) for one in rollouts)
-    cut = sum(one.is_truncated for one in rollouts) / len(rollouts)
+    lengths = sorted(len(rollout.ids) for rollout in rollouts)
+    cut = sum(rollout.is_truncated for rollout in rollouts) / len(rollouts)
     rows = [("completions", f"{len(groups)} problems x {len(groups[0].rollouts)}, {speed:.0f} tokens/s")]
     if rate is not None and rewards:
         mixed = expected_mixed(groups, recipe.rollout.group_size)
         rows.append(("rewards", f"{rate:.0%} right, mean reward {statistics.fmean(rewards):.3f}"))
         rows.append(("groups", f"{mixed:.0%} of groups of {recipe.rollout.group_size} have different rewards"))
     rows.append(("length", f"{statistics.median(lengths):.0f} tokens (median), {lengths[-1]} at most, {cut:.0%} cut"))
-    for name in {name: None for one in rollouts for name in one.verdicts}:
-        counts = Counter(one.verdicts[name].outcome.value for one in rollouts if name in one.verdicts)
+    for name in {name: None for rollout in rollouts for name in rollout.verdicts}:
+        counts = Counter(rollout.verdicts[name].outcome.value for rollout in rollouts if name in rollout.verdicts)
         rows.append((name, ", ".join(f"{outcome} {n / counts.total():.0%}" for outcome, n in counts.most_common())))
     return rows
 
@@ -198,7 +198,7 @@ def _facts(recipe: Recipe, groups: Sequence[RolloutGroup], speed: float) -> list
 def _graded_again(recipe: Recipe, groups: Sequence[RolloutGroup]) -> list[Finding]:
     """Each completion graded by new processes in the other order: what differs was not decided by text and
     reference."""
-    terms = {one.name: one for one in all_terms(recipe)}
+    terms = {term.name: term for term in all_terms(recipe)}
     graded = [
         (name, rollout.text, group.problem.reference, verdict)
         for group in groups
@@ -216,6 +216,11 @@ def _graded_again(recipe: Recipe, groups: Sequence[RolloutGroup]) -> list[Findin
         finding
         for name in terms
         for finding in disagreement(
-            name, [(((text, repr(reference)), one), two) for (who, text, reference, one), two in pairs if who == name]
+            name,
+            [
+                (((text, repr(reference)), first), second)
+                for (who, text, reference, first), second in pairs
+                if who == name
+            ],
         )
     ]

@@ -31,7 +31,7 @@ class Report:
     @property
     def status(self) -> int:
         """The command's exit status: 1 if anything stops learning."""
-        return int(any(one.grade is Grade.STOPS for one in self.findings))
+        return int(any(finding.grade is Grade.STOPS for finding in self.findings))
 
 
 def as_json(report: Report) -> str:
@@ -53,20 +53,20 @@ def show(report: Report, console: Console) -> None:
         console.print()
         console.print(table)
     for grade in Grade:
-        some = [one for one in report.findings if one.grade is grade]
-        if some:
+        findings = [finding for finding in report.findings if finding.grade is grade]
+        if findings:
             console.print()
-            _line(console, f"{grade.value}: {len(some)}", STYLES[grade])
-            for one in some:
-                _show(one, console)
+            _line(console, f"{grade.value}: {len(findings)}", STYLES[grade])
+            for finding in findings:
+                _show(finding, console)
     console.print()
     _line(console, verdict(report), "bold")
 
 
 def verdict(report: Report) -> str:
     """The last line: whether anything is in the way."""
-    counts = [f"{sum(one.grade is grade for one in report.findings)} {text}" for grade, text in _COUNTED]
-    if not any(one.grade is not Grade.NOTE for one in report.findings):
+    counts = [f"{sum(finding.grade is grade for finding in report.findings)} {text}" for grade, text in _COUNTED]
+    if not any(finding.grade is not Grade.NOTE for finding in report.findings):
         return f"{report.subject}: nothing found that stops or slows learning"
     return f"{report.subject}: " + ", ".join(counts)
 
@@ -76,13 +76,13 @@ _COUNTED: Sequence[tuple[Grade, str]] = (
 )  # fmt: skip
 
 
-def _show(one: Finding, console: Console) -> None:
-    text = Text(f"  {one.rule}", style=STYLES[one.grade])
-    text.append(f": {one.message}", style="not bold default")
+def _show(finding: Finding, console: Console) -> None:
+    text = Text(f"  {finding.rule}", style=STYLES[finding.grade])
+    text.append(f": {finding.message}", style="not bold default")
     console.print(text, soft_wrap=True)
-    for line in one.evidence:
+    for line in finding.evidence:
         _line(console, f"      {line}", "dim")
-    _line(console, f"    -> {one.advice}")
+    _line(console, f"    -> {finding.advice}")
 
 
 def _line(console: Console, text: str, style: str = "") -> None:

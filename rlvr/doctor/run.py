@@ -52,14 +52,17 @@ def examine(folder: Path) -> list[Finding]:
     recipe = _recipe_of(folder)
     lines = read_metrics(folder)
     rollouts = read_latest(folder / "rollouts.jsonl")
-    found = [
+    findings = [
         *_how_it_ended(folder), *_old_versions(recipe, rollouts), *_replayed(recipe, lines), *_timed(lines),
         *suspicious.look(rollouts, recipe),
     ]  # fmt: skip
     merged: dict[str, Finding] = {}
-    for finding in found:
+    for finding in findings:
         merged.setdefault(finding.rule, finding)
-    shown = [_with_examples(one, rollouts, recipe) for one in suspicious.causes_of(rules.causes_of([*merged.values()]))]
+    shown = [
+        _with_examples(finding, rollouts, recipe)
+        for finding in suspicious.causes_of(rules.causes_of([*merged.values()]))
+    ]
     return sorted(shown, key=lambda finding: list(Grade).index(finding.grade))
 
 
@@ -80,20 +83,22 @@ def _how_it_ended(folder: Path) -> list[Finding]:
         return []
     known = next((rule for rule in rules.RULES if rule.name == _BY_ERROR.get(how["error"])), ENDED)
     message = f"the run ended after step {how['step']} by {how['error']}: {how['message'].splitlines()[0]}"
-    finding = known.found(message, evidence=(how["message"],) if "\n" in how["message"] else ())
+    finding = known.finding(message, evidence=(how["message"],) if "\n" in how["message"] else ())
     return [dataclasses.replace(finding, grade=Grade.STOPS)]
 
 
 def _old_versions(recipe: Recipe, rollouts: Sequence[LoggedRollout]) -> list[Finding]:
     """A stale engine by the versions of its tokens, where the schedule has the engine one update behind."""
-    steps = {one["step"] for one in rollouts}
-    last = [one for one in rollouts if one["step"] == max(steps)]
-    newest = max((version for one in last for version, _ in one["versions"]), default=0)
+    steps = {rollout["step"] for rollout in rollouts}
+    last = [rollout for rollout in rollouts if rollout["step"] == max(steps)]
+    newest = max((version for rollout in last for version, _ in rollout["versions"]), default=0)
     if recipe.rollout.schedule.bound > 0 or len(steps) < at("steps") or newest >= max(steps) - 1:
         return []
     rule = next(rule for rule in rules.RULES if rule.name == "stale_engine")
     message = f"all completions of step {max(steps)} were sampled by weights of version {newest} or older"
-    return [rule.found(message, evidence=[f"{place(one)}: versions {one['versions']}" for one in last[:2]])]
+    return [
+        rule.finding(message, evidence=[f"{place(rollout)}: versions {rollout['versions']}" for rollout in last[:2]])
+    ]
 
 
 def _replayed(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> list[Finding]:
@@ -111,11 +116,11 @@ def _replayed(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> list[Findin
         for finding in rules.causes_of(now):
             before.setdefault(finding.rule, (finding, []))[1].append(line["step"])
     current = {finding.rule for finding in now}
-    found = []
+    findings = []
     for watcher in rules.WATCHERS:
         name = watcher.rule.name
         if name in current:
-            found.append(next(finding for finding in now if finding.rule == name))
+            findings.append(next(finding for finding in now if finding.rule == name))
         elif name in before:
             finding, steps = before[name]
             if not current & watcher.explains and history.has_recovered:
@@ -125,8 +130,8 @@ def _replayed(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> list[Findin
                     finding, grade=Grade.NOTE,
                     message=f"in {len(steps)} steps from {steps[0]} to {steps[-1]}, not any more: {finding.message}",
                 )  # fmt: skip
-            found.append(finding)
-    return found
+            findings.append(finding)
+    return findings
 
 
 def _timed(lines: Sequence[Mapping[str, Any]]) -> list[Finding]:
@@ -135,9 +140,11 @@ def _timed(lines: Sequence[Mapping[str, Any]]) -> list[Finding]:
     whole, waited = sum(line["time/step"] for line in latest), sum(line["time/grade_wait"] for line in latest)
     if len(latest) < at("steps") or waited < at("grading_share") * whole:
         return []
-    evidence = [f"step {one['step']}: {one['time/grade_wait']:.1f} of {one['time/step']:.1f} s" for one in latest[-3:]]
+    evidence = [
+        f"step {line['step']}: {line['time/grade_wait']:.1f} of {line['time/step']:.1f} s" for line in latest[-3:]
+    ]
     message = f"{waited / whole:.0%} of the last {len(latest)} steps was spent waiting for graders"
-    return [SLOW_GRADING.found(message, evidence=evidence)]
+    return [SLOW_GRADING.finding(message, evidence=evidence)]
 
 
 def _with_examples(finding: Finding, rollouts: Sequence[LoggedRollout], recipe: Recipe) -> Finding:

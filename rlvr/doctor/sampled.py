@@ -141,12 +141,12 @@ def mixed_share(rewards: Sequence[float], size: int) -> float:
 def expected_mixed(groups: Sequence[RolloutGroup], size: int) -> float:
     """Share of groups of `size` completions that have different rewards, from larger or equal groups."""
     rewards = [[reward for reward in group.rewards_G if reward is not None] for group in groups]
-    return statistics.fmean([mixed_share(one, size) for one in rewards if one] or [0.0])
+    return statistics.fmean([mixed_share(rewards_G, size) for rewards_G in rewards if rewards_G] or [0.0])
 
 
 def pass_rate(groups: Sequence[RolloutGroup]) -> float | None:
     """Share of the judged completions with full marks of the first term; None if none was judged."""
-    judged = [right for group in groups for one in group.rollouts if (right := one.is_correct) is not None]
+    judged = [right for group in groups for rollout in group.rollouts if (right := rollout.is_correct) is not None]
     return statistics.fmean(judged) if judged else None
 
 
@@ -154,7 +154,7 @@ def check_sampled(
     recipe: Recipe, groups: Sequence[RolloutGroup], renderer: Renderer, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Finding]:
     """Findings over the completions of a few groups, each of `completions_wanted` completions."""
-    rollouts = [one for group in groups for one in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     yield from _ends(recipe, groups, rollouts, renderer)
     yield from _tokens(groups, rollouts, renderer, tokenizer)
     yield from _machinery(recipe, rollouts)
@@ -162,9 +162,9 @@ def check_sampled(
         yield from _rewards(recipe, groups, rollouts)
         yield from _forms(recipe, rollouts)
     prefill = renderer.render(groups[0].problem).prefill.strip()
-    twice = [one for one in rollouts if prefill and _sampled(one, prefill).lstrip().startswith(prefill)]
+    twice = [rollout for rollout in rollouts if prefill and _sampled(rollout, prefill).lstrip().startswith(prefill)]
     if prefill and len(twice) >= len(rollouts) / 2:
-        yield PREFILL_TWICE.found(
+        yield PREFILL_TWICE.finding(
             f"{_of(twice, rollouts)} completions begin with {prefill!r} though the template has written it",
             evidence=shown(twice),
         )
@@ -175,18 +175,19 @@ def _sampled(rollout: Rollout, prefill: str) -> str:
     return rollout.text.partition(prefill)[2]
 
 
-def _of(some: Sequence[object], every: Sequence[object]) -> str:
-    return f"{len(some)} of {len(every)}"
+def _of(part: Sequence[object], whole: Sequence[object]) -> str:
+    return f"{len(part)} of {len(whole)}"
 
 
 def shown(rollouts: Sequence[Rollout], count: int = 2) -> list[str]:
     """The first completions in short: problem, how it ended, beginning and end."""
     lines = []
-    for one in rollouts[:count]:
-        text = one.text if len(one.text) <= 160 else f"{one.text[:90]} [...] {one.text[-60:]}"
-        said = ", ".join(f"{name} {verdict.outcome.value}" for name, verdict in one.verdicts.items())
+    for rollout in rollouts[:count]:
+        text = rollout.text if len(rollout.text) <= 160 else f"{rollout.text[:90]} [...] {rollout.text[-60:]}"
+        outcomes = ", ".join(f"{name} {verdict.outcome.value}" for name, verdict in rollout.verdicts.items())
         lines.append(
-            f"{one.problem_id}/{one.sample_index} ({len(one.ids)} tokens, {one.finish_reason}, {said}): {text!r}"
+            f"{rollout.problem_id}/{rollout.sample_index} ({len(rollout.ids)} tokens, {rollout.finish_reason}, "
+            f"{outcomes}): {text!r}"
         )
     return lines
 
@@ -195,26 +196,28 @@ def _ends(
     recipe: Recipe, groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout], renderer: Renderer
 ) -> Iterator[Finding]:
     limit = recipe.rollout.max_new_tokens
-    cut = [one for one in rollouts if one.is_truncated]
-    lost = [one for one in cut if one.is_correct is not True]
+    cut = [rollout for rollout in rollouts if rollout.is_truncated]
+    lost = [rollout for rollout in cut if rollout.is_correct is not True]
     if len(cut) >= CUT_ALL * len(rollouts):
         some_right = len(lost) < len(cut) and recipe.algorithm.truncated == "train"
-        yield ALL_CUT.found(
+        yield ALL_CUT.finding(
             f"{_of(cut, rollouts)} completions are cut at rollout.max_new_tokens = {limit}",
             evidence=shown(cut), grade=Grade.SLOWS if some_right else Grade.STOPS,
         )  # fmt: skip
     elif len(lost) >= CUT_OFTEN * len(rollouts):
         learns = expected_mixed(groups, recipe.rollout.group_size) >= MIXED
-        yield OFTEN_CUT.found(
+        yield OFTEN_CUT.finding(
             f"{_of(lost, rollouts)} completions are cut at rollout.max_new_tokens = {limit} without being right",
             evidence=shown(lost), grade=Grade.NOTE if learns else Grade.SLOWS,
         )  # fmt: skip
-    unseen = [stop for stop in renderer.stop if not any(stop in one.text for one in rollouts)]
+    unseen = [stop for stop in renderer.stop if not any(stop in rollout.text for rollout in rollouts)]
     # completions that are cut before they say anything are too short for a stop string, not without one
-    finished = [one for one in cut if any(verdict.outcome not in _FORMLESS for verdict in one.verdicts.values())]
+    finished = [
+        rollout for rollout in cut if any(verdict.outcome not in _FORMLESS for verdict in rollout.verdicts.values())
+    ]
     if renderer.stop and len(unseen) == len(renderer.stop) and (finished or len(cut) < CUT_ALL * len(rollouts)):
         often = len(cut) >= len(rollouts) / 2
-        yield STOP_UNSEEN.found(
+        yield STOP_UNSEEN.finding(
             f"none of {len(rollouts)} completions holds {' or '.join(map(repr, unseen))}"
             + (_instead(unseen, rollouts) or ("" if often else "; they end by a token")),
             evidence=shown(cut if often else rollouts),
@@ -225,7 +228,7 @@ def _ends(
 def _instead(stops: Sequence[str], rollouts: Sequence[Rollout]) -> str:
     """A tag like one of the stop strings that a part of the completions holds."""
     for tag in ("</answer>", "</think>", "</solution>", *TURN_ENDS):
-        holding = [one for one in rollouts if tag in one.text]
+        holding = [rollout for rollout in rollouts if tag in rollout.text]
         if len(holding) >= 0.1 * len(rollouts) and any(
             difflib.SequenceMatcher(None, stop.strip().lower(), tag).ratio() >= 0.6 for stop in stops
         ):
@@ -239,25 +242,25 @@ def _tokens(
     names = {*tokenizer.all_special_tokens, *(end for end in TURN_ENDS if end in tokenizer.get_vocab())}
     begins = (tokenizer.bos_token, tokenizer.unk_token)
     ending = {tokenizer.convert_tokens_to_ids(name): name for name in names if name not in begins}
-    passed = [(one, [token for token in one.ids[:-1] if token in ending]) for one in rollouts]
-    passed = [(one, tokens) for one, tokens in passed if tokens]
+    passed = [(rollout, [token for token in rollout.ids[:-1] if token in ending]) for rollout in rollouts]
+    passed = [(rollout, tokens) for rollout, tokens in passed if tokens]
     if len(passed) >= RUNS_THROUGH * len(rollouts):
         name, _ = Counter(ending[tokens[0]] for _, tokens in passed).most_common(1)[0]
-        yield END_IGNORED.found(
+        yield END_IGNORED.finding(
             f"{_of(passed, rollouts)} completions go on behind {name!r}, which ends none",
-            evidence=shown([one for one, _ in passed]),
+            evidence=shown([rollout for rollout, _ in passed]),
         )
     prefill = renderer.render(groups[0].problem).prefill
-    empty = [one for one in rollouts if not _behind(one.text, prefill).strip()]
+    empty = [rollout for rollout in rollouts if not _behind(rollout.text, prefill).strip()]
     if len(empty) >= EMPTY_OFTEN * len(rollouts):
-        yield EMPTY.found(
+        yield EMPTY.finding(
             f"{_of(empty, rollouts)} completions have no text",
             evidence=shown(empty), grade=Grade.STOPS if len(empty) >= EMPTY_ALL * len(rollouts) else Grade.SLOWS,
         )  # fmt: skip
     groups = [group for group in groups if len(group.rollouts) > 1]
-    alike = [group for group in groups if len({one.ids for one in group.rollouts}) == 1]
+    alike = [group for group in groups if len({rollout.ids for rollout in group.rollouts}) == 1]
     if groups and len(alike) >= ALIKE_OFTEN * len(groups) and len(empty) < len(rollouts):
-        yield ALIKE.found(
+        yield ALIKE.finding(
             f"in {_of(alike, groups)} groups all {len(alike[0].rollouts)} completions are the same",
             evidence=shown([group.rollouts[0] for group in alike]),
             grade=Grade.STOPS if len(alike) >= ALIKE_ALL * len(groups) else Grade.SLOWS,
@@ -269,22 +272,24 @@ def _behind(text: str, prefill: str) -> str:
 
 
 def _machinery(recipe: Recipe, rollouts: Sequence[Rollout]) -> Iterator[Finding]:
-    unscored = [one for one in rollouts if one.reward is None]
+    unscored = [rollout for rollout in rollouts if rollout.reward is None]
     if unscored:
-        verdict = next(one for one in unscored[0].verdicts.values() if not one.outcome.is_scored)
+        verdict = next(verdict for verdict in unscored[0].verdicts.values() if not verdict.outcome.is_scored)
         too_many = len(unscored) > recipe.rewards.max_unscored * len(rollouts)
-        yield UNSCORED.found(
+        yield UNSCORED.finding(
             f"{_of(unscored, rollouts)} completions could not be scored, rewards.max_unscored allows "
             f"{recipe.rewards.max_unscored:.0%}",
             evidence=[str(verdict.detail.get("error", dict(verdict.detail)))[-300:]],
             grade=Grade.STOPS if too_many else Grade.NOTE,
         )
-    for name in {name: None for one in rollouts for name in one.verdicts}:
-        verdicts = [one.verdicts[name] for one in rollouts if name in one.verdicts]
-        dead = [one for one in verdicts if one.outcome in (Outcome.TIMEOUT, Outcome.CRASHED)]
+    for name in {name: None for rollout in rollouts for name in rollout.verdicts}:
+        verdicts = [rollout.verdicts[name] for rollout in rollouts if name in rollout.verdicts]
+        dead = [verdict for verdict in verdicts if verdict.outcome in (Outcome.TIMEOUT, Outcome.CRASHED)]
         if len(dead) >= 0.05 * len(verdicts):
-            outcomes = ", ".join(f"{count} {one}" for one, count in Counter(one.outcome.value for one in dead).items())
-            yield GRADER_DIES.found(
+            outcomes = ", ".join(
+                f"{count} {outcome}" for outcome, count in Counter(verdict.outcome.value for verdict in dead).items()
+            )
+            yield GRADER_DIES.finding(
                 f"reward term {name!r}: {_of(dead, verdicts)} gradings were killed ({outcomes}) at rewards.timeout = "
                 f"{recipe.rewards.timeout:g} s, rewards.memory_mb = {recipe.rewards.memory_mb}"
             )
@@ -292,27 +297,27 @@ def _machinery(recipe: Recipe, rollouts: Sequence[Rollout]) -> Iterator[Finding]
 
 def _rewards(recipe: Recipe, groups: Sequence[RolloutGroup], rollouts: Sequence[Rollout]) -> Iterator[Finding]:
     size = recipe.rollout.group_size
-    rewards = {round(one.reward, 9) for one in rollouts if one.reward is not None}
+    rewards = {round(rollout.reward, 9) for rollout in rollouts if rollout.reward is not None}
     rate = pass_rate(groups)
     if not rewards or rate is None:
         return
     enough = len(rollouts) >= EVIDENCE
     if rate >= 0.95:
         constant = len(rewards) == 1
-        yield ALL_RIGHT.found(
+        yield ALL_RIGHT.finding(
             f"{rate:.0%} of {len(rollouts)} completions get full marks", evidence=shown(rollouts),
             grade=Grade.STOPS if constant and enough else Grade.SLOWS,
         )  # fmt: skip
         if constant:
             return
     elif len(rewards) == 1:
-        yield NONE_RIGHT.found(
+        yield NONE_RIGHT.finding(
             f"all {len(rollouts)} completions get reward {rewards.pop():g}, {rate:.0%} of them full marks",
             evidence=shown(rollouts), grade=Grade.STOPS if enough else Grade.SLOWS,
         )  # fmt: skip
         return
     elif rate == 0.0 and enough and len(_first_scores(rollouts)) == 1:
-        yield NONE_RIGHT.found(
+        yield NONE_RIGHT.finding(
             f"none of {len(rollouts)} completions gets full marks or a part of them from "
             f"{recipe.rewards.terms[0].name!r}; only other terms tell completions apart",
             evidence=shown(rollouts), grade=Grade.SLOWS,
@@ -325,32 +330,36 @@ def _rewards(recipe: Recipe, groups: Sequence[RolloutGroup], rollouts: Sequence[
     larger = expected_mixed(groups, 4 * size)
     numbers = f"{now:.0%} of the groups of {size} are expected to have different rewards (pass rate {rate:.0%})"
     if larger >= 2 * now and larger >= MIXED:
-        yield TOO_SMALL.found(
+        yield TOO_SMALL.finding(
             f"{numbers}, {larger:.0%} of groups of {4 * size}",
             advice=f"raise rollout.group_size = {size} to {4 * size} or so, at the cost of prompts_per_step",
         )
     else:
-        yield FEW_MIXED.found(numbers)
+        yield FEW_MIXED.finding(numbers)
 
 
 def _first_scores(rollouts: Sequence[Rollout]) -> set[float]:
     """The different scores of the term that says whether an answer is right."""
-    first = [next(iter(one.verdicts.values())) for one in rollouts if one.verdicts]
+    first = [next(iter(rollout.verdicts.values())) for rollout in rollouts if rollout.verdicts]
     return {verdict.score for verdict in first if verdict.score is not None}
 
 
 def _forms(recipe: Recipe, rollouts: Sequence[Rollout]) -> Iterator[Finding]:
-    rewards = {round(one.reward, 9) for one in rollouts if one.reward is not None}
+    rewards = {round(rollout.reward, 9) for rollout in rollouts if rollout.reward is not None}
     for term in recipe.rewards.terms:
-        judged = [one for one in rollouts if term.name in one.verdicts and one.verdicts[term.name].outcome.is_scored]
-        bad = [one for one in judged if one.verdicts[term.name].outcome in _FORMLESS]
+        judged = [
+            rollout
+            for rollout in rollouts
+            if term.name in rollout.verdicts and rollout.verdicts[term.name].outcome.is_scored
+        ]
+        bad = [rollout for rollout in judged if rollout.verdicts[term.name].outcome in _FORMLESS]
         if not judged or len(bad) < NO_FORM * len(judged):
             continue
-        counts = Counter(one.verdicts[term.name].outcome.value for one in bad)
-        reasons = Counter(str(one.verdicts[term.name].detail.get("reason", "")) for one in bad)
+        counts = Counter(rollout.verdicts[term.name].outcome.value for rollout in bad)
+        reasons = Counter(str(rollout.verdicts[term.name].detail.get("reason", "")) for rollout in bad)
         reason = reasons.most_common(1)[0][0]
         stops = len(bad) == len(judged) and len(rewards) <= 1 and len(judged) >= EVIDENCE
-        yield NO_FORMAT.found(
+        yield NO_FORMAT.finding(
             f"reward term {term.name!r} finds no answer it can read in {_of(bad, judged)} completions ("
             + ", ".join(f"{name} {count}" for name, count in counts.items())
             + (f"; mostly: {reason}" if reason else "") + ")",

@@ -60,8 +60,8 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 def causes_of(findings: Sequence[Finding]) -> list[Finding]:
     """Without those that a finding of this module explains."""
-    explained = {name for one in findings for name in _EXPLAINS.get(one.rule, ())}
-    return [one for one in findings if one.rule not in explained]
+    explained = {name for finding in findings for name in _EXPLAINS.get(finding.rule, ())}
+    return [finding for finding in findings if finding.rule not in explained]
 
 
 def look(rollouts: Sequence[LoggedRollout], recipe: Recipe) -> list[Finding]:
@@ -70,77 +70,84 @@ def look(rollouts: Sequence[LoggedRollout], recipe: Recipe) -> list[Finding]:
         return []
     first, last = rollouts[0]["step"], rollouts[-1]["step"]
     since = min(last - at("suspect_recent") * (last - first), last - at("steps") + 1)
-    recent = [one for one in rollouts if one["step"] >= since and one["reward"] is not None]
+    recent = [rollout for rollout in rollouts if rollout["step"] >= since and rollout["reward"] is not None]
     if last - first + 1 < at("steps") or len(recent) < at("completions"):
         return []
-    found = [_units(recent)]
-    low, top = min(one["reward"] for one in rollouts if one["reward"] is not None), max(one["reward"] for one in recent)
-    high = [one for one in recent if one["reward"] >= high_reward(low, top)]
+    findings = [_units(recent)]
+    low, top = (
+        min(rollout["reward"] for rollout in rollouts if rollout["reward"] is not None),
+        max(rollout["reward"] for rollout in recent),
+    )
+    high = [rollout for rollout in recent if rollout["reward"] >= high_reward(low, top)]
     if low < top and len(high) >= at("completions") / 4:
-        found += [_repeated(high), _short(recent, high), _unreasoned(recent, high)]
-    return [one for one in found if one is not None]
+        findings += [_repeated(high), _short(recent, high), _unreasoned(recent, high)]
+    return [finding for finding in findings if finding is not None]
 
 
 def _repeated(high: Sequence[LoggedRollout]) -> Finding | None:
     texts: dict[str, list[LoggedRollout]] = defaultdict(list)
-    for one in high:
-        texts[one["text"].strip()].append(one)
-    groups = [ones for ones in texts.values() if len({str(one["reference"]) for one in ones}) >= REFERENCES]
+    for rollout in high:
+        texts[rollout["text"].strip()].append(rollout)
+    groups = [
+        same_text
+        for same_text in texts.values()
+        if len({str(rollout["reference"]) for rollout in same_text}) >= REFERENCES
+    ]
     count = sum(map(len, groups))
     if count < at("suspect_share") * len(high):
         return None
     groups.sort(key=len, reverse=True)
-    return REPEATED.found(
+    return REPEATED.finding(
         f"{count} of the latest {len(high)} completions with a high reward are {len(groups)} texts that have it under "
         f"{REFERENCES} or more different references",
-        evidence=[f"{len(ones)} times: {shown(ones[-1])}, also " + ", ".join(map(place, ones[-3:-1]))
-                  for ones in groups[:3]],
+        evidence=[f"{len(same_text)} times: {shown(same_text[-1])}, also " + ", ".join(map(place, same_text[-3:-1]))
+                  for same_text in groups[:3]],
     )  # fmt: skip
 
 
 def _short(recent: Sequence[LoggedRollout], high: Sequence[LoggedRollout]) -> Finding | None:
     lengths: dict[int, list[int]] = defaultdict(list)
-    for one in recent:
-        lengths[one["step"]].append(one["tokens"])
+    for rollout in recent:
+        lengths[rollout["step"]].append(rollout["tokens"])
     limits = short_limits(lengths)
-    found = [one for one in high if one["tokens"] <= limits[one["step"]]]
-    if len(found) < max(at("steps"), at("suspect_share") * len(high)):
+    short = [rollout for rollout in high if rollout["tokens"] <= limits[rollout["step"]]]
+    if len(short) < max(at("steps"), at("suspect_share") * len(high)):
         return None
-    return SHORT_COMPLETION.found(
-        f"{len(found)} of the latest {len(high)} completions with a high reward are far shorter than others of "
+    return SHORT_COMPLETION.finding(
+        f"{len(short)} of the latest {len(high)} completions with a high reward are far shorter than others of "
         "their time",
-        evidence=[shown(one) for one in found[-3:]],
+        evidence=[shown(rollout) for rollout in short[-3:]],
     )
 
 
 def _unreasoned(recent: Sequence[LoggedRollout], high: Sequence[LoggedRollout]) -> Finding | None:
-    words = {id(one): words_before_answer(one["text"]) for one in recent}
+    words = {id(rollout): words_before_answer(rollout["text"]) for rollout in recent}
     known = [count for count in words.values() if count is not None]
     limit = unreasoned_limit(statistics.median(known)) if known else None
     if limit is None:
         return None
-    found = [one for one in high if (count := words[id(one)]) is not None and count <= limit]
-    if len(found) < max(at("steps"), at("suspect_share") * len(high)):
+    hasty = [rollout for rollout in high if (count := words[id(rollout)]) is not None and count <= limit]
+    if len(hasty) < max(at("steps"), at("suspect_share") * len(high)):
         return None
-    return UNREASONED_ANSWER.found(
-        f"{len(found)} of the latest {len(high)} completions with a high reward give the answer at once, unlike the "
+    return UNREASONED_ANSWER.finding(
+        f"{len(hasty)} of the latest {len(high)} completions with a high reward give the answer at once, unlike the "
         "median one",
-        evidence=[shown(one) for one in found[-3:]],
+        evidence=[shown(rollout) for rollout in hasty[-3:]],
     )
 
 
 def _units(recent: Sequence[LoggedRollout]) -> Finding | None:
-    wrong = [one for one in recent if first_outcome(one) in ("WRONG", "UNREADABLE")]
-    found = []
-    for one in wrong:
-        reference = str(one["reference"]).strip()
-        numbers, said = _NUMBER.findall(reference), _NUMBER.findall(one["text"])
-        if len(numbers) == 1 and reference != numbers[0] and said and float(said[-1]) == float(numbers[0]):
-            found.append(one)
-    if len(wrong) < at("completions") / 4 or len(found) < at("suspect_share") * len(wrong):
+    wrong = [rollout for rollout in recent if first_outcome(rollout) in ("WRONG", "UNREADABLE")]
+    with_units = []
+    for rollout in wrong:
+        reference = str(rollout["reference"]).strip()
+        numbers, written = _NUMBER.findall(reference), _NUMBER.findall(rollout["text"])
+        if len(numbers) == 1 and reference != numbers[0] and written and float(written[-1]) == float(numbers[0]):
+            with_units.append(rollout)
+    if len(wrong) < at("completions") / 4 or len(with_units) < at("suspect_share") * len(wrong):
         return None
-    return UNITS.found(
-        f"{len(found)} of the latest {len(wrong)} wrong completions end in the number of their reference, which holds "
-        "more than the number",
-        evidence=[shown(one, end=True) for one in found[-3:]],
+    return UNITS.finding(
+        f"{len(with_units)} of the latest {len(wrong)} wrong completions end in the number of their reference, which "
+        "holds more than the number",
+        evidence=[shown(rollout, end=True) for rollout in with_units[-3:]],
     )

@@ -40,7 +40,7 @@ def generate_arithmetic(source: Arithmetic) -> list[Problem]:
                 f"arithmetic: held_out {source.held_out} of {len(keys)} different problems gives {len(held_out)} to "
                 f"eval and {len(keys) - len(held_out)} to train: each split needs at least one"
             )
-        pairs = [one for one in pairs if (one[2] in held_out) == (source.split == "eval")]
+        pairs = [pair for pair in pairs if (pair[2] in held_out) == (source.split == "eval")]
     return [_problem(source, a, b, key) for a, b, key in pairs]
 
 

@@ -28,8 +28,8 @@ def generate_countdown(source: Countdown) -> list[Problem]:
     A game belongs to the split ``eval`` by a hash of its key alone, so that train and eval stay apart whatever their
     sizes are, as long as seed and held_out agree. Raises `ProblemError` when the settings hold fewer games than `size`.
     """
-    fewest, most = source.numbers
-    if not 2 <= fewest <= most <= 8:
+    smallest, largest = source.numbers
+    if not 2 <= smallest <= largest <= 8:
         raise ProblemError(f"countdown: numbers must be [fewest, most], 2 <= fewest <= most <= 8, got {source.numbers}")
     if source.high < source.low:
         raise ProblemError(f"countdown: high must be at least low = {source.low}, got {source.high}")
@@ -40,7 +40,7 @@ def generate_countdown(source: Countdown) -> list[Problem]:
     games: dict[str, Problem] = {}
     misses = 0
     while len(games) < source.size:
-        numbers = [draws.randint(source.low, source.high) for _ in range(draws.randint(fewest, most))]
+        numbers = [draws.randint(source.low, source.high) for _ in range(draws.randint(smallest, largest))]
         target, solution = _combine(numbers, draws)
         if misses * share >= PATIENCE:
             raise ProblemError(

@@ -44,7 +44,7 @@ class Data:
 
 def all_terms(recipe: Recipe) -> list[RewardTerm]:
     """The terms of the rewards and those that only an eval set uses."""
-    return [*recipe.rewards.terms, *(term for one in recipe.problems.eval for term in one.terms or ())]
+    return [*recipe.rewards.terms, *(term for eval_set in recipe.problems.eval for term in eval_set.terms or ())]
 
 
 def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int, *, train: bool = True) -> Data:
@@ -54,21 +54,21 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
     renderer = Renderer(recipe.template, tokenizer)
     trained = _judged_by(load_problems(recipe.problems.train), recipe.rewards.terms, terms) if train else []
     evals = [
-        (one, _judged_by(load_problems(one.source), one.terms or recipe.rewards.terms, terms))
-        for one in recipe.problems.eval
+        (eval_set, _judged_by(load_problems(eval_set.source), eval_set.terms or recipe.rewards.terms, terms))
+        for eval_set in recipe.problems.eval
     ]
     notes: list[str] = []
     texts: list[TrainingSample] = []
     if train and isinstance(given := recipe.algorithm.given_text, GivenTextLikelihood):
         rows, texts = _examples(recipe, given, "algorithm.given_text", renderer, tokenizer)
-        overlap = find_overlap(rows, {one.name: problems for one, problems in evals})
-        left = {id(row) for row in apply_overlap(rows, overlap, recipe.problems.overlap)}
-        texts = [text for row, text in zip(rows, texts, strict=True) if id(row) in left]
+        overlap = find_overlap(rows, {eval_set.name: problems for eval_set, problems in evals})
+        kept = {id(row) for row in apply_overlap(rows, overlap, recipe.problems.overlap)}
+        texts = [text for row, text in zip(rows, texts, strict=True) if id(row) in kept]
         notes = [f"algorithm.given_text: {line}" for line in overlap.lines()]
         if len(texts) < len(rows):
             notes.append(f"{len(rows) - len(texts)} rows of algorithm.given_text left out (problems.overlap: drop)")
     if train and evals:
-        overlap = find_overlap(trained, {one.name: problems for one, problems in evals})
+        overlap = find_overlap(trained, {eval_set.name: problems for eval_set, problems in evals})
         before = len(trained)
         trained = apply_overlap(trained, overlap, recipe.problems.overlap)
         notes += overlap.lines()
@@ -80,12 +80,12 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
         trained, left_out = keep_in_range(trained, recipe.problems.keep)
         notes += left_out
     longest = 0
-    for name, problems, most in [("training problems", trained, recipe.rollout.max_new_tokens)] + [
-        (f"problems of eval set {one.name!r}", problems, one.max_new_tokens or recipe.rollout.max_new_tokens)
-        for one, problems in evals
+    for name, problems, max_new_tokens in [("training problems", trained, recipe.rollout.max_new_tokens)] + [
+        (f"problems of eval set {eval_set.name!r}", problems, eval_set.max_new_tokens or recipe.rollout.max_new_tokens)
+        for eval_set, problems in evals
     ]:
         prompts = [renderer.render(problem) for problem in problems]
-        room = model_len - most
+        room = model_len - max_new_tokens
         if recipe.problems.too_long == "drop" and any(len(prompt.ids) <= room for prompt in prompts):
             fits = [len(prompt.ids) <= room for prompt in prompts]
             if not all(fits):
@@ -96,7 +96,7 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
             problems[:] = [problem for problem, is_short in zip(problems, fits, strict=True) if is_short]
             prompts = [prompt for prompt, is_short in zip(prompts, fits, strict=True) if is_short]
         if prompts:
-            check_fits(prompts, most, model_len)
+            check_fits(prompts, max_new_tokens, model_len)
         longest = max([longest, *(len(prompt.ids) for prompt in prompts)])
     settings = recipe.rewards
     pool = GradingPool(
@@ -124,7 +124,7 @@ def _judged_by(
     if len(own) == len(all_of_them):
         return list(problems)
     names = tuple(term.name for term in own)
-    return [one if one.verifiers else dataclasses.replace(one, verifiers=names) for one in problems]
+    return [problem if problem.verifiers else dataclasses.replace(problem, verifiers=names) for problem in problems]
 
 
 def load_examples(recipe: Recipe) -> list[TrainingSample]:
@@ -142,10 +142,10 @@ def _examples(
     """The rows of a section that names a file of given completions, as problems and as samples."""
     source = JsonLinesConfig(type="jsonl", path=section.path, prompt=section.prompt, reference=section.completion)
     rows = load_problems(source)
-    wrong = [one for one in rows if not isinstance(one.reference, str) or not one.reference.strip()]
+    wrong = [row for row in rows if not isinstance(row.reference, str) or not row.reference.strip()]
     if wrong:
         raise ProblemError(f"{wrong[0].source}: {key}.completion names a text to imitate, got {wrong[0].reference!r}")
-    samples = to_samples([Example(one, one.reference) for one in rows], renderer, tokenizer)
+    samples = to_samples([Example(row, row.reference) for row in rows], renderer, tokenizer)
     _check_room(recipe, rows, samples)
     return rows, samples
 

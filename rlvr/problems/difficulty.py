@@ -24,23 +24,23 @@ WEIGHED_BY = {"pass_rate": "samples", "mean_length": "samples", "guess_rate": "g
 def add_difficulty(problems: Sequence[Problem], path: str) -> list[Problem]:
     """The problems with the measured columns in their `meta`, found by canonical key; lines with one key are one
     measurement. Raises `ProblemError` for broken lines and for problems that the file does not know."""
-    found: dict[str, list[Row]] = {}
+    rows_of: dict[str, list[Row]] = {}
     broken = []
     for number, line in read_lines(Path(path)):
         row = parse_line(Path(path), number, line)
         if fault := _fault(row.data):
             broken.append(f"{row.source}: {fault}")
         else:
-            found.setdefault(row.data["key"], []).append(row)
+            rows_of.setdefault(row.data["key"], []).append(row)
     raise_broken(broken, f"problems.difficulty {path}: {len(broken)} lines cannot be used")
-    missing = [one for one in problems if one.key not in found]
+    missing = [problem for problem in problems if problem.key not in rows_of]
     if missing:
         raise ProblemError(
             f"problems.difficulty {path} does not know {len(missing)} of {len(problems)} training problems, the first "
             f"is {missing[0].source or missing[0].id}; measure them too: rlvr generate RECIPE --difficulty FILE"
         )
-    measured = {key: _merged([row.data for row in rows]) for key, rows in found.items()}
-    return [dataclasses.replace(one, meta={**one.meta, **measured[one.key]}) for one in problems]
+    measured = {key: _merged([row.data for row in rows]) for key, rows in rows_of.items()}
+    return [dataclasses.replace(problem, meta={**problem.meta, **measured[problem.key]}) for problem in problems]
 
 
 def _fault(data: Mapping[str, Any]) -> str:
@@ -81,16 +81,16 @@ def keep_in_range(
     """
     kept, notes = list(problems), []
     for name, (low, high) in ranges.items():
-        values = [_number(one, name) for one in kept]
-        inside = [one for one, value in zip(kept, values, strict=True) if _lies(value, low, high)]
+        values = [_number(problem, name) for problem in kept]
+        inside = [problem for problem, value in zip(kept, values, strict=True) if _lies(value, low, high)]
         shown = f"problems.keep.{name} [{'' if low is None else f'{low:g}'}, {'' if high is None else f'{high:g}'}]"
         if len(inside) < len(kept):
             unknown = sum(value is None for value in values)
             more = f", {unknown} of them because nothing is known of them" if unknown else ""
             notes.append(f"{len(kept) - len(inside)} of {len(kept)} training problems left out by {shown}{more}")
         if not inside:
-            some = ", ".join(f"{value:g}" for value in values[:SHOWN] if value is not None)
-            raise ProblemError(f"{shown} keeps none of {len(kept)} training problems; the first have {some or 'none'}")
+            first = ", ".join(f"{value:g}" for value in values[:SHOWN] if value is not None)
+            raise ProblemError(f"{shown} keeps none of {len(kept)} training problems; the first have {first or 'none'}")
         kept = inside
     return kept, notes
 

@@ -58,14 +58,17 @@ def to_pairs(
         (_completion(row, row.reference, "chosen"), _completion(row, _column(row, rejected), "rejected"))
         for row in rows
     ]
-    for row, (chosen, other) in zip(rows, texts, strict=True):
-        if chosen == other:
+    for row, (chosen, rejected) in zip(rows, texts, strict=True):
+        if chosen == rejected:
             raise ProblemError(f"{row.source}: the chosen and the rejected completion are the same: {chosen!r:.80}")
     chosen_P, rejected_P = (
         to_samples([Example(row, pair[side]) for row, pair in zip(rows, texts, strict=True)], renderer, tokenizer)
         for side in (0, 1)
     )
-    return [(one, dataclasses.replace(other, advantage=-1.0)) for one, other in zip(chosen_P, rejected_P, strict=True)]
+    return [
+        (chosen, dataclasses.replace(rejected, advantage=-1.0))
+        for chosen, rejected in zip(chosen_P, rejected_P, strict=True)
+    ]
 
 
 def _column(row: Problem, name: str) -> Any:

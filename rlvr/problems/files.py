@@ -152,8 +152,8 @@ def _filter(rows: Any, where: dict[str, list[Any]], shown: str) -> range | list[
         counts = Counter(map(repr, values))
         for value in wanted:
             if repr(value) not in counts:
-                near, some = nearest(repr(value), counts), ", ".join(list(counts)[:10])
-                raise ProblemError(f"{shown}: where.{column}: no row has {value!r}{near}; there are {some}")
+                near, first = nearest(repr(value), counts), ", ".join(list(counts)[:10])
+                raise ProblemError(f"{shown}: where.{column}: no row has {value!r}{near}; there are {first}")
         accepted = set(map(repr, wanted))
         kept = [index for index in kept if repr(values[index]) in accepted]
     if not len(kept):

@@ -49,12 +49,14 @@ class Overlap:
     def lines(self) -> list[str]:
         """The report for people: counts, and the first pairs of either kind; empty if nothing is shared."""
         lines = []
-        for pairs, what in ((self.same, "are the same problem as one of"), (self.near, "are nearly a problem of")):
+        for pairs, relation in ((self.same, "are the same problem as one of"), (self.near, "are nearly a problem of")):
             sets = Counter(pair.eval_set for pair in pairs)
             for name, count in sets.items():
                 rows = len({pair.train.id for pair in pairs if pair.eval_set == name})
-                lines.append(f"{rows} of {self.train_size} training problems {what} eval set {name!r} ({count} pairs):")
-                lines += [f"  {pair}" for pair in [one for one in pairs if one.eval_set == name][:SHOWN]]
+                lines.append(
+                    f"{rows} of {self.train_size} training problems {relation} eval set {name!r} ({count} pairs):"
+                )
+                lines += [f"  {pair}" for pair in [pair for pair in pairs if pair.eval_set == name][:SHOWN]]
                 lines += [f"  ... and {count - SHOWN} more pairs"] if count > SHOWN else []
         return lines
 
@@ -78,13 +80,13 @@ def find_overlap(train: Sequence[Problem], evals: Mapping[str, Sequence[Problem]
     for problem in train:
         tokens = canonical_tokens(prompt_text(problem.prompt))
         keys = {problem.key, text_key(tokens)}  # the text's too: a generated question is found in a file of questions
-        found = {(name, other.id): other for key in keys for name, other in by_key.get(key, ())}
-        same += [Pair(problem, name, other, 1.0) for (name, _), other in found.items()]
+        equal = {(name, held_out.id): held_out for key in keys for name, held_out in by_key.get(key, ())}
+        same += [Pair(problem, name, held_out, 1.0) for (name, _), held_out in equal.items()]
         shared = Counter(index for ngram in _ngrams(tokens) for index in by_ngram.get(ngram, ()))
         for index, count in shared.items():
-            name, other, total = measured[index]
-            if count >= NEAR * total and (name, other.id) not in found:
-                near.append(Pair(problem, name, other, count / total))
+            name, held_out, total = measured[index]
+            if count >= NEAR * total and (name, held_out.id) not in equal:
+                near.append(Pair(problem, name, held_out, count / total))
     near.sort(key=lambda pair: -pair.share)
     return Overlap(len(train), tuple(same), tuple(near))
 

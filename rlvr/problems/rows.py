@@ -109,7 +109,7 @@ def read_prompt(value: Any, where: str) -> str | tuple[Message, ...]:
         raise ProblemError(f"{where} must hold text or a list of chat messages, got {kind} {value!r:.80}")
     if not value:
         raise ProblemError(f"{where} is an empty list of chat messages")
-    messages = tuple(_message(one, f"{where}, message {number}") for number, one in enumerate(value))
+    messages = tuple(_message(message, f"{where}, message {number}") for number, message in enumerate(value))
     if any(message["role"] == "system" for message in messages[1:]):
         raise ProblemError(f"{where}: a system message may only stand first")
     if messages[-1]["role"] not in ("user", "tool"):
@@ -149,13 +149,13 @@ def read_reference(value: Any, form: ReferenceFormat, where: str) -> Any:
         raise ProblemError(f"{where} must hold text for reference_format {form!r}, got {type(value).__name__}")
     if form == "gsm8k":
         _, mark, answer = value.rpartition("####")
-        found = answer.strip().replace(",", "") if mark else ""
+        text = answer.strip().replace(",", "") if mark else ""
         rule = "'#### ANSWER' at its end"
     else:
-        found, rule = _last_box(value), "a closed \\boxed{}"
-    if not found.strip():
+        text, rule = _last_box(value), "a closed \\boxed{}"
+    if not text.strip():
         raise ProblemError(f"{where}: reference_format {form!r} needs {rule}, got ...{value[-60:]!r}")
-    return found
+    return text
 
 
 def _last_box(text: str) -> str:

@@ -63,7 +63,7 @@ class ProblemSampler:
         self._index = {problem.id: index for index, problem in enumerate(self._problems)}
         self._hardness: list[float] = []
         if isinstance(settings, CurriculumSampler):
-            self._hardness = [hardness(one, settings) for one in self._problems]
+            self._hardness = [hardness(problem, settings) for problem in self._problems]
         self._names = np.array([_hash64(problem.id) for problem in self._problems], dtype=np.uint64)
         self._remembers = (
             isinstance(settings, PrioritisedSampler) or settings.rest is not None or settings.retire_at is not None

@@ -221,7 +221,7 @@ def check_fits(prompts: Sequence[Prompt], max_new_tokens: int, model_len: int) -
         raise ProblemError(
             f"{longest.source}: the prompt has {len(longest.ids)} tokens; max_new_tokens = {max_new_tokens} more do "
             f"not fit into the model's {model_len} ({over} of {len(prompts)} prompts do not): "
-            + (f"set max_new_tokens to at most {left}, " if (left := model_len - len(longest.ids)) > 0 else "")
+            + (f"set max_new_tokens to at most {fitting}, " if (fitting := model_len - len(longest.ids)) > 0 else "")
             + "set problems.too_long=drop to leave long problems out, or take a model with a longer context",
             rule="prompt_too_long",
         )

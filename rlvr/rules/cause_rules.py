@@ -34,7 +34,7 @@ def stale_engine(h: History, rule: Rule) -> Finding | None:
     behind_grows = apart and (h.grown("sync/mismatch") or 0.0) >= at("mismatch_grown")
     if not (behind_grows or (grows and (apart or h.is_on_policy))):
         return None
-    return rule.found(
+    return rule.finding(
         f"engine and learner move apart: mismatch/abs is {now or behind:.2g} nats a token and began at "
         f"{h.start('mismatch/abs') or 0.0:.2g}, as when the engine keeps old weights",
         evidence=(h.compared("mismatch/abs"), h.shown("sync/mismatch"), h.shown("sync/learner_change")),
@@ -59,12 +59,12 @@ def engine_mismatch(h: History, rule: Rule) -> Finding | None:
         return None
     recipe = h.recipe
     exact = recipe.rollout.engine.dtype == recipe.model.dtype == "float32" and recipe.model.autocast == "none"
-    most = at("mismatch_float32") if exact else healthy(key)[1]
-    size = [one for one in (h.start("mismatch/ess"), h.now("mismatch/ess")) if one is not None and h.is_on_policy]
-    apart = min(first, now) > most or (len(size) == 2 and max(size) < healthy("mismatch/ess")[0])
+    bound = at("mismatch_float32") if exact else healthy(key)[1]
+    size = [share for share in (h.start("mismatch/ess"), h.now("mismatch/ess")) if share is not None and h.is_on_policy]
+    apart = min(first, now) > bound or (len(size) == 2 and max(size) < healthy("mismatch/ess")[0])
     if not apart and (recipe.algorithm.correction.type != "none" or min(first, now) <= at("mismatch_float32")):
         return None
-    finding = rule.found(
+    finding = rule.finding(
         f"engine and learner differ by {now:.2g} nats a token ({key}), from the first step on"
         + ("" if apart else ", which is rounding, and nothing corrects for it"),
         evidence=(h.compared(key), h.compared("mismatch/ess"), h.shown("mismatch/ratio_max")),
@@ -85,7 +85,7 @@ def mismatch_growing(h: History, rule: Rule) -> Finding | None:
         return None
     if not h.is_on_policy:
         return None
-    return rule.found(
+    return rule.finding(
         f"the mismatch between engine and learner has grown {grown:.1f} times, to {now:.2g} nats a token",
         evidence=(h.compared("mismatch/abs"), h.shown("mismatch/kl"), h.shown("sync/mismatch")),
     )
@@ -96,23 +96,23 @@ def mismatch_growing(h: History, rule: Rule) -> Finding | None:
 
 def _failing(h: History, outcome: str) -> tuple[str, float] | None:
     """The term in which an outcome is most frequent, and its share in the last steps, if it is not negligible."""
-    found = []
+    shares = []
     for term in h.recipe.rewards.terms:
         key = f"outcome/{term.name}/{outcome}"
         share = h.now(key)
         events = sum(line.get(key, 0.0) * line["rollouts/count"] for line in h.latest)
         if share is not None and share > healthy(key)[1] and events >= at("steps"):
-            found.append((term.name, share))
-    return max(found, key=lambda one: one[1], default=None)
+            shares.append((term.name, share))
+    return max(shares, key=lambda term: term[1], default=None)
 
 
-def _outcome_finding(h: History, rule: Rule, outcome: str, what: str) -> Finding | None:
-    found = _failing(h, outcome)
-    if found is None:
+def _outcome_finding(h: History, rule: Rule, outcome: str, problem: str) -> Finding | None:
+    failing = _failing(h, outcome)
+    if failing is None:
         return None
-    term, share = found
-    finding = rule.found(
-        f"{share:.0%} of the completions {what} (term {term!r}): they get its lowest score whatever they say",
+    term, share = failing
+    finding = rule.finding(
+        f"{share:.0%} of the completions {problem} (term {term!r}): they get its lowest score whatever they say",
         evidence=(h.compared(f"outcome/{term}/{outcome}"), h.shown("reward/mean")),
     )
     return finding if share >= at("timeouts_stop") else dataclasses.replace(finding, grade=Grade.SLOWS)
@@ -162,7 +162,7 @@ def unscored(h: History, rule: Rule) -> Finding | None:
         for outcome in ("error", "bad_reference")
         if h.now(f"outcome/{term.name}/{outcome}")
     ]
-    return rule.found(
+    return rule.finding(
         f"{share:.0%} of the completions have no reward and are left out of training",
         evidence=(h.shown("rollouts/unscored"), *causes),
     )
@@ -183,7 +183,7 @@ def non_finite(h: History, rule: Rule) -> Finding | None:
     bad, done = h.total("update/non_finite"), h.total("update/count")
     if h.steps < at("steps") or bad == 0 or bad < done:
         return None
-    return rule.found(
+    return rule.finding(
         f"{bad:.0f} of the last {bad + done:.0f} optimiser steps were left out: their loss or gradient was not finite",
         evidence=(h.shown("update/non_finite"), h.shown("update/grad_norm")),
     )
@@ -219,7 +219,7 @@ def learning_rate_too_large(h: History, rule: Rule) -> Finding | None:
     if not (wrecked or (lost and len(seen) >= 2 and h.reward_change() < 0)):
         return None
     went = f"fell from {fall[0]:.3g} (step {fall[2]:.0f}) to {fall[1]:.3g}" if fall else "does not rise"
-    return rule.found(
+    return rule.finding(
         f"the updates wreck the policy: the reward {went} within {h.steps} steps at a learning rate of "
         f"{h.recipe.learner.lr:g}",
         evidence=(h.compared("reward/mean"), *(h.compared(key) for key in seen), h.shown("sync/learner_change")),
@@ -237,7 +237,7 @@ def policy_not_moving(h: History, rule: Rule) -> Finding | None:
     change = h.now("sync/learner_change")
     if h.is_young or change is None or change > at("change_none") or not _has_gradient(h):
         return None
-    return rule.found(
+    return rule.finding(
         f"after {h.steps} steps the policy's log-probabilities are those of the start: they have moved by {change:.1g} "
         f"nats at a learning rate of {h.start('update/lr') or 0.0:.2g}",
         evidence=(h.shown("sync/learner_change"), h.shown("update/lr"), h.shown("update/grad_norm")),
@@ -257,7 +257,7 @@ def learning_rate_too_small(h: History, rule: Rule) -> Finding | None:
         return None
     if change > at("change_small"):
         return None
-    return rule.found(
+    return rule.finding(
         f"after {h.steps} steps the policy has moved by {change:.1g} nats a token, and the reward has not risen",
         evidence=(h.shown("sync/learner_change"), h.shown("update/lr"), h.compared("reward/mean")),
     )

@@ -29,7 +29,7 @@ def length_exploding(h: History, rule: Rule) -> Finding | None:
     at_limit = cut >= at("truncated_all") and first_cut < at("truncated_often") and grown > 1
     if not (longer or at_limit):
         return None
-    return rule.found(
+    return rule.finding(
         f"completions have become {grown:.1f} times as long as in the first step, and {cut:.0%} of them are cut off at "
         f"rollout.max_new_tokens = {h.recipe.rollout.max_new_tokens}",
         evidence=(h.compared("length/mean"), h.compared("length/truncated"), h.compared("reward/mean")),
@@ -46,7 +46,7 @@ def length_collapsing(h: History, rule: Rule) -> Finding | None:
     grown = h.grown("length/mean")
     if h.is_young or grown is None or grown > at("length_fallen") or h.has_learned:
         return None
-    return rule.found(
+    return rule.finding(
         f"completions have shrunk to {grown:.0%} of their first length, and the reward has not risen",
         evidence=(h.compared("length/mean"), h.compared("reward/mean")),
     )
@@ -63,7 +63,7 @@ def all_truncated(h: History, rule: Rule) -> Finding | None:
     shares = h.last("length/truncated")
     if h.is_young or not shares or min(shares) < at("truncated_all"):
         return None
-    return rule.found(
+    return rule.finding(
         f"{shares[-1]:.0%} of the completions are cut off at rollout.max_new_tokens = "
         f"{h.recipe.rollout.max_new_tokens}",
         evidence=(h.shown("length/truncated"), h.shown("length/mean"), h.shown("reward/mean")),
@@ -80,7 +80,7 @@ def often_truncated(h: History, rule: Rule) -> Finding | None:
     first = h.start("length/truncated")
     if h.steps < at("window") or first is None or min(values) < at("truncated_often") or values[-1] < first:
         return None
-    return rule.found(
+    return rule.finding(
         f"{sum(values) / len(values):.0%} of the completions of the last {len(values)} steps are cut off, and it is "
         "not getting less",
         evidence=(h.compared("length/truncated"), h.shown("length/mean")),
@@ -100,7 +100,7 @@ def no_answer(h: History, rule: Rule) -> Finding | None:
     shares = h.outcome(*UNREADABLE)
     if h.is_young or not shares or min(shares) < at("no_answer") or h.outcome_at_start(*UNREADABLE) < at("no_answer"):
         return None
-    return rule.found(
+    return rule.finding(
         f"term {h.first_term!r} finds no answer that it can grade in {shares[-1]:.0%} of the texts, from the first "
         "step on",
         evidence=tuple(filter(None, (h.shown(f"outcome/{h.first_term}/{name}") for name in UNREADABLE))),
@@ -122,7 +122,7 @@ def dead_term(h: History, rule: Rule) -> Finding | None:
         for name in ("bad_format", "no_answer", "unreadable", "wrong"):
             shares = h.outcome(name, term=term.name)
             if shares and min(*shares, h.outcome_at_start(name, term=term.name)) >= at("dead_term"):
-                finding = rule.found(
+                finding = rule.finding(
                     f"term {term.name!r} says {name.upper()} to {shares[-1]:.0%} of the completions, from the first "
                     "step on",
                     evidence=(h.compared(f"outcome/{term.name}/{name}"), h.shown(f"reward/{term.name}")),

@@ -95,8 +95,8 @@ class History:
 
     def shown(self, key: str, count: int = 3) -> str:
         """The latest values as evidence: ``step 12: length/truncated 0.97``."""
-        found = [line for line in self.latest if key in line][-count:]
-        return "; ".join(f"step {line['step']:.0f}: {key} {line[key]:.3g}" for line in found)
+        lines = [line for line in self.latest if key in line][-count:]
+        return "; ".join(f"step {line['step']:.0f}: {key} {line[key]:.3g}" for line in lines)
 
     def compared(self, key: str) -> str:
         """First value and latest as evidence."""
@@ -189,8 +189,8 @@ class History:
         spreads = [line["reward/std"] for line in self.latest if "reward/std" in line]
         means = {round(line["reward/mean"], 9) for line in self.latest if "reward/mean" in line}
         first, means_at_start = self.start("reward/std"), {round(self._first.get("reward/mean", 0.0), 9)}
-        least = 1e-9  # rounding of a mean
-        return first is not None and max([first, *spreads]) < least and means == means_at_start
+        rounding = 1e-9  # rounding of a mean
+        return first is not None and max([first, *spreads]) < rounding and means == means_at_start
 
     @property
     def zero_variance(self) -> float | None:
@@ -208,26 +208,26 @@ class History:
         """All that was kept."""
         return {
             "steps": self.steps, "latest": [dict(line) for line in self.latest], "first": dict(self._first),
-            "best": list(self._best), "evals": [dict(one) for one in self.evals],
+            "best": list(self._best), "evals": [dict(evaluation) for evaluation in self.evals],
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with what was kept."""
         self.steps, self._first, self._best = state["steps"], dict(state["first"]), list(state["best"])
         self.latest = deque((dict(line) for line in state["latest"]), maxlen=self.latest.maxlen)
-        self.evals = [dict(one) for one in state["evals"]]
+        self.evals = [dict(evaluation) for evaluation in state["evals"]]
 
 
 def _evaluations(numbers: Mapping[str, float]) -> dict[str, float]:
     """The first of pass@1 and avg@k of each eval set, with the ends of its interval."""
-    found: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
     for key, value in numbers.items():
         match = _EVAL.fullmatch(key)
-        if match is not None and match["name"] not in found:
+        if match is not None and match["name"] not in accuracies:
             name = match["name"]
-            found |= {name: value, f"{name}/low": numbers.get(f"{key}_low", value)}
-            found[f"{name}/high"] = numbers.get(f"{key}_high", value)
-    return found
+            accuracies |= {name: value, f"{name}/low": numbers.get(f"{key}_low", value)}
+            accuracies[f"{name}/high"] = numbers.get(f"{key}_high", value)
+    return accuracies
 
 
 def _error(line: Mapping[str, float]) -> float:
@@ -242,7 +242,7 @@ def _error_of_mean(errors: list[float]) -> float:
 
 def _in_errors(difference: float, *errors: float) -> float:
     """A difference over the standard error of both its sides."""
-    error = math.sqrt(sum(one**2 for one in errors))
+    error = math.sqrt(sum(group_error**2 for group_error in errors))
     if error == 0:
         return math.copysign(math.inf, difference) if difference else 0.0
     return difference / error

@@ -28,7 +28,7 @@ BEFORE_RULES = (*SETTINGS_RULES, *DATA_RULES, *GRADER_RULES)
 def first_prompts(problems: Sequence[Problem], renderer: Renderer, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """The prompts of the first problems."""
     first = problems[:SEEN]
-    return Prompts(first, [renderer.render(one) for one in first], renderer, tokenizer)
+    return Prompts(first, [renderer.render(problem) for problem in first], renderer, tokenizer)
 
 
 def examine_cheaply(
@@ -42,18 +42,18 @@ def examine_cheaply(
     patience: float = PATIENCE,
 ) -> list[Finding]:
     """Findings over settings, data, template and verifiers, the worst first; `weights` is the model's size."""
-    found = [
+    findings = [
         *check_settings(recipe, weights),
         *check_data(recipe, problems),
         *check_template(recipe, seen),
         *check_graders(recipe, seen, pool, terms, patience=patience),
     ]
-    return worst_first(found)
+    return worst_first(findings)
 
 
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:
     """By grade, and within a grade as they came."""
-    return sorted(findings, key=lambda one: list(Grade).index(one.grade))
+    return sorted(findings, key=lambda finding: list(Grade).index(finding.grade))
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
@@ -71,7 +71,7 @@ def _details(finding: Finding, indent: str) -> list[str]:
 
 def refuse(recipe: Recipe, findings: Sequence[Finding]) -> None:
     """Raise `RecipeError` for a recipe that cannot learn, unless ``run.force`` is true."""
-    stops = [one for one in findings if one.grade is Grade.STOPS]
+    stops = [finding for finding in findings if finding.grade is Grade.STOPS]
     if stops and not recipe.run.force:
         reasons = "\n".join(
             line for finding in stops for line in (f"  {finding.rule}: {finding.message}", *_details(finding, "    "))

@@ -139,7 +139,7 @@ _BY_NAME = {rule.name: rule for rule in DATA_RULES}
 def refused(error: Exception) -> Finding:
     """The finding for an error that ends a run before it starts: its own rule, if it names one."""
     rule = _BY_NAME.get(getattr(error, "rule", ""), CANNOT_RUN)
-    return rule.found(str(error), grade=Grade.STOPS)
+    return rule.finding(str(error), grade=Grade.STOPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,21 +164,23 @@ class Prompts:
 def check_data(recipe: Recipe, problems: Sequence[Problem]) -> Iterator[Finding]:
     """Findings over all training problems."""
     if len(problems) < recipe.rollout.prompts_per_step:
-        yield FEW_PROBLEMS.found(
+        yield FEW_PROBLEMS.finding(
             f"{len(problems)} training problems, rollout.prompts_per_step = {recipe.rollout.prompts_per_step}"
         )
     yield from _repeated(problems)
-    plain = [one.reference for one in problems if isinstance(one.reference, str | int | float)]
+    plain = [problem.reference for problem in problems if isinstance(problem.reference, str | int | float)]
     if len(plain) >= 20:
         value, count = Counter(map(str, plain)).most_common(1)[0]
         if count >= SAME_REFERENCE * len(problems):
-            yield CONSTANT_REFERENCE.found(f"{count} of {len(problems)} references are {value!r:.60}")
+            yield CONSTANT_REFERENCE.finding(f"{count} of {len(problems)} references are {value!r:.60}")
     if any("math" in term.verifier.lower() for term in recipe.rewards.terms):
-        long = [one for one in problems if isinstance(one.reference, str) and _is_solution(one.reference)]
+        long = [
+            problem for problem in problems if isinstance(problem.reference, str) and _is_solution(problem.reference)
+        ]
         if len(long) >= SOLUTIONS * len(problems):
-            yield SOLUTION.found(
+            yield SOLUTION.finding(
                 f"{len(long)} of {len(problems)} references look like solutions, not answers",
-                evidence=[f"{one.source or one.id}: ...{one.reference[-60:]!r}" for one in long[:2]],
+                evidence=[f"{problem.source or problem.id}: ...{problem.reference[-60:]!r}" for problem in long[:2]],
             )
 
 
@@ -189,23 +191,23 @@ def _is_solution(text: str) -> bool:
 
 def _repeated(problems: Sequence[Problem]) -> Iterator[Finding]:
     by_key: dict[str, list[Problem]] = {}
-    for one in problems:
-        by_key.setdefault(one.key, []).append(one)
+    for problem in problems:
+        by_key.setdefault(problem.key, []).append(problem)
     repeated = [group for group in by_key.values() if len(group) > 1]
-    contradicting = [group for group in repeated if len({_as_text(one.reference) for one in group}) > 1]
+    contradicting = [group for group in repeated if len({_as_text(problem.reference) for problem in group}) > 1]
     count = sum(len(group) for group in contradicting)
     if count and count >= CONTRADICTIONS * len(problems):
-        yield CONTRADICTING.found(
+        yield CONTRADICTING.finding(
             f"{count} of {len(problems)} training problems stand in the data with another reference as well",
             evidence=[
                 " and ".join(f"{problem.source or problem.id}: {problem.reference!r:.40}" for problem in pair)
                 for pair in map(_differing, contradicting[:2])
             ],
         )
-    same_text = [group for group in repeated if len({_as_text(one.prompt) for one in group}) < len(group)]
+    same_text = [group for group in repeated if len({_as_text(problem.prompt) for problem in group}) < len(group)]
     if same_text:
         more = sum(len(group) - 1 for group in same_text)
-        yield DUPLICATES.found(f"{more} of {len(problems)} training problems are repetitions of others")
+        yield DUPLICATES.finding(f"{more} of {len(problems)} training problems are repetitions of others")
 
 
 def _differing(group: Sequence[Problem]) -> tuple[Problem, Problem]:
@@ -226,7 +228,7 @@ def check_template(recipe: Recipe, seen: Prompts) -> Iterator[Finding]:
     yield from _stops(seen)
     tokenizer = seen.tokenizer
     if tokenizer.eos_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
-        yield PAD_IS_EOS.found(f"the tokenizer's pad token and its end of text are both {tokenizer.eos_token!r}")
+        yield PAD_IS_EOS.finding(f"the tokenizer's pad token and its end of text are both {tokenizer.eos_token!r}")
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -239,11 +241,11 @@ def _markup(seen: Prompts) -> Iterator[Finding]:
     unknown = [mark for mark in marks if len(_pieces(seen.tokenizer, mark)) > 1]
     if unknown:
         shown = ", ".join(f"{mark!r} is {len(_pieces(seen.tokenizer, mark))} tokens" for mark in unknown[:4])
-        yield UNKNOWN_TOKEN.found(f"the template writes special tokens that this model does not have: {shown}")
+        yield UNKNOWN_TOKEN.finding(f"the template writes special tokens that this model does not have: {shown}")
     tags = sorted({tag for text in texts for tag in TAG.findall(text)})
     split = [tag for tag in tags if len(_pieces(seen.tokenizer, tag)) > 1]
     if split:
-        yield SPLIT_TAG.found(f"tags that are several tokens each: {', '.join(split)}")
+        yield SPLIT_TAG.finding(f"tags that are several tokens each: {', '.join(split)}")
 
 
 def _begin(seen: Prompts) -> Iterator[Finding]:
@@ -255,7 +257,7 @@ def _begin(seen: Prompts) -> Iterator[Finding]:
         second = next((place for place in range(1, len(ids)) if ids[place] == bos), None)
         if second is not None and not str(seen.tokenizer.decode(list(ids[1:second]))).strip():
             shown = seen.tokenizer.decode(list(ids[: second + 3]))
-            yield DOUBLE_BOS.found(f"the prompt begins with {seen.tokenizer.bos_token!r} twice: {shown!r}")
+            yield DOUBLE_BOS.finding(f"the prompt begins with {seen.tokenizer.bos_token!r} twice: {shown!r}")
 
 
 def _turn_end(recipe: Recipe, seen: Prompts) -> Iterator[Finding]:
@@ -268,7 +270,7 @@ def _turn_end(recipe: Recipe, seen: Prompts) -> Iterator[Finding]:
     stopping = [mark for mark in ends if mark in vocabulary and vocabulary[mark] in renderer.stop_token_ids]
     if running and not stopping:
         stops = seen.tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids))
-        yield TURN_RUNS_ON.found(
+        yield TURN_RUNS_ON.finding(
             f"turns end with {' '.join(map(repr, running))}, but completions with "
             f"{' '.join(map(repr, stops)) or 'none'}"
             + (" (it is the padding token)" if seen.tokenizer.pad_token in running else ""),
@@ -285,8 +287,8 @@ def _end_of_assistant(tokenizer: PreTrainedTokenizerBase) -> set[str]:
         return set()
     behind = text.rpartition("ANSWER")[2].lstrip()
     names = [*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()]
-    found = [name for name in names if name and behind.startswith(name)]
-    return {max(found, key=len)} if found else set()
+    endings = [name for name in names if name and behind.startswith(name)]
+    return {max(endings, key=len)} if endings else set()
 
 
 def _stops(seen: Prompts) -> Iterator[Finding]:
@@ -295,11 +297,11 @@ def _stops(seen: Prompts) -> Iterator[Finding]:
     for stop in renderer.stop:
         if stop in special:
             if special[stop] not in renderer.stop_token_ids:
-                yield STOP_SPECIAL.found(f"template.stop holds {stop!r}, a special token, which no text contains")
+                yield STOP_SPECIAL.finding(f"template.stop holds {stop!r}, a special token, which no text contains")
             continue
         near = [end for end in ENDINGS if _is_misspelt(stop, end)]
         if near and stop not in "".join(seen.written(index) for index in range(len(seen.prompts))):
-            yield STOP_MISSPELT.found(
+            yield STOP_MISSPELT.finding(
                 f"template.stop holds {stop!r}, which is nearly {near[0]!r}",
                 advice=f"write {near[0]!r} in template.stop; completions would run on until max_new_tokens",
             )

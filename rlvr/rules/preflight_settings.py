@@ -139,22 +139,22 @@ def _learner(recipe: Recipe, weights: int | None) -> Iterator[Finding]:
     if learner.lr >= NEAR_PEAK * peak:
         size = f"a model of {weights / 1e6:.3g} M parameters" if weights else "any model"
         kills = learner.lr >= peak
-        yield LR_HIGH.found(
+        yield LR_HIGH.finding(
             f"learner.lr = {learner.lr:g} is {'above' if kills else 'near'} the rate at which {size} is trained from "
             f"scratch, {peak:.1e}: the first steps {'destroy' if kills else 'may destroy'} what it knows",
             grade=Grade.STOPS if kills else Grade.SLOWS,
         )
     if recipe.model.dtype == "bfloat16" and recipe.model.lora is None and learner.lr < ROUNDS_AWAY:
-        yield LR_LOST.found(
+        yield LR_LOST.finding(
             f"model.dtype = bfloat16 with learner.lr = {learner.lr:g}: most updates of a weight round to nothing"
         )
     if learner.schedule.warmup_steps >= max(2, updates / 2):
-        yield WARM_UP.found(
+        yield WARM_UP.finding(
             f"learner.schedule.warmup_steps = {learner.schedule.warmup_steps} of {updates} optimiser steps in all"
         )
     shrunk = learner.weight_decay * learner.lr * updates
     if shrunk >= WEIGHTS_DECAYED:
-        yield DECAY_HIGH.found(
+        yield DECAY_HIGH.finding(
             f"learner.weight_decay = {learner.weight_decay:g} at lr {learner.lr:g} shrinks every weight by "
             f"{1 - math.exp(-shrunk):.0%} over {updates} optimiser steps"
         )
@@ -162,8 +162,8 @@ def _learner(recipe: Recipe, weights: int | None) -> Iterator[Finding]:
 
 def rewards_teach(recipe: Recipe) -> bool:
     """False where a teacher alone decides what is learned."""
-    one = recipe.algorithm.distillation
-    return not (isinstance(one, TeacherDistillation) and one.rewards == "ignore")
+    distillation = recipe.algorithm.distillation
+    return not (isinstance(distillation, TeacherDistillation) and distillation.rewards == "ignore")
 
 
 def _rewards(recipe: Recipe) -> Iterator[Finding]:
@@ -173,32 +173,32 @@ def _rewards(recipe: Recipe) -> Iterator[Finding]:
         return
     if not any(term.weight for term in terms):
         shaped = bool(recipe.algorithm.shaping)
-        yield NO_WEIGHT.found(
+        yield NO_WEIGHT.finding(
             f"rewards.terms: every weight is 0 ({weights})"
             + ("; only algorithm.shaping is left to learn from" if shaped else ": every completion gets reward 0"),
             grade=Grade.SLOWS if shaped else Grade.STOPS,
         )
     elif not any(term.weight > 0 for term in terms):
-        yield NEGATIVE.found(f"rewards.terms: no weight is above 0 ({weights}): high scores are punished")
+        yield NEGATIVE.finding(f"rewards.terms: no weight is above 0 ({weights}): high scores are punished")
     if recipe.rewards.max_unscored >= 0.9:
-        yield UNSCORED.found(f"rewards.max_unscored = {recipe.rewards.max_unscored:g}")
+        yield UNSCORED.finding(f"rewards.max_unscored = {recipe.rewards.max_unscored:g}")
 
 
 def _sampling(recipe: Recipe) -> Iterator[Finding]:
     rollout = recipe.rollout
     if rollout.temperature < COOL:
         cold = rollout.temperature < COLD
-        yield TEMPERATURE_LOW.found(
+        yield TEMPERATURE_LOW.finding(
             f"rollout.temperature = {rollout.temperature:g}: the {rollout.group_size} completions of a group are "
             f"{'practically' if cold else 'often'} the same",
             grade=Grade.STOPS if cold else Grade.SLOWS,
         )
     if rollout.temperature > HOT:
-        yield TEMPERATURE_HIGH.found(f"rollout.temperature = {rollout.temperature:g}")
+        yield TEMPERATURE_HIGH.finding(f"rollout.temperature = {rollout.temperature:g}")
     if rollout.group_size == 2:
-        yield SMALL_GROUP.found("rollout.group_size = 2")
+        yield SMALL_GROUP.finding("rollout.group_size = 2")
     if rollout.max_new_tokens < SHORT_COMPLETION and recipe.template.type in REASONING_TEMPLATES:
-        yield FEW_TOKENS.found(
+        yield FEW_TOKENS.finding(
             f"rollout.max_new_tokens = {rollout.max_new_tokens} under template.type {recipe.template.type!r}"
         )
 
@@ -207,19 +207,19 @@ def _objective(recipe: Recipe) -> Iterator[Finding]:
     algorithm = recipe.algorithm
     several = algorithm.updates_per_batch * algorithm.epochs > 1
     if isinstance(algorithm.baseline, NoBaseline) and not isinstance(algorithm.scale, Whiten) and rewards_teach(recipe):
-        yield NO_BASELINE.found(
+        yield NO_BASELINE.finding(
             f"algorithm.baseline = none with rollout.group_size = {recipe.rollout.group_size}: a reward does not say "
             "whether an answer was better than others"
         )
     surrogate = algorithm.surrogate
     if isinstance(surrogate, ClipSurrogate):
         if several and surrogate.low == surrogate.high == 0:
-            yield CLIPPED.found(f"algorithm.surrogate clips at 1 with {algorithm.updates_per_batch} updates a batch")
+            yield CLIPPED.finding(f"algorithm.surrogate clips at 1 with {algorithm.updates_per_batch} updates a batch")
         if algorithm.ratio.type == "sequence_mean" and max(surrogate.low, surrogate.high) > CLIP_OF_COMPLETIONS:
-            yield CLIP_LEVEL.found(
+            yield CLIP_LEVEL.finding(
                 f"algorithm.surrogate: low {surrogate.low:g}, high {surrogate.high:g} for whole completions"
             )
     if isinstance(algorithm.kl, KLPenalty) and algorithm.kl.coefficient >= KL_STRONG:
-        yield KL_HIGH.found(f"algorithm.kl.coefficient = {algorithm.kl.coefficient:g}")
+        yield KL_HIGH.finding(f"algorithm.kl.coefficient = {algorithm.kl.coefficient:g}")
     if isinstance(algorithm.entropy, FixedEntropyBonus) and algorithm.entropy.coefficient >= 0.1:
-        yield ENTROPY_HIGH.found(f"algorithm.entropy.coefficient = {algorithm.entropy.coefficient:g}")
+        yield ENTROPY_HIGH.finding(f"algorithm.entropy.coefficient = {algorithm.entropy.coefficient:g}")

@@ -164,14 +164,14 @@ class Grader:
         """The verdict on each text, as far as patience reaches; the second grading goes in the other order."""
         key = repr(reference)
         new = [text for text in dict.fromkeys(texts) if (text, key) not in self.verdicts]
-        for some in [new[:1], new[1:]] if not self.verdicts else [new]:  # one alone tells how slow it is
+        for batch in [new[:1], new[1:]] if not self.verdicts else [new]:  # one alone tells how slow it is
             started = time.perf_counter()
-            if not some or self.is_slow:
+            if not batch or self.is_slow:
                 continue
-            found = self.pool.grade_many((self.name, text, reference) for text in some)
-            second = self.pool.grade_many((self.name, text, reference) for text in reversed(some))
-            self.verdicts |= {(text, key): one for text, one in zip(some, found, strict=True)}
-            self.again |= {(text, key): one for text, one in zip(some, reversed(second), strict=True)}
+            first = self.pool.grade_many((self.name, text, reference) for text in batch)
+            second = self.pool.grade_many((self.name, text, reference) for text in reversed(batch))
+            self.verdicts |= {(text, key): verdict for text, verdict in zip(batch, first, strict=True)}
+            self.again |= {(text, key): verdict for text, verdict in zip(batch, reversed(second), strict=True)}
             self.seconds += time.perf_counter() - started
         return {text: self.verdicts[text, key] for text in texts if (text, key) in self.verdicts}
 
@@ -187,10 +187,10 @@ def check_graders(
     """Findings over the verifiers of the reward, on the first problems with a reference each."""
     if not rewards_teach(recipe):
         return
-    weighted = [term for term in terms if term.weight or term.name in {one.gate for one in terms}]
-    used = [term for term in weighted if term.name in {one.name for one in recipe.rewards.terms}]
+    weighted = [term for term in terms if term.weight or term.name in {other.gate for other in terms}]
+    used = [term for term in weighted if term.name in {own.name for own in recipe.rewards.terms}]
     graders = {term.name: Grader(pool, term.name, patience) for term in used}
-    rewarded = {term.name: term.weight > 0 or term.name in {one.gate for one in terms} for term in used}
+    rewarded = {term.name: term.weight > 0 or term.name in {other.gate for other in terms} for term in used}
     shortest: list[int] = []
     best: dict[str, list[tuple[bool, bool, bool]]] = {name: [] for name in graders}
     for problem, prompt in list(zip(seen.problems, seen.prompts, strict=True))[:PROBED]:
@@ -198,10 +198,10 @@ def check_graders(
         for name, grader in graders.items():
             if problem.verifiers is not None and name not in problem.verifiers:
                 continue
-            said = grader.ask(NONSENSE, problem.reference)
+            verdicts = grader.ask(NONSENSE, problem.reference)
             reached = _reached(grader, problem, prompt, seen.renderer.stop)
             best[name].append((bool(reached[0]), bool(reached[1]), bool(reached[2])))
-            fits.append(reached[2] | {text for text, one in said.items() if one.outcome is Outcome.CORRECT})
+            fits.append(reached[2] | {text for text, verdict in verdicts.items() if verdict.outcome is Outcome.CORRECT})
         together = set.intersection(*fits) if fits else set()
         if together:
             few = sorted(together, key=len)[:3]  # in characters; the long ones would make the tokenizer warn
@@ -210,12 +210,12 @@ def check_graders(
     for name, grader in graders.items():
         yield from _steadiness(name, grader)
         if name in constant:
-            yield _always_right(name, alone=set(constant) >= {one.name for one in used if one.weight})
+            yield _always_right(name, alone=set(constant) >= {term.name for term in used if term.weight})
         elif rewarded[name]:
             yield from _reachable(name, best[name], seen)
     if shortest and sorted(shortest)[len(shortest) // 2] > recipe.rollout.max_new_tokens:
         need = sorted(shortest)[len(shortest) // 2]
-        yield NO_ROOM.found(
+        yield NO_ROOM.finding(
             f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}; the shortest completions with full marks that "
             f"were found have {need} tokens"
         )
@@ -229,19 +229,23 @@ def _reached(
     completions = right_completions(problem.reference)
     thinking = in_thought(problem, prompt)
     # behind an open thought nobody opens another or answers without closing it; without one nobody closes one
-    possible = [one for one in completions if (one.thinks and not one.opens_thought) == thinking]
-    possible += [
-        MadeCompletion(rest, False, False) for one in completions if (rest := _rest(one.sampled, prompt.prefill))
+    possible = [
+        completion for completion in completions if (completion.thinks and not completion.opens_thought) == thinking
     ]
-    texts = [one.sampled for one in completions]
-    texts += [prompt.prefill + one.sampled for one in possible]
-    texts += [prompt.prefill + cut(one.sampled, stops) for one in possible]
+    possible += [
+        MadeCompletion(rest, False, False)
+        for completion in completions
+        if (rest := _rest(completion.sampled, prompt.prefill))
+    ]
+    texts = [completion.sampled for completion in completions]
+    texts += [prompt.prefill + completion.sampled for completion in possible]
+    texts += [prompt.prefill + cut(completion.sampled, stops) for completion in possible]
     verdicts = grader.ask(texts, problem.reference)
     right = {text for text, verdict in verdicts.items() if verdict.outcome is Outcome.CORRECT}
     return (
-        {one.sampled for one in completions if one.sampled in right},
-        {one.sampled for one in possible if prompt.prefill + one.sampled in right},
-        {one.sampled for one in possible if prompt.prefill + cut(one.sampled, stops) in right},
+        {completion.sampled for completion in completions if completion.sampled in right},
+        {completion.sampled for completion in possible if prompt.prefill + completion.sampled in right},
+        {completion.sampled for completion in possible if prompt.prefill + cut(completion.sampled, stops) in right},
     )
 
 
@@ -252,13 +256,13 @@ def _rest(text: str, prefill: str) -> str:
 
 
 def _is_always_right(grader: Grader) -> bool:
-    said = list(grader.verdicts.items())
-    nonsense = [verdict for (text, _), verdict in said if text in NONSENSE]
-    return len(nonsense) >= len(NONSENSE) and all(one.outcome is Outcome.CORRECT for one in nonsense)
+    verdicts = list(grader.verdicts.items())
+    nonsense = [verdict for (text, _), verdict in verdicts if text in NONSENSE]
+    return len(nonsense) >= len(NONSENSE) and all(verdict.outcome is Outcome.CORRECT for verdict in nonsense)
 
 
 def _always_right(name: str, *, alone: bool) -> Finding:
-    return ALWAYS_RIGHT.found(
+    return ALWAYS_RIGHT.finding(
         f"reward term {name!r} gives full marks to all of {len(NONSENSE)} completions that say nothing, the empty one "
         f"and {NONSENSE[3]!r} among them" + ("" if alone else "; what it adds is the same for all"),
         grade=Grade.STOPS if alone else Grade.SLOWS,
@@ -271,7 +275,7 @@ def _steadiness(name: str, grader: Grader) -> Iterator[Finding]:
     if raised:
         share = len(raised) / len(grader.verdicts)
         text, verdict = raised[0]
-        yield RAISING.found(
+        yield RAISING.finding(
             f"reward term {name!r} raised on {len(raised)} of {len(grader.verdicts)} completions made for it: "
             f"{_reason(verdict)}",
             evidence=[f"on {text!r:.60}: {_reason(verdict)}", *_raised_at(verdict)],
@@ -284,7 +288,7 @@ def _steadiness(name: str, grader: Grader) -> Iterator[Finding]:
             Outcome.CRASHED: "its process ended while it graded (sys.exit, os._exit, or memory or stack ran out)",
         }
         text, verdict = next(((text, verdict) for (text, _), verdict in grader.verdicts.items()))
-        yield NO_VERDICT.found(
+        yield NO_VERDICT.finding(
             f"reward term {name!r} gave no verdict on any of {len(grader.verdicts)} completions made for it: "
             + ", or ".join(how[outcome] for outcome in sorted(ends)),
             evidence=[f"on {text!r:.60}: {_reason(verdict)}"],
@@ -292,7 +296,7 @@ def _steadiness(name: str, grader: Grader) -> Iterator[Finding]:
         return
     yield from disagreement(name, list(zip(grader.verdicts.items(), grader.again.values(), strict=True)))
     if grader.is_slow:
-        yield SLOW.found(
+        yield SLOW.finding(
             f"reward term {name!r} took {grader.seconds:.1f} s for {2 * len(grader.verdicts)} gradings, one after "
             "another: not all of its checks were made"
         )
@@ -314,59 +318,73 @@ def disagreement(name: str, pairs: Sequence[tuple[tuple[tuple[str, str], Verdict
     """The finding for ((text, reference), verdict) and the verdict on the same again; what a slow machine may have
     caused (TIMEOUT, CRASHED, ERROR) is no disagreement."""
     hard = (Outcome.TIMEOUT, Outcome.CRASHED, Outcome.ERROR)
-    judged = [(key, one, two) for (key, one), two in pairs if one.outcome not in hard and two.outcome not in hard]
-    other = [(key, one, two) for key, one, two in judged if one.score != two.score or one.outcome is not two.outcome]
-    if other:
-        share = len(other) / len(judged)
-        yield DISAGREEING.found(
-            f"reward term {name!r} judged {len(other)} of {len(judged)} completions differently the second time",
-            evidence=[f"{text!r:.60} was {one.score:g}, then {two.score:g}" for (text, _), one, two in other[:3]],
+    judged = [
+        (key, first, second)
+        for (key, first), second in pairs
+        if first.outcome not in hard and second.outcome not in hard
+    ]
+    changed = [
+        (key, first, second)
+        for key, first, second in judged
+        if first.score != second.score or first.outcome is not second.outcome
+    ]
+    if changed:
+        share = len(changed) / len(judged)
+        yield DISAGREEING.finding(
+            f"reward term {name!r} judged {len(changed)} of {len(judged)} completions differently the second time",
+            evidence=[
+                f"{text!r:.60} was {first.score:g}, then {second.score:g}" for (text, _), first, second in changed[:3]
+            ],
             grade=Grade.STOPS if share >= DISAGREES and len(judged) >= ENOUGH else Grade.SLOWS,
         )
 
 
 def _reachable(name: str, best: Sequence[tuple[bool, bool, bool]], seen: Prompts) -> Iterator[Finding]:
     """Whether template and stop strings leave a way to full marks."""
-    plain = any(one[0] for one in best)
-    behind, whole = any(one[1] for one in best), any(one[2] for one in best)
+    plain = any(reached[0] for reached in best)
+    behind, whole = any(reached[1] for reached in best), any(reached[2] for reached in best)
     prompt = seen.prompts[0] if seen.prompts else None
     if plain and not behind and prompt is not None:
         end = f"the prefill {prompt.prefill!r}" if prompt.prefill else f"a prompt that ends with {prompt.text[-30:]!r}"
-        yield AGAINST_FORMAT.found(
+        yield AGAINST_FORMAT.finding(
             f"reward term {name!r} gives full marks to no completion behind {end}, though it does without"
         )
     elif behind and not whole:
-        yield STOP_CUTS.found(
+        yield STOP_CUTS.finding(
             f"reward term {name!r} gives full marks to no completion that is cut at template.stop = "
             f"{list(seen.renderer.stop)}, though it does to whole ones"
         )
     elif best and not plain and any(right_completions(problem.reference) for problem in seen.problems[:PROBED]):
-        yield UNREACHED.found(
+        yield UNREACHED.finding(
             f"reward term {name!r} gave full marks to none of {len(FORMS) * 3} completions made from each reference"
         )
 
 
 def _units(seen: Prompts, graders: Mapping[str, Grader]) -> Iterator[Finding]:
     """References of a number and a unit, and whether the number alone is an answer."""
-    matches = [(one, WITH_UNIT.match(one.reference)) for one in seen.problems if isinstance(one.reference, str)]
-    found = [(one, match.group(1)) for one, match in matches if match is not None]
-    if not found or len(found) < UNITS * len(seen.problems):
+    matches = [
+        (problem, WITH_UNIT.match(problem.reference)) for problem in seen.problems if isinstance(problem.reference, str)
+    ]
+    with_units = [(problem, match.group(1)) for problem, match in matches if match is not None]
+    if not with_units or len(with_units) < UNITS * len(seen.problems):
         return
     strict: list[str] = []
-    for problem, number in found[: 2 * PROBED]:
+    for problem, number in with_units[: 2 * PROBED]:
         for name, grader in graders.items():
-            whole = grader.ask([one.sampled for one in right_completions(problem.reference)], problem.reference)
-            forms = [one.sampled for one in right_completions(number.strip(",."))]
+            whole = grader.ask(
+                [completion.sampled for completion in right_completions(problem.reference)], problem.reference
+            )
+            forms = [completion.sampled for completion in right_completions(number.strip(",."))]
             bare = grader.ask(forms, problem.reference)
             right = any(verdict.outcome is Outcome.CORRECT for verdict in bare.values())
             if bare and not right and any(verdict.outcome is Outcome.CORRECT for verdict in whole.values()):
                 strict.append(f"{problem.source or problem.id}: {problem.reference!r}, {name} says no to {number!r}")
-    message = f"{len(found)} of the first {len(seen.problems)} references are numbers with units, as "
-    message += f"{found[0][0].reference!r}"
+    message = f"{len(with_units)} of the first {len(seen.problems)} references are numbers with units, as "
+    message += f"{with_units[0][0].reference!r}"
     if strict:
-        yield UNIT.found(f"{message}; the number alone is marked wrong", evidence=strict[:3])
+        yield UNIT.finding(f"{message}; the number alone is marked wrong", evidence=strict[:3])
     else:
-        yield UNIT.found(
+        yield UNIT.finding(
             f"{message}; the number alone gets full marks too", grade=Grade.NOTE,
             advice="nothing: the verifier reads past the unit; other verifiers may not",
         )  # fmt: skip

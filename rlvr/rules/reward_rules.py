@@ -28,7 +28,7 @@ def entropy_gone(h: History, rule: Rule) -> Finding | None:
     low = now < healthy("policy/entropy")[0] and grown <= at("entropy_fallen")
     if h.was_flat or not (low or grown <= at("entropy_gone")):
         return None
-    return rule.found(
+    return rule.finding(
         f"the entropy has fallen to {now:.2g} nats a token, {grown:.0%} of its first value, and {flat:.0%} of the "
         "groups give all their completions one reward",
         evidence=(h.compared("policy/entropy"), h.compared("groups/zero_variance"), h.compared("reward/mean")),
@@ -45,7 +45,7 @@ def entropy_exploding(h: History, rule: Rule) -> Finding | None:
     grown = h.grown("policy/entropy")
     if h.is_young or grown is None or grown < at("entropy_risen") or h.has_learned:
         return None
-    return rule.found(
+    return rule.finding(
         f"the entropy is {grown:.1f} times that of the first step, and the reward has not risen",
         evidence=(h.compared("policy/entropy"), h.compared("reward/mean")),
     )
@@ -63,7 +63,7 @@ def always_right(h: History, rule: Rule) -> Finding | None:
     shares = [line.get(f"outcome/{h.first_term}/correct", 0.0) for line in h.latest]
     if h.is_young or min(shares) < 1.0 or h.outcome_at_start("correct") < 1.0:
         return None
-    return rule.found(
+    return rule.finding(
         f"term {h.first_term!r} has called every completion right since the first step: there is nothing to learn from "
         "it",
         evidence=(h.shown(f"outcome/{h.first_term}/correct"), h.shown("reward/mean"), h.shown("length/truncated")),
@@ -82,7 +82,7 @@ def all_wrong(h: History, rule: Rule) -> Finding | None:
     shares = [line.get(f"outcome/{h.first_term}/correct", 0.0) for line in h.latest]
     if h.is_young or not h.is_constant or max(shares) > 0 or h.outcome_at_start("correct") > 0:
         return None
-    return rule.found(
+    return rule.finding(
         f"not one completion of {h.steps} steps is right, and all have the reward {h.latest[-1]['reward/mean']:.3g}",
         evidence=(h.shown("reward/mean"), h.shown("groups/none_correct"), h.shown(f"outcome/{h.first_term}/wrong")),
     )
@@ -98,7 +98,7 @@ def all_wrong(h: History, rule: Rule) -> Finding | None:
 def constant_reward(h: History, rule: Rule) -> Finding | None:
     if h.is_young or not h.is_constant:
         return None
-    return rule.found(
+    return rule.finding(
         f"every completion of {h.steps} steps has the reward {h.latest[-1]['reward/mean']:.3g}",
         evidence=(h.shown("reward/mean"), h.shown("reward/std"), h.shown("groups/zero_variance")),
     )
@@ -120,7 +120,7 @@ def no_variance(h: History, rule: Rule) -> Finding | None:
     if not h.was_flat and flat < at("variance_gone"):
         return None
     groups = h.total("groups/total")
-    finding = rule.found(
+    finding = rule.finding(
         f"in {flat:.0%} of the last {groups:.0f} groups all {h.recipe.rollout.group_size} completions have one reward "
         f"({h.total('groups/all_correct'):.0f} all right, {h.total('groups/none_correct'):.0f} all wrong): nothing to "
         "compare",
@@ -140,7 +140,7 @@ def reward_collapsed(h: History, rule: Rule) -> Finding | None:
     fall = h.reward_fall()
     if h.is_young or fall is None or not h.is_comparable:
         return None
-    return rule.found(
+    return rule.finding(
         f"the reward has fallen from {fall[0]:.3g} (step {fall[2]:.0f}) to {fall[1]:.3g}",
         evidence=(h.compared("reward/mean"), h.compared("policy/entropy"), h.compared("length/mean")),
     )
@@ -160,7 +160,7 @@ def gradient_zero(h: History, rule: Rule) -> Finding | None:
     is_empty = bool(empty) and max(empty) == 0.0
     if h.is_young or not trained or min(trained) == 0 or not (is_zero or is_empty):
         return None
-    return rule.found(
+    return rule.finding(
         "groups are trained, and the gradient is 0" if is_zero else "groups are trained, and no update has any token",
         evidence=(h.shown("update/grad_norm"), h.shown("advantage/abs_mean"), h.shown("samples/truncated_masked")),
     )
@@ -176,7 +176,7 @@ def gradient_exploding(h: History, rule: Rule) -> Finding | None:
     grown = h.grown("update/grad_norm")
     if h.is_young or grown is None or grown < at("gradient_risen") or h.has_learned:
         return None
-    return rule.found(
+    return rule.finding(
         f"the gradient norm is {grown:.0f} times that of the first step, and the reward has not risen",
         evidence=(h.compared("update/grad_norm"), h.shown("update/grad_norm_max"), h.compared("reward/mean")),
     )
@@ -192,7 +192,7 @@ def clip_share(h: History, rule: Rule) -> Finding | None:
     shares = h.last("policy/clip_fraction")
     if h.is_young or not shares or min(shares) < at("clip_high"):
         return None
-    return rule.found(
+    return rule.finding(
         f"{shares[-1]:.0%} of the trained tokens are at a clip bound and have no gradient",
         evidence=(h.shown("policy/clip_fraction"), h.shown("policy/clip_low"), h.shown("policy/clip_high"),
                   h.shown("policy/ratio_max")),
@@ -224,11 +224,11 @@ def reward_without_eval(h: History, rule: Rule) -> Finding | None:
     if not behind or len(behind) < len(names):
         return None
     name = behind[0]
-    return rule.found(
+    return rule.finding(
         f"right completions in training went up by {gain:.0%}, on {name!r} from {first[name]:.0%} to {last[name]:.0%}",
         evidence=(
             h.compared(f"outcome/{h.first_term}/correct"),
-            *(f"step {one['step']:.0f}: eval {name} {one[name]:.3g}" for one in (first, last)),
+            *(f"step {line['step']:.0f}: eval {name} {line[name]:.3g}" for line in (first, last)),
         ),
     )
 
@@ -246,7 +246,7 @@ def judge_disagrees(h: History, rule: Rule) -> Finding | None:
         key = f"judge/{term.name}/agreement"
         first, now = h.start(key), h.now(key)
         if first is not None and now is not None and first - now >= at("agreement_falls"):
-            return rule.found(
+            return rule.finding(
                 f"rules and judge of term {term.name!r} agreed on {first:.0%} of the completions, now on {now:.0%}, "
                 "and the reward rises",
                 evidence=(h.compared(key), h.compared("reward/mean")),
@@ -264,7 +264,7 @@ def too_good_too_soon(h: History, rule: Rule) -> Finding | None:
     now, first = h.correct(), h.outcome_at_start("correct")
     if h.is_young or now is None or h.steps > at("soon_steps") or first >= at("soon_from") or now < at("soon_to"):
         return None
-    return rule.found(
+    return rule.finding(
         f"{now:.0%} of the completions are right after {h.steps} steps, {first:.0%} were in the first",
         evidence=(h.compared(f"outcome/{h.first_term}/correct"), h.compared("length/mean")),
     )
@@ -284,7 +284,7 @@ def no_progress(h: History, rule: Rule) -> Finding | None:
         return None
     if now is not None and now >= at("solved"):
         return None
-    return rule.found(
+    return rule.finding(
         f"after {h.steps} steps the reward is where it began",
         evidence=(h.compared("reward/mean"), h.shown("reward/se"), h.shown("sync/learner_change")),
     )
@@ -300,7 +300,7 @@ def solved(h: History, rule: Rule) -> Finding | None:
     flat, now = h.zero_variance, h.correct()
     if h.is_young or flat is None or now is None or flat < at("variance_low") or not h.is_solved:
         return None
-    return rule.found(
+    return rule.finding(
         f"{now:.0%} of the completions are right, and {flat:.0%} of the groups have nothing left to compare",
         evidence=(h.compared(f"outcome/{h.first_term}/correct"), h.shown("groups/zero_variance")),
     )

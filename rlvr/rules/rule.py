@@ -20,7 +20,7 @@ class Rule:
     advice: str
     """What to change: the recipe key and a value, where there is one."""
 
-    def found(
+    def finding(
         self, message: str, *, evidence: Sequence[str] = (), advice: str | None = None, grade: Grade | None = None
     ) -> Finding:
         """The finding of this rule; None takes the rule's own `advice` and its `grade`, which is the worst."""

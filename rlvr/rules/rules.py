@@ -52,13 +52,13 @@ WATCHERS: tuple[Watcher, ...] = (
 )
 """Every rule over metrics, likely causes first."""
 
-RULES: tuple[Rule, ...] = tuple(one.rule for one in WATCHERS)
+RULES: tuple[Rule, ...] = tuple(watcher.rule for watcher in WATCHERS)
 _PLACE = {rule.name: place for place, rule in enumerate(RULES)}
 
 
 def look(history: History) -> list[Finding]:
     """What every rule finds, likely causes first, symptoms too."""
-    return [finding for one in WATCHERS if (finding := one(history)) is not None]
+    return [finding for watcher in WATCHERS if (finding := watcher(history)) is not None]
 
 
 def causes_of(findings: Sequence[Finding]) -> list[Finding]:
@@ -67,10 +67,10 @@ def causes_of(findings: Sequence[Finding]) -> list[Finding]:
     One that is milder than its rule explains no more than what stands in no table, the clock's findings.
     """
     explained = set()
-    for one in findings:
-        if one.rule in _PLACE:
-            watcher = WATCHERS[_PLACE[one.rule]]
-            strong = one.grade is watcher.rule.grade
-            behind = {name for name in watcher.explains if _PLACE.get(name, len(RULES)) > _PLACE[one.rule]}
+    for finding in findings:
+        if finding.rule in _PLACE:
+            watcher = WATCHERS[_PLACE[finding.rule]]
+            strong = finding.grade is watcher.rule.grade
+            behind = {name for name in watcher.explains if _PLACE.get(name, len(RULES)) > _PLACE[finding.rule]}
             explained |= behind if strong else behind - _PLACE.keys()
     return [finding for finding in findings if finding.rule not in explained]

@@ -20,11 +20,11 @@ class Watch:
     def see(self, step: int, metrics: Mapping[str, float]) -> Finding | None:
         """Warn of every cause that the rules name now, notes aside. Returns the first that ``run.stop_on`` lists."""
         self._history.add(step, metrics)
-        found = look(self._history)
-        for finding in causes_of(found):
+        findings = look(self._history)
+        for finding in causes_of(findings):
             if finding.grade is not Grade.NOTE:
                 self._warn(finding.rule, f"{finding.message}. {finding.advice}")
-        return next((finding for finding in found if finding.rule in self._recipe.run.stop_on), None)
+        return next((finding for finding in findings if finding.rule in self._recipe.run.stop_on), None)
 
     def state_dict(self) -> dict[str, Any]:
         """What the rules know of the run."""

@@ -225,7 +225,7 @@ def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
     if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
         raise RecipeError("model.lora needs peft, which is not installed; pip install 'rlvr[lora]'")
     algorithm = recipe.algorithm
-    slots = [*((one, 3) for one in algorithm.shaping), (algorithm.baseline, 2), (algorithm.surrogate, 1)]
+    slots = [*((shaping, 3) for shaping in algorithm.shaping), (algorithm.baseline, 2), (algorithm.surrogate, 1)]
     for slot, positional in slots:
         if isinstance(slot, PlugIn):
             load_plugin(slot.type, slot.args, positional=positional)
@@ -248,10 +248,10 @@ def build(recipe: Recipe) -> Run:
             log = RunLog(folder, recipe, accelerator, display=display)
         config = prepare_model(recipe, accelerator, say)
         model_len = int(config.max_position_embeddings)
-        found = find_checkpoint(recipe, folder, say, accelerator)
-        if found is not None:
-            check_recipe(recipe, found, accelerator, say)
-            check_unfinished(recipe, found)
+        resumed = find_checkpoint(recipe, folder, say, accelerator)
+        if resumed is not None:
+            check_recipe(recipe, resumed, accelerator, say)
+            check_unfinished(recipe, resumed)
         if display is not None:
             tokenizer = load_tokenizer(recipe.model.path)
             data = load_data(recipe, tokenizer, model_len)
@@ -264,8 +264,8 @@ def build(recipe: Recipe) -> Run:
                 say(line)
             refuse(recipe, findings)
             log = log or RunLog(folder, recipe, accelerator, display=display)  # a run that is refused leaves nothing
-            log.start_trackers(None if found is None else found.step)
-        return _load(recipe, folder, accelerator, found, log, data, model_len)
+            log.start_trackers(None if resumed is None else resumed.step)
+        return _load(recipe, folder, accelerator, resumed, log, data, model_len)
     except BaseException:
         if data is not None:
             data.pool.close()
@@ -275,7 +275,7 @@ def build(recipe: Recipe) -> Run:
 
 
 def _load(
-    recipe: Recipe, folder: Path, accelerator: Accelerator, found: checkpoint.Checkpoint | None,
+    recipe: Recipe, folder: Path, accelerator: Accelerator, resumed: checkpoint.Checkpoint | None,
     log: RunLog | None, data: Data | None, model_len: int,
 ) -> Run:  # fmt: skip
     """The part of `build` that takes time: engine and learner."""
@@ -302,7 +302,10 @@ def _load(
         probes = (
             []
             if coordinator is None
-            else [coordinator.data.renderer.render(one).ids for one in coordinator.data.train[: recipe.rollout.probe]]
+            else [
+                coordinator.data.renderer.render(problem).ids
+                for problem in coordinator.data.train[: recipe.rollout.probe]
+            ]
         )
         weights = WeightSync(
             learner, accelerator, coordinator.rollouts if coordinator is not None else None, probes,
@@ -314,7 +317,7 @@ def _load(
             preemption=Preemption(lambda asked: _any_rank(asked, accelerator)),
             saver=Saver(
                 folder, register, accelerator, recipe.run, log.warn if log is not None else _no_warning,
-                last=None if found is None else found.step,
+                last=None if resumed is None else resumed.step,
             ),
         )  # fmt: skip
         register.add("run", run)
@@ -327,13 +330,13 @@ def _load(
                 register.add("baseline", coordinator.average)
             register.add("log", coordinator.log)
             register.add("watch", coordinator.watch)
-        if found is not None:
-            learner.load_policy(found.path)
-        state = checkpoint.restore(found, register, accelerator)
+        if resumed is not None:
+            learner.load_policy(resumed.path)
+        state = checkpoint.restore(resumed, register, accelerator)
         if coordinator is not None:
-            for line in [] if found is None else restored(found, state):
+            for line in [] if resumed is None else restored(resumed, state):
                 coordinator.log.say(line)
-            coordinator.log.start(run.done if found is not None else None)
+            coordinator.log.start(run.done if resumed is not None else None)
         return run
     except BaseException:
         if coordinator is not None:

@@ -21,9 +21,12 @@ def with_reference(learner: Learner, pairs: Sequence[Pair]) -> list[Pair]:
     logprobs = learner.logprobs([sample.ids for sample in flat])
     known = [
         dataclasses.replace(
-            sample, behaviour_logprobs=tuple(lp if m else 0.0 for lp, m in zip(found, sample.loss_mask, strict=True))
+            sample,
+            behaviour_logprobs=tuple(
+                lp if m else 0.0 for lp, m in zip(sampled_logprobs, sample.loss_mask, strict=True)
+            ),
         )
-        for sample, found in zip(flat, logprobs, strict=True)
+        for sample, sampled_logprobs in zip(flat, logprobs, strict=True)
     ]
     return list(zip(known[::2], known[1::2], strict=True))
 

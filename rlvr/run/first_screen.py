@@ -24,7 +24,10 @@ def first_screen(
     rollout, model, algorithm = recipe.rollout, recipe.model, recipe.algorithm
     weights = num_parameters(config)
     adapters = count_adapters(recipe, config)
-    sets = ", ".join(f"{one.name}: {len(problems)} x {one.samples}" for one, problems in data.eval_sets) or "none"
+    sets = (
+        ", ".join(f"{eval_set.name}: {len(problems)} x {eval_set.samples}" for eval_set, problems in data.eval_sets)
+        or "none"
+    )
     stops = [*map(repr, data.renderer.stop), f"tokens {list(data.renderer.stop_token_ids)}"]
     samples = rollout.prompts_per_step * rollout.group_size
     slots = ("baseline", "scale", "surrogate", "aggregation", "kl")

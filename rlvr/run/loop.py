@@ -234,9 +234,9 @@ def evaluate(run: Run) -> dict[str, float]:
     """``eval/...`` of every eval set of the recipe; on rank 0, while the others wait for its next update."""
     metrics: dict[str, float] = {}
     if run.coordinator is not None:
-        for one, problems in run.coordinator.data.eval_sets:
-            run.coordinator.log.phase(f"eval {one.name}")
-            metrics |= run.coordinator.rollouts.evaluate(one, problems)[0]
+        for eval_set, problems in run.coordinator.data.eval_sets:
+            run.coordinator.log.phase(f"eval {eval_set.name}")
+            metrics |= run.coordinator.rollouts.evaluate(eval_set, problems)[0]
     return metrics
 
 

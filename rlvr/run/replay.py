@@ -62,12 +62,12 @@ def keep_batch(folder: Path, step: int, error: NonFiniteError, learner: Learner,
     Raises `OSError` if the disk does not take it.
     """
     target = folder / "non_finite" / f"step_{step:06d}"
-    mine: dict[str, Any] = {"first": error.first, "batches": [_to_plain(batch) for batch in error.batches],
+    own: dict[str, Any] = {"first": error.first, "batches": [_to_plain(batch) for batch in error.batches],
                             "texts": [_to_plain(batch) for batch in error.texts]}  # fmt: skip
-    ranks = [mine]
+    ranks = [own]
     if learner.accelerator.num_processes > 1:
         ranks = [{} for _ in range(learner.accelerator.num_processes)]
-        dist.all_gather_object(ranks, mine)
+        dist.all_gather_object(ranks, own)
     if learner.accelerator.is_main_process:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
@@ -100,8 +100,8 @@ def replay(folder: Path, *, run_plugins: bool = False) -> Iterator[SampleReport]
         parts: list[tuple[dict[str, Any], Objective]] = [(values, objective) for values in kept["batches"]]
         if texts is not None:
             parts += [(values, texts) for values in kept["texts"]]
-        for place, (values, one) in enumerate(parts):
-            yield from _look_at(_from_plain(values), policy, one, rank, place, first=kept["first"])
+        for place, (values, batch_objective) in enumerate(parts):
+            yield from _look_at(_from_plain(values), policy, batch_objective, rank, place, first=kept["first"])
 
 
 def _look_at(
@@ -122,8 +122,8 @@ def _look_at(
         with torch.no_grad():
             tokens = TokenBatch(batch=alone, logprobs=logprobs.detach(), entropy=entropy, is_first=first)
             part = objective.loss(tokens, Meter(batch.ids.device))
-        least = float(logprobs.detach()[trained].min())
-        yield SampleReport(rank, place, sample, int(trained.sum()), float(part), least, norm)
+        least_logprob = float(logprobs.detach()[trained].min())
+        yield SampleReport(rank, place, sample, int(trained.sum()), float(part), least_logprob, norm)
 
 
 def _plugins(values: Any) -> Iterator[str]:

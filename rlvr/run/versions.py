@@ -72,15 +72,15 @@ def check_versions(engine: str) -> None:
             problems.append(f"rollout.engine: type {engine!r} needs one of {', '.join(ENGINES[engine])}: {choices}")
     problems += [problem for row in wanted if (problem := _problem(row)) is not None]
     if problems:
-        raise VersionError("these versions are not supported:\n" + "\n".join(f"  {one}" for one in problems))
+        raise VersionError("these versions are not supported:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def _problem(wanted: Requirement) -> str | None:
     """What is wrong with an installed package; None if nothing is."""
-    found = _installed(wanted.name)
-    if found is not None and wanted.specifier.contains(found, prereleases=True):
+    installed = _installed(wanted.name)
+    if installed is not None and wanted.specifier.contains(installed, prereleases=True):
         return None
-    state = "is not installed" if found is None else f"{found} is installed, supported is {wanted.specifier}"
+    state = "is not installed" if installed is None else f"{installed} is installed, supported is {wanted.specifier}"
     return f"{wanted.name} {state}: pip install '{wanted.name}{wanted.specifier}'"
 
 

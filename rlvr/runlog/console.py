@@ -155,6 +155,6 @@ class Display:
         """Print one line of text as it is; a terminal that is too narrow breaks it between words."""
         self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
 
-    def show(self, what: RenderableType) -> None:
+    def show(self, renderable: RenderableType) -> None:
         """Print a table or anything else that rich knows."""
-        self.console.print(what)
+        self.console.print(renderable)

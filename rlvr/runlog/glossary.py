@@ -575,7 +575,7 @@ def markdown() -> str:
         "| threshold | value | meaning |",
         "|---|---|---|",
     ]
-    lines += [f"| `{one.name}` | {one.value:g} | {one.meaning} |" for one in THRESHOLDS]
+    lines += [f"| `{threshold.name}` | {threshold.value:g} | {threshold.meaning} |" for threshold in THRESHOLDS]
     return "\n".join(lines) + "\n"
 
 

@@ -61,10 +61,10 @@ class JsonLines:
         size = end = os.fstat(self._file).st_size
         while end:
             start, line = self._last_line(end)
-            found = _step_of(line)
-            if found is None:
+            line_step = _step_of(line)
+            if line_step is None:
                 unreadable.append(line)
-            elif found > step:
+            elif line_step > step:
                 removed += 1
             else:
                 break

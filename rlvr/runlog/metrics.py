@@ -35,7 +35,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         **_group_metrics(groups),
         **_length_metrics(rollouts),
         **_greedy_metrics(groups),
-        "rollouts/several_versions": sum(len(set(one.weight_version)) > 1 for one in rollouts) / len(rollouts),
+        "rollouts/several_versions": sum(len(set(rollout.weight_version)) > 1 for rollout in rollouts) / len(rollouts),
         "tokens/generated": float(sum(sum(rollout.loss_mask) for rollout in [*rollouts, *_greedy(groups)])),
         "tokens/prompt": float(sum(len(rollout.prompt_ids) for rollout in rollouts)),
         "time/grade_max": max(rollout.grade_seconds for rollout in rollouts),
@@ -94,9 +94,9 @@ def _hybrid_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         for name, verdict in rollout.verdicts.items():
             if verdict.detail.keys() >= {"rules", "decided_by"}:
                 details.setdefault(name, []).append(verdict.detail)
-    found = {name: agreement(of_name) for name, of_name in details.items()}
-    rates = {f"judge/{name}/agreement": counts.rate for name, counts in found.items() if counts.rate is not None}
-    shares = {f"judge/{name}/repaired": counts.repaired / counts.graded for name, counts in found.items()}
+    agreements = {name: agreement(of_name) for name, of_name in details.items()}
+    rates = {f"judge/{name}/agreement": counts.rate for name, counts in agreements.items() if counts.rate is not None}
+    shares = {f"judge/{name}/repaired": counts.repaired / counts.graded for name, counts in agreements.items()}
     return rates | shares
 
 
@@ -140,8 +140,8 @@ def _length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "finish/repetition": ends["repetition"] / len(rollouts),
     }
     for name, wanted in (("correct", True), ("wrong", False)):
-        if some := [len(rollout.ids) for rollout in rollouts if rollout.is_correct is wanted]:
-            result[f"length/mean_{name}"] = statistics.fmean(some)
+        if of_kind := [len(rollout.ids) for rollout in rollouts if rollout.is_correct is wanted]:
+            result[f"length/mean_{name}"] = statistics.fmean(of_kind)
     return result
 
 

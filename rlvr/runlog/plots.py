@@ -16,8 +16,8 @@ from rlvr.runlog.run_log import read_metrics
 
 def points(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one key, from the lines that have it."""
-    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-    return [step for step, _ in found], [value for _, value in found]
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def draw_curve(runs: Mapping[str, Path], keys: Sequence[str], out: Path, *, title: str = "") -> Path:
@@ -97,8 +97,8 @@ def _chart(key: str, steps: Sequence[int], values: Sequence[float], width: int, 
         label = f"{top:.3g}" if row == height - 1 else f"{bottom:.3g}" if row == 0 else ""
         rows.append(f"{label:>8} |{cells}")
     first, last = f"step {steps[0]}", f"step {steps[-1]}"
-    found = f"{key}: {values[0]:.3f} at {first}, {values[-1]:.3f} at {last}"
-    return "\n".join([found, *rows, " " * 10 + first + last.rjust(max(len(heights) - len(first), len(last) + 1))])
+    title = f"{key}: {values[0]:.3f} at {first}, {values[-1]:.3f} at {last}"
+    return "\n".join([title, *rows, " " * 10 + first + last.rjust(max(len(heights) - len(first), len(last) + 1))])
 
 
 def _columns(values: Sequence[float], width: int) -> list[float]:
@@ -106,5 +106,5 @@ def _columns(values: Sequence[float], width: int) -> list[float]:
     if len(values) > width:
         edges = [round(i * len(values) / width) for i in range(width + 1)]
         return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    each = min(4, width // len(values))
-    return [value for value in values for _ in range(each)]
+    width_each = min(4, width // len(values))
+    return [value for value in values for _ in range(width_each)]

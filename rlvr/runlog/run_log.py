@@ -171,9 +171,9 @@ class RunLog:
         """Print a line on the console."""
         self._display.line(message)
 
-    def show(self, what: RenderableType) -> None:
+    def show(self, renderable: RenderableType) -> None:
         """Print a table or the like on the console."""
-        self._display.show(what)
+        self._display.show(renderable)
 
     def phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
         """Show what the step is doing, on a terminal."""

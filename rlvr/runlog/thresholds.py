@@ -76,7 +76,7 @@ THRESHOLDS = (
     Threshold("suspect_recent", 0.25, "Latest part of a run's steps whose completions are looked at for suspects."),
 )
 
-_VALUES = {one.name: one.value for one in THRESHOLDS}
+_VALUES = {threshold.name: threshold.value for threshold in THRESHOLDS}
 
 
 def at(name: str) -> float:

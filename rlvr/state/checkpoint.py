@@ -84,17 +84,17 @@ def load_latest(
 
 def decided_by_main(decide: Callable[[], T], accelerator: Accelerator) -> T:
     """What `decide` returns or raises on the main process, on every rank."""
-    found: Any = None
+    outcome: Any = None
     if accelerator.is_main_process:
         try:
-            found = decide()
+            outcome = decide()
         except (CheckpointError, ValueError) as error:
-            found = error
+            outcome = error
     if accelerator.num_processes > 1:
-        found = broadcast_object_list([found])[0]
-    if isinstance(found, Exception):
-        raise found
-    decision: T = found
+        outcome = broadcast_object_list([outcome])[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    decision: T = outcome
     return decision
 
 
@@ -171,10 +171,10 @@ def verify(path: Path) -> Checkpoint:
         )
     for name, wanted in manifest["files"].items():
         try:
-            found = sha256(path / name)
+            actual = sha256(path / name)
         except OSError as error:
             raise DamagedCheckpoint(f"checkpoint {path}: {name} cannot be read ({error.strerror})") from None
-        if found != wanted:
+        if actual != wanted:
             raise DamagedCheckpoint(f"checkpoint {path}: {name} is damaged (its hash is not the manifest's)")
     return Checkpoint(path=path, step=manifest["step"], extra=manifest["extra"], format=manifest["format"])
 

@@ -82,12 +82,12 @@ class NothingToDo(RlvrError):
     exit_status = 0
 
 
-def check_unfinished(recipe: Recipe, found: Checkpoint) -> None:
+def check_unfinished(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raise `NothingToDo` if the checkpoint is that of the recipe's last step, or of a later one."""
-    if found.step >= recipe.run.steps:
+    if checkpoint.step >= recipe.run.steps:
         raise NothingToDo(
-            f"nothing to do: step {found.step} of {recipe.run.steps} is done already, in {found.path}; "
-            f"run.steps={found.step + recipe.run.steps} goes on, another name=... starts anew"
+            f"nothing to do: step {checkpoint.step} of {recipe.run.steps} is done already, in {checkpoint.path}; "
+            f"run.steps={checkpoint.step + recipe.run.steps} goes on, another name=... starts anew"
         )
 
 
@@ -98,32 +98,32 @@ def find_checkpoint(
 
     Raises `RecipeError` where the word does not fit the folder, `CheckpointError` for what is damaged.
     """
-    found: Checkpoint | None = decided_by_main(lambda: _resumable(_find(recipe, folder, say)), accelerator)
-    return found
+    checkpoint: Checkpoint | None = decided_by_main(lambda: _resumable(_find(recipe, folder, say)), accelerator)
+    return checkpoint
 
 
-def _resumable(found: Checkpoint | None) -> Checkpoint | None:
+def _resumable(checkpoint: Checkpoint | None) -> Checkpoint | None:
     """The same. Raises `CheckpointError` for an older format."""
-    if found is not None and found.format < FORMAT:
+    if checkpoint is not None and checkpoint.format < FORMAT:
         raise CheckpointError(
-            f"{found.path} has format {found.format}, runs go on from format {FORMAT}: an older rlvr wrote it, which "
-            "drew its problems by other rules. Finish the run with that one, or start anew from its weights under "
-            f"another name: name=... model.path={found.path}"
+            f"{checkpoint.path} has format {checkpoint.format}, runs go on from format {FORMAT}: an older rlvr wrote "
+            "it, which drew its problems by other rules. Finish the run with that one, or start anew from its weights "
+            f"under another name: name=... model.path={checkpoint.path}"
         )
-    return found
+    return checkpoint
 
 
 def _find(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     wanted, on_damaged = recipe.run.resume, recipe.run.on_damaged
     if wanted not in WORDS:
         return _from_path(Path(wanted), folder, say, on_damaged)
-    found = newest_whole(folder, say, on_damaged)
-    if wanted == "must" and found is None:
+    checkpoint = newest_whole(folder, say, on_damaged)
+    if wanted == "must" and checkpoint is None:
         raise RecipeError(f"run.resume: must, but {folder} holds no checkpoint")
     log = folder / "metrics.jsonl"
-    if wanted == "never" and (found is not None or (log.exists() and log.stat().st_size > 0)):
+    if wanted == "never" and (checkpoint is not None or (log.exists() and log.stat().st_size > 0)):
         raise RecipeError(f"run.resume: never, but {folder} holds a run already; choose another name or run.output")
-    return found
+    return checkpoint
 
 
 def _from_path(path: Path, folder: Path, say: Callable[[str], None], on_damaged: Any) -> Checkpoint | None:
@@ -133,32 +133,32 @@ def _from_path(path: Path, folder: Path, say: Callable[[str], None], on_damaged:
             f"run.resume: {str(path)!r} is neither a checkpoint, nor the folder of a run, nor one of "
             f"{', '.join(WORDS)}{nearest(str(path), WORDS)}"
         )
-    own = folder / "checkpoints"
-    if (path / MANIFEST).is_file() and path.resolve().parent == own.resolve():
-        found = verify(path.resolve())
-        for step, later in steps_in(own):
-            if step > found.step:
+    saved = folder / "checkpoints"
+    if (path / MANIFEST).is_file() and path.resolve().parent == saved.resolve():
+        checkpoint = verify(path.resolve())
+        for step, later in steps_in(saved):
+            if step > checkpoint.step:
                 set_aside(later, "abandoned")
-                say(f"run.resume: back to step {found.step}; {later.name} is kept as {later.name}.abandoned")
-        return found
-    if (mine := newest_whole(folder, say, on_damaged)) is not None:
+                say(f"run.resume: back to step {checkpoint.step}; {later.name} is kept as {later.name}.abandoned")
+        return checkpoint
+    if (newest := newest_whole(folder, say, on_damaged)) is not None:
         say(f"run.resume: this run has checkpoints of its own, so it does not start from {path} again")
-        return mine
+        return newest
     if (path / MANIFEST).is_file():
         return verify(path.resolve())
-    other = newest_whole(path, say, "stop")
-    if other is None:
+    foreign = newest_whole(path, say, "stop")
+    if foreign is None:
         raise RecipeError(f"run.resume: {path} holds no checkpoint")
-    return other
+    return foreign
 
 
-def check_recipe(recipe: Recipe, found: Checkpoint, accelerator: Accelerator, say: Callable[[str], None]) -> None:
+def check_recipe(recipe: Recipe, checkpoint: Checkpoint, accelerator: Accelerator, say: Callable[[str], None]) -> None:
     """Say in what the recipe differs from the checkpoint's, key by key.
 
     Raises `RecipeError` with all keys that may not differ.
     """
     refused = []
-    for key, (old, new) in differences(found.extra["recipe"], recipe).items():
+    for key, (old, new) in differences(checkpoint.extra["recipe"], recipe).items():
         note = None if key in FIXED else _note(key)
         line = f"  {key}: {_shown(old)} -> {_shown(new)}"
         if note is None:
@@ -167,11 +167,11 @@ def check_recipe(recipe: Recipe, found: Checkpoint, accelerator: Accelerator, sa
             say(f"changed since the checkpoint:{line[1:]}" + (f" ({note})" if note else ""))
     if refused:
         raise RecipeError(
-            f"the recipe differs from that of {found.path} in what a run may not change on its way:\n"
+            f"the recipe differs from that of {checkpoint.path} in what a run may not change on its way:\n"
             + "\n".join(refused)
             + "\nset them back, or start a new run under another name (model.path takes the checkpoint's folder)"
         )
-    before = found.extra["processes"]
+    before = checkpoint.extra["processes"]
     if before != accelerator.num_processes:
         say(
             f"the checkpoint was written by {before} processes, this run has {accelerator.num_processes}: the same "
@@ -192,8 +192,8 @@ def differences(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, tuple[Any
         saved = Recipe.model_validate_json(json.dumps(saved)).model_dump(mode="json", by_alias=True)
     old = dict(flatten(saved, lists=True))
     new = dict(flatten(recipe.model_dump(mode="json", by_alias=True), lists=True))
-    found = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in sorted({*old, *new})}
-    return {key: values for key, values in found.items() if values[0] != values[1]}
+    values_of = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in sorted({*old, *new})}
+    return {key: values for key, values in values_of.items() if values[0] != values[1]}
 
 
 class _Absent:
@@ -208,9 +208,9 @@ def _shown(value: Any) -> str:
     return repr(value) if not isinstance(value, bool) else str(value).lower()
 
 
-def restored(found: Checkpoint, state: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def restored(checkpoint: Checkpoint, state: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What was taken over from a checkpoint, in words, a line for each owner of state."""
-    lines = [f"goes on after step {found.step}, from {found.path}; restored: policy"]
+    lines = [f"goes on after step {checkpoint.step}, from {checkpoint.path}; restored: policy"]
     for name, entry in state.items():
         parts = [f"{key} {value}" if isinstance(value, int | float) else key for key, value in entry["state"].items()]
         lines.append(f"  {name}: {', '.join(parts)}")

@@ -71,9 +71,9 @@ class Saver:
 
     def _tidy(self) -> None:
         """Set the links, and remove what is not to be kept: a kill behind a checkpoint may have come before that."""
-        if found := steps_in(self._root):
+        if saved := steps_in(self._root):
             try:
-                _point(self._root, "latest", found[0][1].name)
+                _point(self._root, "latest", saved[0][1].name)
                 self._prune()
             except OSError as error:
                 self._warn("checkpoint_links", f"{self._root} cannot be tidied: {error}")
@@ -146,26 +146,26 @@ class Saver:
 
     def _prune(self) -> None:
         """Remove all but the newest ``keep``, the best by ``keep_best`` and every ``keep_every``-th step's."""
-        found = steps_in(self._root)
-        kept = {path for _, path in found[: self._settings.keep]}
+        saved = steps_in(self._root)
+        kept = {path for _, path in saved[: self._settings.keep]}
         if (every := self._settings.keep_every) is not None:
-            kept |= {path for step, path in found if step % every == 0}
-        if (best := self._best(found)) is not None:
+            kept |= {path for step, path in saved if step % every == 0}
+        if (best := self._best(saved)) is not None:
             kept.add(best)
             _point(self._root, "best", best.name)
-        for _, old in found:
+        for _, old in saved:
             if old not in kept:
                 gone = old.with_name(f".gone_{old.name}")  # half removed, it must not look like a checkpoint
                 old.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
 
-    def _best(self, found: list[tuple[int, Path]]) -> Path | None:
+    def _best(self, saved: list[tuple[int, Path]]) -> Path | None:
         """The checkpoint whose own step had the best value; the newest of equals, None if no step had one."""
         settings = self._settings.keep_best
         if settings is None:
             return None
         values: list[tuple[float, int, Path]] = []
-        for step, path in found:
+        for step, path in saved:
             try:
                 value = read_manifest(path)["extra"].get("metrics", {}).get(settings.metric)
             except DamagedCheckpoint:
@@ -212,13 +212,13 @@ def _write_state(state: dict[str, Any], path: Path) -> None:
 def _seal(draft: Path, step: int, extra: dict[str, Any]) -> None:
     """Hash and sync every file, then write the manifest."""
     files = {}
-    for path in sorted(one for one in draft.rglob("*") if one.is_file()):
+    for path in sorted(path for path in draft.rglob("*") if path.is_file()):
         files[path.relative_to(draft).as_posix()] = sha256(path)
         _sync(path)
     manifest = draft / MANIFEST
     manifest.write_bytes(manifest_bytes({"format": FORMAT, "step": step, "extra": extra, "files": files}))
     _sync(manifest)
-    for directory in (draft, *(one for one in draft.rglob("*") if one.is_dir())):
+    for directory in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
         _sync(directory)
 
 
@@ -260,6 +260,6 @@ def _why_not_written(root: Path, step: int, error: Exception) -> str:
         free = f"{shutil.disk_usage(root).free / 2**20:.0f} MiB free when it stopped"
     except OSError:
         free = "its folder is not there"
-    found = steps_in(root)
-    left = f"the last good one is {found[0][1]}, untouched" if found else "there is no earlier one"
-    return f"the checkpoint of step {step} could not be written to {root}: {error} ({free}); {left}"
+    steps = steps_in(root)
+    remains = f"the last good one is {steps[0][1]}, untouched" if steps else "there is no earlier one"
+    return f"the checkpoint of step {step} could not be written to {root}: {error} ({free}); {remains}"

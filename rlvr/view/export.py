@@ -36,8 +36,8 @@ def export(runs: Sequence[Run], out: Path, rollouts: int) -> str:
         "runs": {run.label: _run(api, run, rollouts) for run in runs},
     }
     held = ", ".join(
-        f"{len(one['rollouts'])} of {one['overview']['rollouts']} rollouts of {label}"
-        for label, one in store["runs"].items()
+        f"{len(exported['rollouts'])} of {exported['overview']['rollouts']} rollouts of {label}"
+        for label, exported in store["runs"].items()
     )
     store["note"] = f"exported: holds {held}"
     text = _page(store)
@@ -45,18 +45,18 @@ def export(runs: Sequence[Run], out: Path, rollouts: int) -> str:
     return f"{out}: {len(text.encode()) / 1e6:.1f} MB, {held}"
 
 
-def _run(api: Api, run: Run, most: int) -> dict[str, Any]:
+def _run(api: Api, run: Run, limit: int) -> dict[str, Any]:
     query = {"run": run.label}
-    found = api.suspects(query)
-    places = {(row["step"], row["group"], row["sample"]) for rule in found for row in rule["rows"]}
-    places = set(sorted(places)[:most])
+    rules = api.suspects(query)
+    places = {(row["step"], row["group"], row["sample"]) for rule in rules for row in rule["rows"]}
+    places = set(sorted(places)[:limit])
     steps: dict[int, Any] = {}
     for step in _spread_out(_steps(run)):
         groups = api.step(query | {"step": str(step)})
-        mine = {(step, g["group"], s["sample"]) for g in groups["groups"] for s in g["samples"]}
-        if len(places | mine) > most:
+        of_step = {(step, g["group"], s["sample"]) for g in groups["groups"] for s in g["samples"]}
+        if len(places | of_step) > limit:
             break
-        places |= mine
+        places |= of_step
         steps[step] = groups
     shown = sorted(steps)
     for place, step in enumerate(shown):  # neighbours within the file
@@ -70,7 +70,7 @@ def _run(api: Api, run: Run, most: int) -> dict[str, Any]:
     return {
         "recipe": api.recipe(query),
         "overview": overview,
-        "suspects": found,
+        "suspects": rules,
         "solved": api.solved(query),
         "step": steps,
         "rollouts": [record | {"excerpt": excerpt(record["text"], "")} for record in records],
@@ -91,7 +91,7 @@ def _spread_out(steps: Sequence[int]) -> list[int]:
     order = dict.fromkeys([*steps[:1], *steps[-1:]])
     parts = 2
     while len(order) < len(steps):
-        order |= dict.fromkeys(steps[round(one * (len(steps) - 1) / parts)] for one in range(1, parts))
+        order |= dict.fromkeys(steps[round(part * (len(steps) - 1) / parts)] for part in range(1, parts))
         parts *= 2
     return list(order)
 

@@ -217,9 +217,9 @@ class _Batch:
         if known is not None:
             return int(known[0])
         name = clean(record["problem_id"])
-        found = self.database.execute("SELECT id FROM problem WHERE name = ?", (name,)).fetchone()
-        if found:
-            return int(found["id"])
+        row = self.database.execute("SELECT id FROM problem WHERE name = ?", (name,)).fetchone()
+        if row:
+            return int(row["id"])
         reference = zlib.crc32(json.dumps(record["reference"], sort_keys=True).encode())
         made = self.database.execute("INSERT INTO problem (name, reference) VALUES (?, ?)", (name, reference))
         return int(made.lastrowid or 0)

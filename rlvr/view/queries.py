@@ -100,9 +100,9 @@ class Rollouts:
                 f"LIMIT {COUNTED + 1})",
                 values,
             ).fetchone()
-            found = self.rows(database, rows[:PAGE], wanted.search)
+            listed = self.rows(database, rows[:PAGE], wanted.search)
         return {
-            "rows": found, "more": len(rows) > PAGE, "count": min(count, COUNTED), "counted": count <= COUNTED,
+            "rows": listed, "more": len(rows) > PAGE, "count": min(count, COUNTED), "counted": count <= COUNTED,
         }  # fmt: skip
 
     def rows(self, database: sqlite3.Connection, rows: Sequence[sqlite3.Row], search: str = "") -> list[dict[str, Any]]:
@@ -272,8 +272,8 @@ def excerpt(text: str, search: str) -> str:
     """A piece of a text around the first word that was searched for, its end where nothing was."""
     words = re.findall(r"\w+", search)
     wanted = (r"\W+".join(words), "|".join(words)) if words else ()
-    found = next(filter(None, (re.search(rf"\b(?:{one})", text, re.IGNORECASE) for one in wanted)), None)
-    start = max(0, found.start() - EXCERPT // 3) if found else max(0, len(text) - EXCERPT)
+    match = next(filter(None, (re.search(rf"\b(?:{word})", text, re.IGNORECASE) for word in wanted)), None)
+    start = max(0, match.start() - EXCERPT // 3) if match else max(0, len(text) - EXCERPT)
     piece = text[start : start + EXCERPT]
     return ("…" if start else "") + piece + ("…" if start + EXCERPT < len(text) else "")
 
@@ -301,8 +301,8 @@ def _conditions(database: sqlite3.Connection, wanted: Filter) -> tuple[list[str]
                 wanted.outcome
             ):
                 continue
-            other = outcomes.get(wanted.disagree)
-            if wanted.disagree is not None and (other is None or (other == "CORRECT") == (row["first"] == "CORRECT")):
+            second = outcomes.get(wanted.disagree)
+            if wanted.disagree is not None and (second is None or (second == "CORRECT") == (row["first"] == "CORRECT")):
                 continue
             fitting.append(row["id"])
         conditions.append(f"rollout.combo IN ({','.join(map(str, fitting))})")
@@ -314,8 +314,8 @@ def _names(database: sqlite3.Connection, numbers: set[int]) -> Iterator[tuple[in
         yield number, database.execute("SELECT name FROM problem WHERE id = ?", (number,)).fetchone()["name"]
 
 
-def _thin(points: list[list[float]], most: int) -> list[list[float]]:
+def _thin(points: list[list[float]], limit: int) -> list[list[float]]:
     """At most `most` of the points, evenly, the last always."""
-    if len(points) <= most:
+    if len(points) <= limit:
         return points
-    return [points[round(place * (len(points) - 1) / (most - 1))] for place in range(most)]
+    return [points[round(place * (len(points) - 1) / (limit - 1))] for place in range(limit)]

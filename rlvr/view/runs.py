@@ -41,7 +41,7 @@ class Run:
         if not folder.is_dir():
             raise RunError(f"{folder}: there is no such folder; give a run's, such as runs/quickstart")
         if not any((folder / name).exists() for name in ("metrics.jsonl", "rollouts.jsonl")):
-            inside = sorted(one.parent for one in folder.glob("*/metrics.jsonl"))
+            inside = sorted(log.parent for log in folder.glob("*/metrics.jsonl"))
             raise RunError(
                 f"{folder}: holds neither metrics.jsonl nor rollouts.jsonl"
                 + (f"; did you mean {' '.join(map(str, inside[:5]))}?" if inside else "")
@@ -79,7 +79,7 @@ class Run:
         if "ids" in record:
             tokenizer = self._find_tokenizer()
             ids = record.pop("ids")
-            record["pieces"] = pieces(tokenizer, ids) if tokenizer else [f"⟨{one}⟩" for one in ids]
+            record["pieces"] = pieces(tokenizer, ids) if tokenizer else [f"⟨{token}⟩" for token in ids]
             record["has_tokenizer"] = tokenizer is not None
             prompt = record.pop("prompt_ids")
             record["prompt_tokens"] = len(prompt)
@@ -93,7 +93,7 @@ class Run:
                 places = sorted((self.folder / "checkpoints").glob("*/tokenizer.json"), reverse=True)
                 parents = (Path.cwd(), *self.folder.resolve().parents) if model else ()
                 places += [parent / model / "tokenizer.json" for parent in parents]
-                place = next((one for one in places if one.is_file()), None)
+                place = next((path for path in places if path.is_file()), None)
                 self._tokenizer = Tokenizer.from_file(str(place)) if place else None
             return self._tokenizer
 
@@ -138,16 +138,16 @@ class Metrics:
     def keys(self) -> dict[str, dict[str, Any]]:
         """Every key that was logged, with what the glossary says of it."""
         seen = dict.fromkeys(key for line in self._lines for key in line if key != "step")
-        found = {key: metric for key in seen if (metric := find(key)) is not None}
+        known = {key: metric for key in seen if (metric := find(key)) is not None}
         return {
             key: {
                 "section": section_of(metric), "place": _PLACES[metric.key], "unit": metric.unit,
                 "formula": metric.formula, "meaning": metric.meaning,
                 "healthy": list(metric.healthy) if metric.healthy else None,
             }
-            for key, metric in found.items()
+            for key, metric in known.items()
         } | {key: {"section": "Others", "place": len(_PLACES), "unit": "", "formula": "", "healthy": None,
-                   "meaning": "The glossary does not know this one."} for key in seen if key not in found}  # fmt: skip
+                   "meaning": "The glossary does not know this one."} for key in seen if key not in known}  # fmt: skip
 
     def series(self, keys: Sequence[str], x: str) -> dict[str, Any]:
         """``{"x": [...], KEY: [...]}`` over the lines that have any of the keys, at most `POINTS` of them.

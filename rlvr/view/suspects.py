@@ -58,13 +58,13 @@ def _short(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> dic
         "WHERE rollout.tokens <= ? AND rollout.tokens <= short_limit.most AND reward >= ?"
     )
     values = (max(limits.values(), default=0), high)
-    found = database.execute(f"SELECT rollout.* {where} ORDER BY tokens, id LIMIT {PAGE}", values).fetchall()
+    shortest = database.execute(f"SELECT rollout.* {where} ORDER BY tokens, id LIMIT {PAGE}", values).fetchall()
     (count,) = database.execute(f"SELECT count(*) {where}", values).fetchone()
-    least, most = min(limits.values(), default=0), max(limits.values(), default=0)
+    lowest, highest = min(limits.values(), default=0), max(limits.values(), default=0)
     return {
-        "rule": "short", "title": "Very short", "count": count, "rows": rollouts.rows(database, found),
+        "rule": "short", "title": "Very short", "count": count, "rows": rollouts.rows(database, shortest),
         "text": f"Reward of at least {high:g} with at most a quarter of the median length of its step and the ten "
-        f"before: {least if least == most else f'{least} to {most}'} tokens.",
+        f"before: {lowest if lowest == highest else f'{lowest} to {highest}'} tokens.",
     }  # fmt: skip
 
 
@@ -76,12 +76,12 @@ def _repeated(rollouts: Rollouts, database: sqlite3.Connection, high: float) -> 
         "AND reward >= ? GROUP BY content HAVING refs >= ? ORDER BY refs DESC, n DESC",
         (high, REFERENCES, high, REFERENCES),
     ).fetchall()
-    found = [
+    examples = [
         database.execute("SELECT * FROM rollout WHERE id = ?", (row["first"],)).fetchone() for row in groups[:PAGE]
     ]
-    rows = rollouts.rows(database, found)
-    for row, one, group in zip(rows, found, groups, strict=False):
-        row["content"] = str(one["content"])
+    rows = rollouts.rows(database, examples)
+    for row, rollout, group in zip(rows, examples, groups, strict=False):
+        row["content"] = str(rollout["content"])
         row["why"] = f"{group['n']} times, for {group['problems']} problems with {group['refs']} references"
     return {
         "rule": "repeated", "title": "The same text for different problems", "count": len(groups), "rows": rows,
@@ -101,9 +101,9 @@ def _unreasoned(rollouts: Rollouts, database: sqlite3.Connection, high: float) -
         f"Reward of at least {high:g}, and the answer begins within {limit} words; the median begins after {median:g}."
     )
     where = "FROM rollout WHERE before <= ? AND reward >= ?"
-    found = database.execute(f"SELECT * {where} ORDER BY before, id LIMIT {PAGE}", (limit, high)).fetchall()
+    hasty = database.execute(f"SELECT * {where} ORDER BY before, id LIMIT {PAGE}", (limit, high)).fetchall()
     (result["count"],) = database.execute(f"SELECT count(*) {where}", (limit, high)).fetchone()
-    result["rows"] = rollouts.rows(database, found)
+    result["rows"] = rollouts.rows(database, hasty)
     return result
 
 
@@ -116,12 +116,12 @@ def _disagreeing(rollouts: Rollouts, database: sqlite3.Connection) -> list[dict[
     )
     counts = database.execute("SELECT step, combo, n FROM step_combo ORDER BY step").fetchall()
     results = []
-    for other in terms[1:]:
+    for second in terms[1:]:
         agreement: dict[int, list[int]] = {}
         for row in counts:
             outcomes = combos[row["combo"]]
-            if other in outcomes and terms[0] in outcomes and row["step"] in rewards:
-                same = (outcomes[other] == "CORRECT") == (outcomes[terms[0]] == "CORRECT")
+            if second in outcomes and terms[0] in outcomes and row["step"] in rewards:
+                same = (outcomes[second] == "CORRECT") == (outcomes[terms[0]] == "CORRECT")
                 sums = agreement.setdefault(row["step"], [0, 0])
                 sums[0], sums[1] = sums[0] + same * row["n"], sums[1] + row["n"]
         steps = sorted(agreement)
@@ -133,17 +133,17 @@ def _disagreeing(rollouts: Rollouts, database: sqlite3.Connection) -> list[dict[
         change = [sum(values[-third:]) / third - sum(values[:third]) / third for values in (reward, share)]
         spread = (max(reward) - min(reward)) or 1.0
         parted = change[0] > RISES * spread and change[1] < -FALLS
-        ids = [one for one, outcomes in combos.items() if outcomes.get(terms[0]) == "CORRECT"
-               and outcomes.get(other, "CORRECT") != "CORRECT"]  # fmt: skip
+        ids = [combo for combo, outcomes in combos.items() if outcomes.get(terms[0]) == "CORRECT"
+               and outcomes.get(second, "CORRECT") != "CORRECT"]  # fmt: skip
         where = f"FROM rollout WHERE combo IN ({','.join(map(str, ids))})"
-        found = database.execute(f"SELECT * {where} ORDER BY id DESC LIMIT {PAGE}").fetchall() if parted else []
+        latest = database.execute(f"SELECT * {where} ORDER BY id DESC LIMIT {PAGE}").fetchall() if parted else []
         (count,) = database.execute(f"SELECT count(*) {where}").fetchone() if parted else (0,)
         every = max(1, len(steps) // POINTS)
         results.append({
-            "rule": "disagreeing", "title": f"{terms[0]} says right, {other} does not", "count": count,
-            "rows": rollouts.rows(database, found), "term": other,
+            "rule": "disagreeing", "title": f"{terms[0]} says right, {second} does not", "count": count,
+            "rows": rollouts.rows(database, latest), "term": second,
             "text": f"From the first third of the run to the last: reward {change[0]:+.3f}, agreement of {terms[0]} "
-            f"and {other} {change[1]:+.3f}. " + ("Reward grows where the second verifier no longer follows."
+            f"and {second} {change[1]:+.3f}. " + ("Reward grows where the second verifier no longer follows."
                                                 if parted else "They do not part."),
             "chart": {"x": steps[::every], "reward": reward[::every], "agreement": share[::every]},
         })  # fmt: skip

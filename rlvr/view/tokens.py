@@ -18,11 +18,11 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     result: list[str] = []
     start = read = 0  # ids[start:read] have been told; the next ones are decoded behind them
     for end in range(1, len(ids) + 1):
-        told = tokenizer.decode(list(ids[start:read]), skip_special_tokens=False)
+        shown = tokenizer.decode(list(ids[start:read]), skip_special_tokens=False)
         text = tokenizer.decode(list(ids[start:end]), skip_special_tokens=False)
         if text.endswith("\ufffd") and end - read < WINDOW and end < len(ids):  # a character is not complete yet
             result.append("")
         else:
-            result.append(text[len(told) :])
+            result.append(text[len(shown) :])
             start, read = read, end
     return result

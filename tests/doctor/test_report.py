@@ -26,7 +26,9 @@ def shown(report: Report) -> str:
 def test_findings_stand_under_their_grade_the_worst_first() -> None:
     report = Report(
         subject="r", facts=[("length", "[bold]3[/bold] tokens")], prompts=["<|im_start|>user [x]"],
-        findings=[BAD.found("a [red]", evidence=["rollout 3"]), SLOW.found("some"), BAD.found("b", grade=Grade.NOTE)],
+        findings=[
+            BAD.finding("a [red]", evidence=["rollout 3"]), SLOW.finding("some"), BAD.finding("b", grade=Grade.NOTE),
+        ],
     )  # fmt: skip
     lines = [line.strip() for line in shown(report).splitlines() if line.strip()]
     assert lines == [
@@ -40,13 +42,13 @@ def test_findings_stand_under_their_grade_the_worst_first() -> None:
 
 
 def test_notes_alone_are_nothing_wrong() -> None:
-    report = Report(subject="r", findings=[SLOW.found("a", grade=Grade.NOTE)])
+    report = Report(subject="r", findings=[SLOW.finding("a", grade=Grade.NOTE)])
     assert report.status == 0
     assert verdict(report) == "r: nothing found that stops or slows learning"
 
 
 def test_json_holds_everything() -> None:
-    report = Report(subject="r", findings=[SLOW.found("ä", evidence=["1", "2"])])
+    report = Report(subject="r", findings=[SLOW.finding("ä", evidence=["1", "2"])])
     assert json.loads(as_json(report)) == {
         "subject": "r", "facts": [], "prompts": [], "status": 0,
         "findings": [

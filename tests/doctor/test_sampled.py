@@ -120,9 +120,9 @@ def test_an_end_of_text_that_ends_nothing() -> None:
 
 def test_a_symptom_is_left_to_its_cause_which_names_it() -> None:
     """Completions that are all cut have no format and are not right; a note explains nothing that stops learning."""
-    found = [ALL_CUT.found("1"), NONE_RIGHT.found("2"), NO_FORMAT.found("3"), STOP_UNSEEN.found("4")]
+    found = [ALL_CUT.finding("1"), NONE_RIGHT.finding("2"), NO_FORMAT.finding("3"), STOP_UNSEEN.finding("4")]
     kept = without_symptoms(found)
     assert [one.rule for one in kept] == ["all_truncated", "stop_never_appears"]
     assert kept[0].evidence == ("explains format_never_right, none_right as well",)
-    milder = [ALL_CUT.found("1", grade=Grade.SLOWS), NONE_RIGHT.found("2")]
+    milder = [ALL_CUT.finding("1", grade=Grade.SLOWS), NONE_RIGHT.finding("2")]
     assert without_symptoms(milder) == milder
