@@ -25,7 +25,7 @@ TRANSFERS = {"file": FILE_BACKEND, "nccl": NCCL_BACKEND}
 
 def most_new_tokens(recipe: Recipe) -> int:
     """The longest completion that training or an eval set may ask for."""
-    return max([recipe.rollout.max_new_tokens, *(one.max_new_tokens or 0 for one in recipe.problems.eval)])
+    return max([recipe.rollout.max_new_tokens, *(eval_set.max_new_tokens or 0 for eval_set in recipe.problems.eval)])
 
 
 def make_engine(
@@ -140,7 +140,7 @@ def serve_recipe(recipe: Recipe, host: str, port: int | None) -> None:
 
 def _needed_length(recipe: Recipe) -> int:
     """Tokens of the longest prompt and completion of the recipe's problems, at most what the model takes."""
-    most = int(AutoConfig.from_pretrained(recipe.model.path).max_position_embeddings)
-    data = load_data(recipe, load_tokenizer(recipe.model.path), most)
+    limit = int(AutoConfig.from_pretrained(recipe.model.path).max_position_embeddings)
+    data = load_data(recipe, load_tokenizer(recipe.model.path), limit)
     data.pool.close()
-    return min(most, data.longest_prompt + most_new_tokens(recipe))
+    return min(limit, data.longest_prompt + most_new_tokens(recipe))

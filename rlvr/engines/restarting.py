@@ -173,13 +173,13 @@ class RestartingEngine:
         task = asyncio.ensure_future(verb)
         try:
             while not task.done():
-                left = self._last_end + self._timeout - clock()
-                if left <= 0:
+                remaining = self._last_end + self._timeout - clock()
+                if remaining <= 0:
                     raise EngineDied(
                         f"the engine hangs: nothing has ended for {self._timeout:g} s while {name} was waiting "
                         f"({self._in_flight} requests in all); rollout.engine.timeout allows more"
                     )
-                await asyncio.wait({task}, timeout=left)
+                await asyncio.wait({task}, timeout=remaining)
             self._last_end = clock()
             return task.result()
         finally:
@@ -209,8 +209,8 @@ class RestartingEngine:
             self._last_end = asyncio.get_running_loop().time()
             async with self.inner.hold():
                 self._again = {
-                    place: asyncio.ensure_future(self._watched(self.inner.generate(one), f"request {one.id!r}"))
-                    for place, one in self._made.items()
+                    place: asyncio.ensure_future(self._watched(self.inner.generate(request), f"request {request.id!r}"))
+                    for place, request in self._made.items()
                 }
                 await asyncio.sleep(0)
             for task in self._again.values():

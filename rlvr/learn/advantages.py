@@ -101,11 +101,11 @@ def pass_at_k(rewards_G: Sequence[float], k: int, *, normalise: bool, epsilon: f
     1 and 0: rho = 1 - C(n-c, k) / C(n, k), sigma = sqrt(rho (1 - rho)), A_right = (1 - rho) / sigma and
     A_wrong = (1 - rho - C(n-c-1, k-1) / C(n-1, k-1)) / sigma. For other rewards the same sums, in order of size.
     """
-    size, least = len(rewards_G), min(rewards_G)
+    size, smallest = len(rewards_G), min(rewards_G)
     if size <= k:
         raise ValueError(f"pass_at_k needs more than k = {k} scored rollouts in a group, got {size}")
     order = sorted(range(size), key=lambda index: rewards_G[index])
-    ranked = [rewards_G[index] - least for index in order]  # from the least one, so that equal rewards are exactly 0
+    ranked = [rewards_G[index] - smallest for index in order]  # from the least one, so that equal rewards are exactly 0
     # the best of a subset is the one of rank j (from 0) in C(j, k-1) of all subsets
     best = [math.comb(j, k - 1) / math.comb(size, k) for j in range(size)]
     mean = math.fsum(share * value for share, value in zip(best, ranked, strict=True))
@@ -189,7 +189,7 @@ def centre(group: ScoredGroup, config: Baseline, average: MovingAverage | None =
         case LogMeanExpBaseline():
             baseline_G = log_mean_exp_baseline(rewards_G, config.beta)
         case LengthWeightedBaseline():
-            baseline_G = length_weighted_baseline(rewards_G, [sum(one.loss_mask) for one in group.rollouts_G])
+            baseline_G = length_weighted_baseline(rewards_G, [sum(rollout.loss_mask) for rollout in group.rollouts_G])
         case PassAtKBaseline():
             return pass_at_k(rewards_G, config.k, normalise=config.normalise, epsilon=config.epsilon)
         case GdpoBaseline():

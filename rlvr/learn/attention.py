@@ -44,8 +44,10 @@ def _backward(
     Query and gradient are [B (T groups) D], because the query heads of one key head lie together: their sums for keys
     and values come by themselves. Key and value are [B L D].
     """
-    some = max(1, _SCORES // (query.shape[1] * key.shape[1]))
-    rows = zip(query.split(some), key.split(some), value.split(some), gradient.split(some), strict=True)
+    block_rows = max(1, _SCORES // (query.shape[1] * key.shape[1]))
+    rows = zip(
+        query.split(block_rows), key.split(block_rows), value.split(block_rows), gradient.split(block_rows), strict=True
+    )
     parts = [_backward_of_rows(*block, shared, groups, scale) for block in rows]
     if len(parts) == 1:
         return parts[0]  # the usual case, and joining one would copy it
@@ -66,21 +68,21 @@ def _backward_of_rows(
     # From the end, so that the first block has all the keys
     for start in reversed(range(0, queries, step)):
         end = min(start + step, queries)
-        seen, mine = shared + end, slice(start * groups, end * groups)
-        q, g = query[:, mine], gradient[:, mine]
+        seen, block = shared + end, slice(start * groups, end * groups)
+        q, g = query[:, block], gradient[:, block]
         mask = _future(wide_key, end - start, seen).repeat_interleave(groups, 0)
         # Scores and dP in float32: the first are exponents, the second nearly cancel within a row
         p = torch.baddbmm(mask, q.to(wide), wide_key[:, :seen].mT, alpha=scale).softmax(-1)
         dp = torch.bmm(g.to(wide), wide_value[:, :seen].mT)
         ds = torch.ops.aten._softmax_backward_data(dp, p, -1, wide).to(q.dtype)
-        query_grad[:, mine].baddbmm_(ds, key[:, :seen], beta=0, alpha=scale)
+        query_grad[:, block].baddbmm_(ds, key[:, :seen], beta=0, alpha=scale)
         parts = torch.bmm(ds.mT, q), torch.bmm(p.to(q.dtype).mT, g)
         if not sums:
             sums = list(parts)
             continue
-        sums = [one.to(wide) for one in sums]
-        for one, part in zip(sums, parts, strict=True):
-            one[:, :seen] += part
+        sums = [total.to(wide) for total in sums]
+        for total, part in zip(sums, parts, strict=True):
+            total[:, :seen] += part
     return query_grad, sums[0].mul_(scale).to(key.dtype), sums[1].to(value.dtype)
 
 
@@ -115,11 +117,11 @@ def _causal_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     width, heads = query.shape[3], key.shape[1]
     # [B H L D] -> [B L K W]
-    q, g = (one.transpose(1, 2).unflatten(2, (heads, -1)).flatten(3) for one in (query, gradient))
+    q, g = (tensor.transpose(1, 2).unflatten(2, (heads, -1)).flatten(3) for tensor in (query, gradient))
     k, v = key.transpose(1, 2), value.transpose(1, 2)
     folded = (_fold(q, width), _fold(k, width), _fold(v, width), _fold(g, width))
     parts = _backward(*folded, shared=0, groups=query.shape[1] // heads, scale=scale)
-    dq, dk, dv = (_unfold(one, like) for one, like in zip(parts, (q, k, v), strict=True))
+    dq, dk, dv = (_unfold(grad, like) for grad, like in zip(parts, (q, k, v), strict=True))
     dq = dq.unflatten(3, (-1, width)).flatten(2, 3).transpose(1, 2)
     return dq.contiguous(), dk.transpose(1, 2).contiguous(), dv.transpose(1, 2).contiguous()
 
@@ -129,12 +131,12 @@ def _shared_attention(
     query: Tensor, key: Tensor, value: Tensor, rows: Tensor, owners: Tensor, blocks: Tensor, scale: float
 ) -> Tensor:
     layout, width, heads = SharedPrompts(rows, owners, blocks), query.shape[3], key.shape[1]
-    q, k, v = (to_rows(one, layout, heads) for one in (query, key, value))
+    q, k, v = (to_rows(tensor, layout, heads) for tensor in (query, key, value))
     output = q.new_empty(*q.shape[:3], q.shape[3] // width * v.shape[3])
     several = query.shape[1] != heads
     for first, end, _, shared, length in blocks.tolist():
         own = q[first:end, shared:length].unflatten(3, (-1, width)).flatten(2, 3).transpose(1, 2)
-        keys, values = (one[first:end, :length].transpose(1, 2) for one in (k, v))
+        keys, values = (tensor[first:end, :length].transpose(1, 2) for tensor in (k, v))
         future = _future(q, length - shared, length) if shared else None
         done = functional.scaled_dot_product_attention(
             own, keys, values, attn_mask=future, is_causal=not shared, scale=scale, enable_gqa=several
@@ -155,16 +157,16 @@ def _shared_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout, width, heads = SharedPrompts(rows, owners, blocks), query.shape[3], key.shape[1]
-    q, k, v = (to_rows(one, layout, heads) for one in (query, key, value))
+    q, k, v = (to_rows(tensor, layout, heads) for tensor in (query, key, value))
     g = to_owners(gradient, layout, heads)
-    found = [torch.empty_like(one) for one in (q, k, v)]
+    grads = [torch.empty_like(tensor) for tensor in (q, k, v)]
     for first, end, _, shared, length in blocks.tolist():
         own, seen = (slice(first, end), slice(shared, length)), (slice(first, end), slice(length))
         folded = _fold(q[own], width), _fold(k[seen], width), _fold(v[seen], v.shape[3]), _fold(g[own], v.shape[3])
         parts = _backward(*folded, shared=shared, groups=query.shape[1] // heads, scale=scale)
-        for into, part, place in zip(found, parts, (own, seen, seen), strict=True):
+        for into, part, place in zip(grads, parts, (own, seen, seen), strict=True):
             into[place] = _unfold(part, into[place])
-    return to_compact(found[0], layout, width).transpose(1, 2), gathered(found[1], layout), gathered(found[2], layout)
+    return to_compact(grads[0], layout, width).transpose(1, 2), gathered(grads[1], layout), gathered(grads[2], layout)
 
 
 def _register() -> None:
@@ -183,12 +185,12 @@ def _register() -> None:
         return backward
 
     causal_attention.register_fake(lambda query, *_: torch.empty_like(query))
-    _causal_backward.register_fake(lambda *inputs: tuple(one.new_empty(one.shape) for one in inputs[:3]))
+    _causal_backward.register_fake(lambda *inputs: tuple(tensor.new_empty(tensor.shape) for tensor in inputs[:3]))
     _shared_attention.register_fake(
         lambda query, _, value, *__: query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
     )
     _shared_backward.register_fake(
-        lambda *inputs: tuple(one.new_empty(one.transpose(1, 2).shape).transpose(1, 2) for one in inputs[:3])
+        lambda *inputs: tuple(tensor.new_empty(tensor.transpose(1, 2).shape).transpose(1, 2) for tensor in inputs[:3])
     )
     # torch's compiler keeps, of what it could compute again, what costs the most for its size. An operation of this
     # attention takes 10 to 20 times as long as one of a linear layer (SmolLM2-135M, completions of 50 tokens)

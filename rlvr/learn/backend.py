@@ -152,8 +152,8 @@ class Backend:
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
         """Take over what `optimizer_state` returned on each rank."""
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        found = {key for entry in state.values() for key in entry}
-        if found and (_QUANTISED in found) != self._quantised:
+        keys = {key for entry in state.values() for key in entry}
+        if keys and (_QUANTISED in keys) != self._quantised:
             raise ValueError("the optimizer's state is that of another learner.optimizer")
         values = {
             index: {key: _spread(value, parameters[index]) for key, value in entry.items()}

@@ -12,8 +12,10 @@ def load_teacher(model: Model, path: str, policy: Policy) -> Policy:
     teacher = Policy.load(model.model_copy(update={"path": path, "lora": None}), head_chunk=policy.head_chunk)
     ours, theirs = policy.tokenizer, teacher.tokenizer
     if ours is not None and theirs is not None:
-        mine, other = ours.get_vocab(), theirs.get_vocab()
-        differing = sorted(token for token in mine.keys() | other.keys() if mine.get(token) != other.get(token))
+        our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
+        differing = sorted(
+            token for token in our_ids.keys() | their_ids.keys() if our_ids.get(token) != their_ids.get(token)
+        )
         if differing:
             raise PolicyError(
                 f"algorithm.distillation.path: the tokenizer of {path!r} is not the policy's: {len(differing)} tokens "

@@ -25,10 +25,10 @@ def kept_of(batch: MicroBatch, logprobs: Float[Tensor, "B L"], wanted: Mapping[i
     }
 
 
-def gather_kept(mine: Kept) -> Kept:
+def gather_kept(own: Kept) -> Kept:
     """On rank 0 what all ranks have kept, nothing on the others; all ranks call it."""
     if not dist.is_initialized():
-        return mine
+        return own
     everyone: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(mine, everyone)
-    return {index: values for one in everyone or () for index, values in one.items()}
+    dist.gather_object(own, everyone)
+    return {index: values for of_rank in everyone or () for index, values in of_rank.items()}

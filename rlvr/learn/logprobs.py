@@ -51,11 +51,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         top = torch.full(hidden.shape[:1], torch.finfo(wide).min, dtype=wide, device=hidden.device)
         total, weighted, picked = (torch.zeros_like(top) for _ in range(3))
         for piece in _blocks(hidden, weight, chunk):
-            some = None if bias is None else bias[piece]
+            bias_block = None if bias is None else bias[piece]
             raw = _product(hidden, weight[piece].to(hidden.dtype), None if compiled else wide)
             place, inside = _within(targets, piece)
-            picked = torch.where(inside, _at(raw, some, place, temperature, wide).squeeze(1), picked)
-            top, total, weighted = fold_in(raw, some, temperature, top, total, weighted)
+            picked = torch.where(inside, _at(raw, bias_block, place, temperature, wide).squeeze(1), picked)
+            top, total, weighted = fold_in(raw, bias_block, temperature, top, total, weighted)
             del raw  # before the next block's exist
         log_total = total.log()
         logprobs, entropy = picked - top - log_total, log_total - weighted / total
@@ -75,11 +75,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         known = (lse[:, None], entropy[:, None], grad, entropy_grad)
         token = torch.arange(len(hidden), device=hidden.device)[:, None]
         for piece in _blocks(hidden, weight, ctx.chunk):
-            rows, some = weight[piece].to(hidden.dtype), None if bias is None else bias[piece]
+            rows, bias_block = weight[piece].to(hidden.dtype), None if bias is None else bias[piece]
             raw = _product(hidden, rows, None if ctx.compiled else lse.dtype)
             place, inside = _within(targets, piece)
-            at_target = _slope(_at(raw, some, place, ctx.temperature, lse.dtype), None, 1.0, *known, lse.dtype)
-            delta = slope(raw, some, ctx.temperature, *known, hidden.dtype)
+            at_target = _slope(_at(raw, bias_block, place, ctx.temperature, lse.dtype), None, 1.0, *known, lse.dtype)
+            delta = slope(raw, bias_block, ctx.temperature, *known, hidden.dtype)
             if grad is not None:
                 rounded = (at_target + grad).to(delta.dtype)
                 # not scatter_, which copies the whole block twice on a CPU in 16 bits
@@ -93,8 +93,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             elif weight_grad is not None:
                 weight_grad[piece] = delta.t() @ hidden
             del raw, delta, rows  # before the next block's exist
-        found = None if hidden_grad is None else hidden_grad.to(hidden.dtype)
-        return found, weight_grad, bias_grad, None, None, None, None
+        hidden_grad_cast = None if hidden_grad is None else hidden_grad.to(hidden.dtype)
+        return hidden_grad_cast, weight_grad, bias_grad, None, None, None, None
 
 
 def _fold_in(
@@ -198,7 +198,7 @@ def chunked_logprobs(
     if head_dtype is not None:
         dtype = torch.promote_types(hidden.dtype, head_dtype)
     with torch.autocast(device, enabled=False):
-        found: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]  # torch's
+        result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]  # torch's
             hidden.to(dtype), weight, bias, targets, temperature, chunk, compiled
         )
-        return found
+        return result

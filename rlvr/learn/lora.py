@@ -61,7 +61,7 @@ def adapted_layers(model: PreTrainedModel, config: Lora) -> dict[str, nn.Linear]
     """The layers that get adapters, by name. Raises `LoraError` for targets that are not there, or that are so narrow
     that an adapter would be larger than the layer."""
     body: nn.Module = model.base_model
-    linear = {name: one for name, one in body.named_modules() if isinstance(one, nn.Linear)}
+    linear = {name: layer for name, layer in body.named_modules() if isinstance(layer, nn.Linear)}
     known = {name.rpartition(".")[2] for name in linear}
     targets = known if config.targets == "all" else set(config.targets)
     if not known or targets - known:
@@ -69,19 +69,21 @@ def adapted_layers(model: PreTrainedModel, config: Lora) -> dict[str, nn.Linear]
             f"model.lora.targets: {type(model).__name__} has no linear layer {sorted(targets - known)} below its head; "
             f"it has {sorted(known)}"
         )
-    layers = {name: one for name, one in linear.items() if name.rpartition(".")[2] in targets}
-    for name, one in layers.items():
-        if config.rank > (most := min(one.in_features, one.out_features)):
+    layers = {name: layer for name, layer in linear.items() if name.rpartition(".")[2] in targets}
+    for name, layer in layers.items():
+        if config.rank > (full_rank := min(layer.in_features, layer.out_features)):
             raise LoraError(
-                f"model.lora.rank must be at most {most}, the full rank of {name} ({one.in_features} to "
-                f"{one.out_features}), got {config.rank}: lower it or leave that layer out of model.lora.targets"
+                f"model.lora.rank must be at most {full_rank}, the full rank of {name} ({layer.in_features} to "
+                f"{layer.out_features}), got {config.rank}: lower it or leave that layer out of model.lora.targets"
             )
     return layers
 
 
 def adapter_size(model: PreTrainedModel, config: Lora) -> int:
     """How many numbers the adapters of ``model`` have together; raises as `adapted_layers` does."""
-    return sum(config.rank * (one.in_features + one.out_features) for one in adapted_layers(model, config).values())
+    return sum(
+        config.rank * (layer.in_features + layer.out_features) for layer in adapted_layers(model, config).values()
+    )
 
 
 def is_adapter(name: str) -> bool:

@@ -91,8 +91,11 @@ def pack_for_ranks(
         shards[rank] += unit
         loads[rank] += sum(len(samples[index].ids) for index in unit)
     packed = [_micro_batches(samples, weights, shard, limit_tokens, mode) for shard in shards]
-    most = max(len(micro_batches) for micro_batches in packed)
-    return [micro_batches + [empty_micro_batch() for _ in range(most - len(micro_batches))] for micro_batches in packed]
+    most_batches = max(len(micro_batches) for micro_batches in packed)
+    return [
+        micro_batches + [empty_micro_batch() for _ in range(most_batches - len(micro_batches))]
+        for micro_batches in packed
+    ]
 
 
 def _micro_batches(
@@ -100,10 +103,10 @@ def _micro_batches(
 ) -> list[MicroBatch]:
     if mode == "shared":
         units = [(indices, _shared_length(samples, indices)) for indices in _by_group(samples, shard).values()]
-        groups = _levelled(lambda most: _shared_rows(samples, units, most), limit)
-        return [_shared_micro_batch(samples, weights, one) for one in groups]
-    rows = _levelled(lambda most: _rows(samples, shard, most, mode), limit)
-    return [_micro_batch(samples, weights, one) for one in rows]
+        groups = _levelled(lambda tokens: _shared_rows(samples, units, tokens), limit)
+        return [_shared_micro_batch(samples, weights, group) for group in groups]
+    rows = _levelled(lambda tokens: _rows(samples, shard, tokens, mode), limit)
+    return [_micro_batch(samples, weights, row) for row in rows]
 
 
 def _levelled(fill: Callable[[int], list[_Filled]], limit: int) -> list[_Filled]:
@@ -113,14 +116,14 @@ def _levelled(fill: Callable[[int], list[_Filled]], limit: int) -> list[_Filled]
     processors are slow; two halves need less and are not.
     """
     best = fill(limit)
-    least, most = 0, limit  # what is known to make too many, and what is known to be enough
-    while len(best) > 1 and most - least > 1:  # a single one is what it is
-        middle = (least + most) // 2
-        found = fill(middle)
-        if len(found) <= len(best):
-            best, most = found, middle
+    too_small, enough = 0, limit  # what is known to make too many, and what is known to be enough
+    while len(best) > 1 and enough - too_small > 1:  # a single one is what it is
+        middle = (too_small + enough) // 2
+        filled = fill(middle)
+        if len(filled) <= len(best):
+            best, enough = filled, middle
         else:
-            least = middle
+            too_small = middle
     return best
 
 
@@ -179,10 +182,10 @@ def _shared_length(samples: Sequence[TrainingSample], indices: Sequence[int]) ->
     sample alone."""
     if len(indices) == 1:
         return 0
-    some = [samples[index] for index in indices]
-    shortest = min(len(sample.ids) for sample in some)
+    group = [samples[index] for index in indices]
+    shortest = min(len(sample.ids) for sample in group)
     for t in range(shortest - 1):
-        if any(sample.ids[t] != some[0].ids[t] or sample.loss_mask[t + 1] for sample in some):
+        if any(sample.ids[t] != group[0].ids[t] or sample.loss_mask[t + 1] for sample in group):
             return t
     return shortest - 1
 

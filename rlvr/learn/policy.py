@@ -163,13 +163,13 @@ class Policy(nn.Module):
                 f"{window} tokens; use packing: bucketed"
             )
         ids = self._some_ids(12)
-        prompt, one, other = ids.split([4, 5, 3], 1)
-        samples = [_sample(torch.cat([prompt, completion], 1)[0].tolist(), prompt=4) for completion in (one, other)]
+        prompt, first, second = ids.split([4, 5, 3], 1)
+        samples = [_sample(torch.cat([prompt, completion], 1)[0].tolist(), prompt=4) for completion in (first, second)]
         (batch,) = pack(samples, TokenMean(), 100, mode)
         batch = batch.to(ids.device)
         with self._precision():
             together = self._hidden(batch.ids, batch.positions, batch.layout)[:, -3:]
-            alone = self._hidden(torch.cat([prompt, other], 1), torch.arange(7, device=ids.device)[None])[:, 3:6]
+            alone = self._hidden(torch.cat([prompt, second], 1), torch.arange(7, device=ids.device)[None])[:, 3:6]
         if not self._is_close(together, alone):
             raise PolicyError(
                 f"learner.packing: {mode!r} does not work with {self._name()}: samples in one row are not computed as "

@@ -100,5 +100,5 @@ def pack_pairs_for_ranks(
         return dataclasses.replace(batch, token_weight=batch.loss_mask / len(pairs), index=index)
 
     packed = [[micro_batch(chunk) for chunk in shard] for shard in shards]
-    most = max(len(batches) for batches in packed)
-    return [batches + [empty_micro_batch() for _ in range(most - len(batches))] for batches in packed]
+    longest = max(len(batches) for batches in packed)
+    return [batches + [empty_micro_batch() for _ in range(longest - len(batches))] for batches in packed]

@@ -86,11 +86,13 @@ def _terms(shaping: Shaping, rewards_G: list[float], rollouts_G: Sequence[Rollou
         case SoftOverlong():
             return [shaping.weight * soft_overlong(n, shaping.max_tokens, shaping.buffer) for n in lengths_G]
         case CosineLength():
-            return [_cosine_term(one, shaping) for one in rollouts_G]
+            return [_cosine_term(rollout, shaping) for rollout in rollouts_G]
         case Repetition():
-            return [shaping.weight * repetition(one.ids, one.loss_mask, shaping.ngram) for one in rollouts_G]
+            return [
+                shaping.weight * repetition(rollout.ids, rollout.loss_mask, shaping.ngram) for rollout in rollouts_G
+            ]
         case RepetitionStopped():
-            return [-shaping.penalty if one.finish_reason == "repetition" else 0.0 for one in rollouts_G]
+            return [-shaping.penalty if rollout.finish_reason == "repetition" else 0.0 for rollout in rollouts_G]
         case PlugIn():
             plugged = load_plugin(shaping.type, shaping.args, positional=3)
             return [float(term) for term in plugged(rewards_G, rollouts_G, step)]

@@ -52,7 +52,7 @@ class Buffer:
     def __init__(self, schedule: Schedule, prompts: int, problems: Iterable[Problem]) -> None:
         """`prompts` are the groups that the learner takes a step; `problems` all that can be drawn."""
         self._schedule, self._prompts = schedule, prompts
-        self._problems: Mapping[str, Problem] = {one.id: one for one in problems}
+        self._problems: Mapping[str, Problem] = {problem.id: problem for problem in problems}
         self._drawn = 0
         self.pending: list[Pending] = []
 
@@ -64,7 +64,7 @@ class Buffer:
 
     def unfinished(self) -> list[Pending]:
         """Groups whose completions are not all there."""
-        return [one for one in self.pending if one.group is None]
+        return [pending for pending in self.pending if pending.group is None]
 
     def take(self, count: int, step: int) -> list[RolloutGroup] | None:
         """The `count` finished groups that are to be trained at `step`, in the order of drawing, which then leave the
@@ -83,7 +83,7 @@ class Buffer:
         return self._choose(count, step) is not None
 
     def _choose(self, count: int, step: int) -> list[Pending] | None:
-        finished = [one for one in self.pending if one.group is not None]
+        finished = [pending for pending in self.pending if pending.group is not None]
         if len(finished) < count:
             return None
         if self._schedule.stale_policy == "wait":
@@ -102,55 +102,60 @@ class Buffer:
         ``drop``: a token is past the bound. ``mask``: the group is finished and all its tokens are.
         """
         bound, dropped = self._schedule.bound, []
-        for one in self.pending:
+        for pending in self.pending:
             if self._schedule.stale_policy == "drop":
-                is_stale = step - 1 - one.oldest > bound
+                is_stale = step - 1 - pending.oldest > bound
             else:
-                newest = [max(rollout.weight_version, default=one.oldest) for rollout in _rollouts(one)]
+                newest = [max(rollout.weight_version, default=pending.oldest) for rollout in _rollouts(pending)]
                 is_stale = bool(newest) and step - 1 - max(newest) > bound
             if is_stale and self._schedule.stale_policy != "wait":
-                dropped.append(one)
-        gone = {one.order for one in dropped}
-        self.pending = [one for one in self.pending if one.order not in gone]
-        for one in dropped:
-            if one.task is not None:
-                one.task.cancel()
+                dropped.append(pending)
+        gone = {pending.order for pending in dropped}
+        self.pending = [pending for pending in self.pending if pending.order not in gone]
+        for pending in dropped:
+            if pending.task is not None:
+                pending.task.cancel()
         return dropped
 
     def counts(self, step: int, dropped: Sequence[Pending]) -> dict[str, float]:
         """``buffer/...``: what `step` left here, and what it found too old."""
-        ages = [step - 1 - one.oldest for one in self.pending]
+        ages = [step - 1 - pending.oldest for pending in self.pending]
         return {
             "buffer/unfinished": float(len(self.unfinished())),
             "buffer/finished": float(len(self.pending) - len(self.unfinished())),
-            "buffer/tokens": float(sum(one.journal.tokens() for one in self.pending)),
+            "buffer/tokens": float(sum(pending.journal.tokens() for pending in self.pending)),
             "buffer/oldest": float(max(ages, default=0)),
             "buffer/dropped_stale": float(len(dropped)),
-            "tokens/dropped": float(sum(one.journal.tokens() for one in dropped)),
+            "tokens/dropped": float(sum(pending.journal.tokens() for pending in dropped)),
         }
 
     def cancel(self) -> None:
         """Stop all work; what the journals hold stays."""
-        for one in self.pending:
-            if one.task is not None:
-                one.task.cancel()
-                one.task = None
+        for pending in self.pending:
+            if pending.task is not None:
+                pending.task.cancel()
+                pending.task = None
 
-    def _deadline(self, one: Pending) -> int:
-        return one.oldest + self._schedule.bound + 1
+    def _deadline(self, pending: Pending) -> int:
+        return pending.oldest + self._schedule.bound + 1
 
     def state_dict(self) -> dict[str, Any]:
         """What each pending group has been given so far; finished ones are made again from it."""
         groups = [
-            {"problem": one.problem.id, "visit": one.visit, "order": one.order, "admitted": one.admitted}
-            | one.journal.state_dict()
-            for one in self.pending
+            {
+                "problem": pending.problem.id,
+                "visit": pending.visit,
+                "order": pending.order,
+                "admitted": pending.admitted,
+            }
+            | pending.journal.state_dict()
+            for pending in self.pending
         ]
         return {"drawn": self._drawn, "groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Hold what the state held, with nothing running. Raises `ValueError` for a problem that is not there."""
-        unknown = [one["problem"] for one in state["groups"] if one["problem"] not in self._problems]
+        unknown = [group["problem"] for group in state["groups"] if group["problem"] not in self._problems]
         if unknown:
             raise ValueError(
                 f"the checkpoint holds {len(unknown)} unfinished groups of problems that the data no longer have: "
@@ -160,11 +165,15 @@ class Buffer:
         self._drawn = state["drawn"]
         self.pending = [
             Pending(
-                self._problems[one["problem"]], one["visit"], one["order"], one["admitted"], Journal.from_state(one)
+                self._problems[group["problem"]],
+                group["visit"],
+                group["order"],
+                group["admitted"],
+                Journal.from_state(group),
             )
-            for one in state["groups"]
+            for group in state["groups"]
         ]
 
 
-def _rollouts(one: Pending) -> Iterable[Any]:
-    return () if one.group is None else one.group.rollouts
+def _rollouts(pending: Pending) -> Iterable[Any]:
+    return () if pending.group is None else pending.group.rollouts

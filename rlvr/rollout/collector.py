@@ -82,10 +82,10 @@ class Session:
         while True:
             so_far = joined(parts, self.sampling.stop, self.tokenizer) if parts else None
             done = () if so_far is None else so_far.ids
-            left = self.sampling.max_new_tokens - len(done)
-            if so_far is not None and (so_far.finish_reason in ("stop", "repetition") or left == 0):
-                return so_far if left else _at_the_limit(so_far)
-            allowed = await self.gate.enter(place, left)
+            remaining = self.sampling.max_new_tokens - len(done)
+            if so_far is not None and (so_far.finish_reason in ("stop", "repetition") or remaining == 0):
+                return so_far if remaining else _at_the_limit(so_far)
+            allowed = await self.gate.enter(place, remaining)
             seed = request_seed(self.run_seed, self.problem.id, self.visit, sample_index, segment, len(done))
             with self.activity.sampling():
                 part = await self.engine.generate(
@@ -135,13 +135,13 @@ class Session:
 
     async def _graded(self, name: str, text: str) -> Graded:
         """The graders' word on `text`, from the journal if they have said it already."""
-        said = self.journal.graded.setdefault(name, [])
-        for one in said:
-            if one.text == text:
-                return one
+        gradings = self.journal.graded.setdefault(name, [])
+        for known in gradings:
+            if known.text == text:
+                return known
         with self.activity.at_graders():
             graded = await self.grade(self.problem, text)
-        said.append(graded)
+        gradings.append(graded)
         return graded
 
 
@@ -246,8 +246,8 @@ class Collector:
         started = time.perf_counter()
         terms = [term for term in self.terms if problem.verifiers is None or term.name in problem.verifiers]
         names = list(dict.fromkeys([term.name for term in terms] + [term.gate for term in terms if term.gate]))
-        found = await asyncio.gather(*(self._pool.grade(name, text, problem.reference) for name in names))
-        verdicts = dict(zip(names, found, strict=True))
+        graded = await asyncio.gather(*(self._pool.grade(name, text, problem.reference) for name in names))
+        verdicts = dict(zip(names, graded, strict=True))
         return Graded(text, verdicts, combine(verdicts, terms), time.perf_counter() - started)
 
 

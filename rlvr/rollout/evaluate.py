@@ -164,7 +164,7 @@ def summarise(name: str, groups: Sequence[RolloutGroup], k: Sequence[int]) -> di
     results = [problem_result(group) for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored = [result for result in results if result.correct]
-    most = max((len(group.rollouts) for group in groups), default=0)
+    largest = max((len(group.rollouts) for group in groups), default=0)
     estimates: dict[str, Estimate] = {}
     for size in sorted(set(k)):
         enough = [result for result in scored if len(result.correct) >= size]
@@ -180,7 +180,7 @@ def summarise(name: str, groups: Sequence[RolloutGroup], k: Sequence[int]) -> di
             )
     if scored:
         draws = sum(len(result.correct) for result in scored)
-        estimates[f"avg@{most}"] = interval([statistics.fmean(result.correct) for result in scored], draws)
+        estimates[f"avg@{largest}"] = interval([statistics.fmean(result.correct) for result in scored], draws)
     rewarded = [result for result in scored if result.rewards]
     if rewarded:
         draws = sum(len(result.rewards) for result in rewarded)

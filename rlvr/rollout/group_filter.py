@@ -44,7 +44,8 @@ def term_scores(
     own = [term for term in terms if group.problem.verifiers is None or term.name in group.problem.verifiers]
     if not own:
         raise ValueError(f"baseline 'gdpo' needs the reward terms of problem {group.problem.id!r}, and got none")
-    found = [
-        (term.weight, [combine(one.verdicts, [Term(term.name, 1.0, term.gate)]) for one in scored]) for term in own
+    scores = [
+        (term.weight, [combine(rollout.verdicts, [Term(term.name, 1.0, term.gate)]) for rollout in scored])
+        for term in own
     ]
-    return tuple((weight, [score for score in scores_G if score is not None]) for weight, scores_G in found)
+    return tuple((weight, [score for score in scores_G if score is not None]) for weight, scores_G in scores)

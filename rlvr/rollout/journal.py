@@ -38,26 +38,28 @@ class Journal:
     def oldest(self) -> int | None:
         """The least weight version of all tokens; None if there are none. An engine's versions only rise, so a piece
         begins with its oldest: this is asked at each end of a completion, and must not read every token."""
-        parts = (one for parts in self.pieces.values() for one in parts)
-        return min((one.weight_version[0] for one in parts if one.weight_version), default=None)
+        parts = (part for parts in self.pieces.values() for part in parts)
+        return min((part.weight_version[0] for part in parts if part.weight_version), default=None)
 
     def tokens(self) -> int:
         """Tokens sampled so far."""
-        return sum(len(one.ids) for parts in self.pieces.values() for one in parts)
+        return sum(len(part.ids) for parts in self.pieces.values() for part in parts)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values and tensors."""
         return {
-            "pieces": {name: [_packed(one) for one in parts] for name, parts in self.pieces.items()},
-            "graded": json.dumps({name: [asdict(one) for one in said] for name, said in self.graded.items()}),
+            "pieces": {name: [_packed(part) for part in parts] for name, parts in self.pieces.items()},
+            "graded": json.dumps(
+                {name: [asdict(graded) for graded in gradings] for name, gradings in self.graded.items()}
+            ),
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Journal:
         """What `state_dict` was made from."""
         return cls(
-            {name: [_unpacked(one) for one in parts] for name, parts in state["pieces"].items()},
-            {name: [_graded(one) for one in said] for name, said in json.loads(state["graded"]).items()},
+            {name: [_unpacked(part) for part in parts] for name, parts in state["pieces"].items()},
+            {name: [_graded(graded) for graded in gradings] for name, gradings in json.loads(state["graded"]).items()},
         )
 
 
@@ -69,7 +71,7 @@ def joined(parts: Sequence[Completion], stops: Sequence[str], tokenizer: Decoder
     """
     if len(parts) == 1:
         return parts[0]
-    ids = tuple(token for one in parts for token in one.ids)
+    ids = tuple(token for part in parts for token in part.ids)
     length, reason = len(ids), parts[-1].finish_reason
     seam = len(ids) - len(parts[-1].ids)
     if stops and _stopped(tokenizer, ids, stops):
@@ -77,8 +79,8 @@ def joined(parts: Sequence[Completion], stops: Sequence[str], tokenizer: Decoder
         reason = "stop"
     return Completion(
         ids=ids[:length],
-        behaviour_logprobs=tuple(value for one in parts for value in one.behaviour_logprobs)[:length],
-        weight_version=tuple(value for one in parts for value in one.weight_version)[:length],
+        behaviour_logprobs=tuple(value for part in parts for value in part.behaviour_logprobs)[:length],
+        weight_version=tuple(value for part in parts for value in part.weight_version)[:length],
         text=completion_text(tokenizer, ids[:length], stops if reason == "stop" else ()),
         finish_reason=reason,
     )
@@ -89,23 +91,26 @@ def _stopped(tokenizer: Decoder, ids: Sequence[int], stops: Sequence[str]) -> bo
     return any(stop in text for stop in stops)
 
 
-def _packed(one: Completion) -> dict[str, Any]:
+def _packed(completion: Completion) -> dict[str, Any]:
     return {
-        "ids": torch.tensor(one.ids, dtype=torch.int32),
-        "behaviour_logprobs": torch.tensor(one.behaviour_logprobs, dtype=torch.float64),
-        "weight_version": torch.tensor(one.weight_version, dtype=torch.int32),
-        "text": one.text,
-        "finish_reason": one.finish_reason,
+        "ids": torch.tensor(completion.ids, dtype=torch.int32),
+        "behaviour_logprobs": torch.tensor(completion.behaviour_logprobs, dtype=torch.float64),
+        "weight_version": torch.tensor(completion.weight_version, dtype=torch.int32),
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
     }
 
 
 def _unpacked(state: dict[str, Any]) -> Completion:
-    values: dict[str, Any] = {key: tuple(one.tolist()) if torch.is_tensor(one) else one for key, one in state.items()}
+    values: dict[str, Any] = {
+        key: tuple(value.tolist()) if torch.is_tensor(value) else value for key, value in state.items()
+    }
     return Completion(**values)
 
 
 def _graded(state: dict[str, Any]) -> Graded:
     verdicts = {
-        name: Verdict(one["score"], Outcome(one["outcome"]), one["detail"]) for name, one in state["verdicts"].items()
+        name: Verdict(verdict["score"], Outcome(verdict["outcome"]), verdict["detail"])
+        for name, verdict in state["verdicts"].items()
     }
     return Graded(state["text"], verdicts, state["reward"], state["seconds"])

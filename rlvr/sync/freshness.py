@@ -204,11 +204,11 @@ class Probe:
 
     def observe(self, learner: Logprobs, engine: Logprobs) -> ProbeReading:
         """Note log-probabilities of the same tokens after a sync. Raises `EngineError` if the engine stays behind."""
-        ours, theirs = (_flat(logprobs) for logprobs in (learner, engine))
+        learner_values, engine_values = (_flat(logprobs) for logprobs in (learner, engine))
         if self._noise is None:
-            self._noise = max(_rms(_minus(theirs, ours)), 1e-5)
-        self._learner.append(ours)
-        self._engine.append(theirs)
+            self._noise = max(_rms(_minus(engine_values, learner_values)), 1e-5)
+        self._learner.append(learner_values)
+        self._engine.append(engine_values)
         reading = self._read()
         if reading.followed is not None and not 0.5 <= reading.followed <= 2:
             raise StaleEngineError(
@@ -225,14 +225,16 @@ class Probe:
         then = max(range(now + 1), key=lambda sync: _rms(changes[sync]))
         ours = changes[then]
         visible = _rms(ours) >= CLEAR * self._noise
-        theirs = _minus(self._engine[now], self._engine[then])
+        engine_change = _minus(self._engine[now], self._engine[then])
         apart = _minus(self._engine[now], self._learner[now])
-        slope = sum(x * y for x, y in zip(ours, theirs, strict=True)) / sum(x * x for x in ours) if visible else None
+        slope = (
+            sum(x * y for x, y in zip(ours, engine_change, strict=True)) / sum(x * x for x in ours) if visible else None
+        )
         return ProbeReading(
             mismatch=sum(map(abs, apart)) / len(apart),
             syncs=now - then,
             learner_change=_rms(ours),
-            engine_change=_rms(theirs),
+            engine_change=_rms(engine_change),
             followed=slope,
         )
 
@@ -242,9 +244,9 @@ class Probe:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as if not interrupted."""
-        for mine, stored in ((self._learner, state["learner"]), (self._engine, state["engine"])):
-            mine.clear()
-            mine.extend(list(one) for one in stored)
+        for measured, stored in ((self._learner, state["learner"]), (self._engine, state["engine"])):
+            measured.clear()
+            measured.extend(list(values) for values in stored)
         self._noise = state["noise"]
 
 
@@ -252,8 +254,8 @@ def _flat(logprobs: Logprobs) -> list[float]:
     return [value for sequence in logprobs for value in sequence[1:]]
 
 
-def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(one, other, strict=True)]
+def _minus(left: Sequence[float], right: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(left, right, strict=True)]
 
 
 def _rms(values: Sequence[float]) -> float:

@@ -90,7 +90,9 @@ class WeightSync:
     def _weights(self) -> Iterable[tuple[str, Tensor]]:
         """What can be read again after the engine has died: copies where reading takes all ranks, or where the learner
         may have moved on."""
-        if self._keeps_copy or any(isinstance(one, DTensor) for one in self._learner.policy.model.parameters()):
+        if self._keeps_copy or any(
+            isinstance(parameter, DTensor) for parameter in self._learner.policy.model.parameters()
+        ):
             return [(name, tensor.to("cpu", copy=True)) for name, tensor in self._learner.named_weights()]
         return _Weights(self._learner)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlvr.engines.protocol import EngineDied, EngineError
 from rlvr.engines.servers import pool as server_pool
 from rlvr.engines.servers.servers import VllmServers
-from rlvr.engines.servers.transports import FileWire, _Everywhere
+from rlvr.engines.servers.transports import FileTransport, _Everywhere
 from rlvr.engines.vllm.settings import VllmSettings, sampling_parameters
 from rlvr.engines.weights import read_manifest
 from rlvr.records import Completion, Request, Sampling
@@ -568,8 +568,8 @@ def test_a_server_that_reports_another_version_after_an_update_stops_the_run(tin
     tell(tiny_tied, story)
 
 
-class Elsewhere(FileWire):
-    """Another's wire whose servers have other folders than the run."""
+class Elsewhere(FileTransport):
+    """Another's transport whose servers have other folders than the run."""
 
     def __init__(self, other: Any, folder: Path) -> None:
         super().__init__(other._manifest, other._dtype, None)
@@ -590,12 +590,12 @@ def test_a_file_that_a_server_cannot_read_breaks_nothing(tiny_tied: Path, tmp_pa
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
         assert [one.suffix for one in (tmp_path / "shared").iterdir()] == [".safetensors"]
         pool = engine._pool
-        true = pool._wire._path  # type: ignore[attr-defined]
-        pool._wire.stage = lambda tensors: setattr(pool._wire, "_path", str(tmp_path / "elsewhere"))  # type: ignore[method-assign]
+        true = pool._transport._path  # type: ignore[attr-defined]
+        pool._transport.stage = lambda tensors: setattr(pool._transport, "_path", str(tmp_path / "elsewhere"))  # type: ignore[method-assign]
         with pytest.raises(EngineError, match=r"No such file.*name a folder that they share as rollout"):
             await engine.load_weights(Weights(tiny_tied, 0.5), 5)
         assert not any(one.updating for one in fakes)
-        pool._wire._path = true  # type: ignore[attr-defined]
+        pool._transport._path = true  # type: ignore[attr-defined]
 
     tell(tiny_tied, story, folder=tmp_path / "shared")
     assert list((tmp_path / "shared").iterdir()) == []

@@ -25,7 +25,7 @@ from torch import Tensor
 from rlvr.engines.protocol import EngineDied, EngineError
 from rlvr.engines.servers.serve import ServedChild
 from rlvr.engines.servers.server import Needs, Server, ServerFault, ServerLost
-from rlvr.engines.servers.transports import Wire
+from rlvr.engines.servers.transports import WeightTransport
 
 _RETRY_SECONDS = 1.0
 """Between two attempts to reach a server that is not there."""
@@ -42,7 +42,7 @@ class ServerPool:
         self,
         urls: Sequence[str],
         children: Sequence[ServedChild],
-        wire: Wire,
+        transport: WeightTransport,
         needs: Needs,
         *,
         timeout: float,
@@ -52,7 +52,7 @@ class ServerPool:
         pending: Callable[[], str],
     ) -> None:
         """`pending` says in words what waits; the rest as for `VllmServers`."""
-        self._wire, self._needs, self._timeout, self._wait = wire, needs, timeout, wait
+        self._transport, self._needs, self._timeout, self._wait = transport, needs, timeout, wait
         self._restarts, self._warn, self._pending = restarts, warn, pending
         self.servers = [
             Server(url, index, timeout) for index, url in enumerate([*urls, *(child.url for child in children)])
@@ -64,7 +64,7 @@ class ServerPool:
         """Of each label that was given away."""
         self._holds = 0
         self._changing, self._pausing = asyncio.Lock(), asyncio.Lock()
-        self._news = asyncio.Event()
+        self._change = asyncio.Event()
         self._is_starting = False
         self._nobody_since = 0.0
         self._refusal: EngineError | None = None
@@ -83,16 +83,16 @@ class ServerPool:
         self._tasks = [asyncio.create_task(self._watch(server)) for server in self.servers]
         try:
             deadline = self._now() + self._wait
-            while any(not one.is_ready for one in self.servers) and self._now() < deadline:
-                await self._hear(deadline - self._now())
+            while any(not server.is_ready for server in self.servers) and self._now() < deadline:
+                await self._wait_for_change(deadline - self._now())
                 if self._refusal is not None:
                     raise self._refusal
-            await self.some(lambda: False)
+            await self.wait_for_server()
         finally:
             self._is_starting = False
-        for one in self.servers:
-            if not one.is_ready:
-                self._warn("server_missing", f"{one} is not there after {self._wait:g} s: {one.reason}")
+        for server in self.servers:
+            if not server.is_ready:
+                self._warn("server_missing", f"{server} is not there after {self._wait:g} s: {server.reason}")
 
     async def close(self) -> None:
         """End what is in flight and the children; other servers go on running."""
@@ -105,8 +105,8 @@ class ServerPool:
         self._tasks, self.servers = [], []
         for child in self._child_of.values():
             child.kill()
-        self._wire.close()
-        self.tell()
+        self._transport.close()
+        self.notify()
 
     async def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Stage weights and give them to all that are ready; the others get them when they are back."""
@@ -114,36 +114,38 @@ class ServerPool:
             await self.stage(tensors, version)
             async with self.paused():
                 ready = self.ready()
-                lives = [one.lives for one in ready]
-                for one, life, error in zip(ready, lives, await self._give(ready), strict=True):
+                lives = [server.lives for server in ready]
+                for server, life, error in zip(ready, lives, await self._give(ready), strict=True):
                     if isinstance(error, EngineError):
                         raise error
                     if error is not None:
-                        self.lose(one, error, life)
-        await self.some(lambda: False)
+                        self.lose(server, error, life)
+        await self.wait_for_server()
 
     async def stage(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        await asyncio.to_thread(self._wire.stage, tensors)  # servers are watched meanwhile
+        await asyncio.to_thread(self._transport.stage, tensors)  # servers are watched meanwhile
         self._count += 1
         self._label = f"{version}:{self._run}:{self._count}"
         self.versions[self._label] = version
 
     async def _give(self, servers: Sequence[Server]) -> list[Exception | None]:
         """The staged weights to paused servers, and the proof that they have them; for each what went wrong."""
-        for one in servers:
-            one.is_updating = True
+        for server in servers:
+            server.is_updating = True
         try:
             # a request that came after the update with the salt of the old weights would use their cache
-            errors = [error for _, error in await asyncio.gather(*(outcome(one.admitted()) for one in servers))]
+            errors = [error for _, error in await asyncio.gather(*(outcome(server.admitted()) for server in servers))]
             there = [index for index, error in enumerate(errors) if error is None]
-            sent = await self._wire.send([servers[index] for index in there], self._label)
-            settled = [outcome(self._settle(servers[index], one)) for index, one in zip(there, sent, strict=True)]
+            sent = await self._transport.send([servers[index] for index in there], self._label)
+            settled = [
+                outcome(self._settle(servers[index], refusal)) for index, refusal in zip(there, sent, strict=True)
+            ]
             for index, (_, error) in zip(there, await asyncio.gather(*settled), strict=True):
                 errors[index] = error
             return errors
         finally:
-            for one in servers:
-                one.is_updating = False
+            for server in servers:
+                server.is_updating = False
 
     async def _settle(self, server: Server, error: Exception | None) -> None:
         """What an update came to: `ServerLost`, `EngineError` for a refusal, or a server with the new weights."""
@@ -152,10 +154,10 @@ class ServerPool:
             raise EngineError(f"the weights were refused, and {server} must be started again: {error}") from error
         if error is not None:
             raise error
-        found = await server.version()
-        if found != self._label:
-            raise EngineError(f"{server} reports weights {found!r} after an update to {self._label!r}")
-        server.label = found
+        reported = await server.version()
+        if reported != self._label:
+            raise EngineError(f"{server} reports weights {reported!r} after an update to {self._label!r}")
+        server.label = reported
         if not server.in_flight:  # what is in flight holds blocks; others cannot meet them, their salt differs
             await self.clear(server)
 
@@ -172,8 +174,8 @@ class ServerPool:
 
     async def _set_pauses(self) -> None:
         async with self._pausing:
-            wrong = [one for one in self.ready() if one.is_paused != bool(self._holds)]
-            await self.each(wrong, lambda one: one.pause() if self._holds else one.resume())
+            wrong = [server for server in self.ready() if server.is_paused != bool(self._holds)]
+            await self.on_each(wrong, lambda server: server.pause() if self._holds else server.resume())
 
     async def clear(self, server: Server) -> None:
         """Forget cached prefixes of a server with nothing in flight, as soon as it has let go of what was given up."""
@@ -216,7 +218,7 @@ class ServerPool:
     async def _bring_in(self, server: Server) -> None:
         """Check a server that is there, give it the current weights, then let it work."""
         if server in self._child_of:
-            await self._see_to(self._child_of[server], server)
+            await self._restart_child_if_needed(self._child_of[server], server)
         await server.check(self._needs)
         if server.is_half_updated:
             raise EngineError(f"{server} was lost in the middle of an update; start it again")
@@ -237,10 +239,10 @@ class ServerPool:
             self._warn(
                 "server_returned", f"{server} is back and has the weights of version {self.versions[self._label]}"
             )
-        self.tell()
+        self.notify()
 
-    async def _see_to(self, child: ServedChild, server: Server) -> None:
-        """Start a child of the run again that ended or hangs."""
+    async def _restart_child_if_needed(self, child: ServedChild, server: Server) -> None:
+        """Restart a server that this run started if it has ended or hangs."""
         if self._is_starting and child.has_ended:
             raise EngineError(f"a server of this run did not start: {child.reason()}; its log is {child.log_file}")
         if not (server.must_restart or server.is_half_updated or child.has_ended):
@@ -258,13 +260,13 @@ class ServerPool:
         count = server.in_flight
         server.drop(str(error))
         server.must_restart = True
-        left = len(self.ready())
-        if not left:
+        others = len(self.ready())
+        if not others:
             self._nobody_since = self._now()
         self._warn(
             "server_lost",
-            f"{error}. Its {count} requests go to the other {left} servers"
-            if left
+            f"{error}. Its {count} requests go to the other {others} servers"
+            if others
             else f"{error}. Its {count} requests wait for it, at most {self._wait:g} s (rollout.engine.wait)",
         )
 
@@ -277,46 +279,47 @@ class ServerPool:
         elif server.reason != str(error):
             self._warn("server_refused", str(error))
         server.reason = str(error)
-        self.tell()
+        self.notify()
 
-    async def each(self, servers: Sequence[Server], verb: Callable[[Server], Awaitable[Any]]) -> None:
-        """A verb on several servers at the same time; those that fail are lost. Raises `EngineError`."""
-        lives = [one.lives for one in servers]
-        found = await asyncio.gather(*(outcome(verb(one)) for one in servers))
-        for one, life, (_, error) in zip(servers, lives, found, strict=True):
+    async def on_each(self, servers: Sequence[Server], verb: Callable[[Server], Awaitable[Any]]) -> None:
+        """Await `verb(server)` for all of them at once; a server whose call fails counts as lost. Raises
+        `EngineError`."""
+        lives = [server.lives for server in servers]
+        outcomes = await asyncio.gather(*(outcome(verb(server)) for server in servers))
+        for server, life, (_, error) in zip(servers, lives, outcomes, strict=True):
             if isinstance(error, EngineError):
                 raise error
             if error is not None:
-                self.lose(one, error, life)
+                self.lose(server, error, life)
 
-    async def some(self, is_given_up: Callable[[], bool]) -> Server | None:
+    async def wait_for_server(self, is_given_up: Callable[[], bool] = lambda: False) -> Server | None:
         """The ready server with the least in flight, the first of equals, as soon as there is one; None once the caller
         has given up. Raises `EngineDied` after `wait` seconds without any server."""
         while not is_given_up():
             if ready := self.ready():
-                return min(ready, key=lambda one: (one.in_flight, one.index))
+                return min(ready, key=lambda server: (server.in_flight, server.index))
             if not self.servers:
                 raise EngineError("the engine is not running; call start() first, and nothing after close()")
-            left = self._nobody_since + self._wait - self._now()
-            if left <= 0:
-                reasons = "; ".join(f"{one}: {one.reason}" for one in self.servers)
+            remaining = self._nobody_since + self._wait - self._now()
+            if remaining <= 0:
+                reasons = "; ".join(f"{server}: {server.reason}" for server in self.servers)
                 raise EngineDied(f"no server for {self._wait:g} s (rollout.engine.wait): {reasons}. {self._pending()}")
-            await self._hear(left)
+            await self._wait_for_change(remaining)
         return None
 
     def ready(self) -> list[Server]:
-        return [one for one in self.servers if one.is_ready]
+        return [server for server in self.servers if server.is_ready]
 
-    async def _hear(self, seconds: float) -> None:
-        """Wait for news of a server, at most so long."""
+    async def _wait_for_change(self, seconds: float) -> None:
+        """Wait until a server's state changes, at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(seconds, 0.0)):
-                await self._news.wait()
+                await self._change.wait()
 
-    def tell(self) -> None:
-        """There is news: everybody who waits looks again."""
-        self._news.set()
-        self._news = asyncio.Event()
+    def notify(self) -> None:
+        """Wake everybody who waits for a server's state to change."""
+        self._change.set()
+        self._change = asyncio.Event()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -333,6 +336,6 @@ async def outcome(verb: Awaitable[T]) -> tuple[T | None, Exception | None]:
 def _allow_many_connections() -> None:
     """Each request in flight is an open file; the soft limit is often 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

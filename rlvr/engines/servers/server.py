@@ -144,7 +144,7 @@ class Server:
 
     async def abort(self, ids: Sequence[str]) -> None:
         """End the requests with these ids; they return what they have. None at all means all there are."""
-        await self.ask("POST", "/abort_requests", {"request_ids": [_REQUEST_PREFIX + one for one in ids]})
+        await self.ask("POST", "/abort_requests", {"request_ids": [_REQUEST_PREFIX + name for name in ids]})
 
     async def clear_cache(self) -> bool:
         """Forget cached prefixes; False if requests hold some."""
@@ -169,10 +169,10 @@ class Server:
     async def check(self, needs: Needs) -> None:
         """Raise `EngineError` naming the first setting with which it cannot serve this run."""
         try:
-            found = await self.ask("GET", "/server_info?config_format=json")
+            info = await self.ask("GET", "/server_info?config_format=json")
         except EngineError as error:
             raise EngineError(f"{error}; start it with VLLM_SERVER_DEV_MODE=1, as `rlvr serve` does") from error
-        config = _field(found, "vllm_config", dict, self.url)
+        config = _field(info, "vllm_config", dict, self.url)
         model, parallel = config.get("model_config") or {}, config.get("parallel_config") or {}
         scheduler, transfer = config.get("scheduler_config") or {}, config.get("weight_transfer_config") or {}
         instance = _field(config, "instance_id", str, self.url)
@@ -207,15 +207,16 @@ class Server:
         choice = self._choice(await self._until_gone("/inference/v1/generate", body))
         try:
             entries = (choice["logprobs"] or {"content": []})["content"]
-            ids = tuple(int(one) for one in choice["token_ids"] or [])
-            if [one["token_id"] for one in entries] != list(ids):
+            ids = tuple(int(token) for token in choice["token_ids"] or [])
+            if [entry["token_id"] for entry in entries] != list(ids):
                 raise ValueError("log-probabilities of other tokens than those sampled")
-            logprobs = tuple(float(one["logprob"]) for one in entries)
+            logprobs = tuple(float(entry["logprob"]) for entry in entries)
             return VllmOutput(
                 ids=ids,
-                logprobs=tuple(float("nan") if one <= _NO_NUMBER else one for one in logprobs),
+                logprobs=tuple(float("nan") if logprob <= _NO_NUMBER else logprob for logprob in logprobs),
                 versions=[
-                    (str(one["version"]), int(one["start"]), int(one["end"])) for one in choice["weight_versions"] or []
+                    (str(span["version"]), int(span["start"]), int(span["end"]))
+                    for span in choice["weight_versions"] or []
                 ],
                 finish_reason=str(choice["finish_reason"]),
                 is_stop_string=isinstance(choice["stop_reason"], str),
@@ -237,7 +238,11 @@ class Server:
         try:
             prompt = [float(response["prompt_logprobs"][i][str(ids[i])]["logprob"]) for i in range(1, len(ids) - 1)]
             candidates = choice["logprobs"]["content"][0]["top_logprobs"]
-            return [0.0, *prompt, next(float(one["logprob"]) for one in candidates if one["token_id"] == last)]
+            return [
+                0.0,
+                *prompt,
+                next(float(candidate["logprob"]) for candidate in candidates if candidate["token_id"] == last),
+            ]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
             raise self._nonsense(name, error) from error
 
@@ -278,9 +283,9 @@ class Server:
 _FIX = "; start it by `rlvr serve` with this run's recipe"
 
 
-def _is_same_model(one: str, other: str) -> bool:
+def _is_same_model(first: str, second: str) -> bool:
     """Whether two paths may be one model seen from two hosts: what they hold is proved by the weights sent."""
-    return Path(one).name == Path(other).name or Path(one).resolve() == Path(other).resolve()
+    return Path(first).name == Path(second).name or Path(first).resolve() == Path(second).resolve()
 
 
 def _field(response: Mapping[str, Any], key: str, kind: type, url: str) -> Any:

@@ -27,7 +27,7 @@ from rlvr.engines.protocol import NO_VERSION, EngineError
 from rlvr.engines.servers.pool import ServerPool, outcome
 from rlvr.engines.servers.serve import ServedChild
 from rlvr.engines.servers.server import Needs, Server, ServerFault, ServerLost
-from rlvr.engines.servers.transports import FileWire, NcclWire
+from rlvr.engines.servers.transports import FileTransport, NcclTransport
 from rlvr.engines.stop_strings import check_fits, check_lengths
 from rlvr.engines.vllm.settings import FILE_BACKEND, VllmSettings, build_completion
 from rlvr.engines.weights import read_manifest, stored
@@ -67,7 +67,8 @@ class VllmServers:
     ) -> None:
         """`children` are servers that this engine starts. `timeout` bounds each verb but sampling, `wait` the time
         without any server, both in seconds. `transfer` is vLLM's backend for weights; `folder` and `address` are where
-        servers find them: `FileWire`, `NcclWire`. `warn` gets a name and a message for each loss and return."""
+        servers find them: `FileTransport`, `NcclTransport`. `warn` gets a name and a message for each loss and
+        return."""
         self._settings, self._urls, self._children = settings, tuple(urls), tuple(children)
         self._transfer, self._folder, self._address = transfer, folder, address
         self._timeout, self._wait, self._restarts, self._warn = timeout, wait, restarts, warn
@@ -109,7 +110,7 @@ class VllmServers:
         self._running = ServerPool(
             self._urls,
             self._children,
-            FileWire(manifest, dtype, self._folder) if is_file else NcclWire(manifest, dtype, self._address),
+            FileTransport(manifest, dtype, self._folder) if is_file else NcclTransport(manifest, dtype, self._address),
             Needs(model=model, dtype=self._settings.dtype, model_len=self._model_len, transfer=self._transfer),
             timeout=self._timeout,
             wait=self._wait,
@@ -130,7 +131,7 @@ class VllmServers:
         priority = self._next()
         try:
             while True:
-                server = await pool.some(lambda: pending.is_interrupted)
+                server = await pool.wait_for_server(lambda: pending.is_interrupted)
                 if server is None:
                     return Completion(ids=(), behaviour_logprobs=(), weight_version=(), text="", finish_reason="abort")
                 pending.name, pending.server, life = f"{request.id}#{self._next()}", server, server.lives
@@ -150,24 +151,24 @@ class VllmServers:
             self._pending.remove(pending)
             pending.ended.set()
 
-    def _check_failures(self, what: str, failures: int, error: Exception) -> None:
+    def _check_failures(self, call: str, failures: int, error: Exception) -> None:
         if failures > self._restarts:
             raise EngineError(
-                f"{what} failed {failures} times, rollout.engine.restarts allows {self._restarts}; the last: {error}"
+                f"{call} failed {failures} times, rollout.engine.restarts allows {self._restarts}; the last: {error}"
             ) from error
 
     async def interrupt(self) -> None:
         """End every request in flight: each pending `generate` returns what it has, with finish reason "abort"."""
         pool, targets = self._pool, set(self._pending)
-        for one in targets:
-            one.is_interrupted = True
-        while left := {one for one in targets if not one.ended.is_set()}:
-            pool.tell()
+        for pending in targets:
+            pending.is_interrupted = True
+        while unfinished := {pending for pending in targets if not pending.ended.is_set()}:
+            pool.notify()
             for server in pool.servers:
-                names = [one.name for one in left if one.server is server]
+                names = [pending.name for pending in unfinished if pending.server is server]
                 if names and server.is_ready:  # again until they end: a request may still be on its way there
-                    await pool.each([server], lambda one, names=names: one.abort(names))  # type: ignore[misc]
-            waits = [asyncio.create_task(one.ended.wait()) for one in left]
+                    await pool.on_each([server], lambda ready, names=names: ready.abort(names))  # type: ignore[misc]
+            waits = [asyncio.create_task(pending.ended.wait()) for pending in unfinished]
             await asyncio.wait(waits, timeout=0.05)
             for task in waits:
                 task.cancel()
@@ -181,20 +182,22 @@ class VllmServers:
         pool, failures = self._pool, 0
         check_lengths(sequences, self.model_len)
         while True:
-            await pool.some(lambda: False)
+            await pool.wait_for_server()
             async with self.hold():
                 servers = pool.ready()
-                lives = [one.lives for one in servers]
-                tasks = [asyncio.create_task(outcome(self._logprobs(one, sequences))) for one in servers]
+                lives = [server.lives for server in servers]
+                tasks = [asyncio.create_task(outcome(self._logprobs(server, sequences))) for server in servers]
             results = await asyncio.gather(*tasks)
-            for one, life, (_, error) in zip(servers, lives, results, strict=True):
+            for server, life, (_, error) in zip(servers, lives, results, strict=True):
                 if error is not None:
-                    await pool.blame(one, error, life)
+                    await pool.blame(server, error, life)
                     failures += 1
                     self._check_failures("logprobs", failures, error)
-            found = [(one, logprobs) for one, (logprobs, error) in zip(servers, results, strict=True) if error is None]
-            if found:
-                return _agreed(found)
+            agreeing = [
+                (server, logprobs) for server, (logprobs, error) in zip(servers, results, strict=True) if error is None
+            ]
+            if agreeing:
+                return _agreed(agreeing)
 
     async def _logprobs(self, server: Server, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         async def one(ids: Sequence[int]) -> list[float]:
@@ -211,10 +214,10 @@ class VllmServers:
         """
         pool = self._pool
         async with pool.paused():
-            await pool.each([one for one in pool.ready() if not one.in_flight], pool.clear)
+            await pool.on_each([server for server in pool.ready() if not server.in_flight], pool.clear)
             yield
             await asyncio.sleep(0)  # tasks that the block created make their first step
-            await pool.each(pool.ready(), lambda one: one.admitted())
+            await pool.on_each(pool.ready(), lambda server: server.admitted())
 
     async def release(self) -> None:
         """Servers have devices of their own."""
@@ -239,8 +242,8 @@ class VllmServers:
             await running.close()
 
     def _what_is_pending(self) -> str:
-        oldest = sorted(self._pending, key=lambda one: one.since)
-        names = ", ".join(f"{one.id!r} for {self._now() - one.since:.0f} s" for one in oldest[:5])
+        oldest = sorted(self._pending, key=lambda pending: pending.since)
+        names = ", ".join(f"{pending.id!r} for {self._now() - pending.since:.0f} s" for pending in oldest[:5])
         return f"{len(oldest)} requests are pending" + (f", the oldest: {names}" if oldest else "")
 
     def _next(self) -> int:
@@ -257,16 +260,16 @@ def token_shares(sampled: Sequence[int]) -> dict[str, float]:
     return {f"engine/share/{index}": tokens / total for index, tokens in enumerate(sampled)} if total else {}
 
 
-def _agreed(found: Sequence[tuple[Server, list[list[float]] | None]]) -> list[list[float]]:
+def _agreed(agreeing: Sequence[tuple[Server, list[list[float]] | None]]) -> list[list[float]]:
     """The log-probabilities of the first server. Raises `EngineError` if another's differ."""
-    first, logprobs = found[0]
+    first, logprobs = agreeing[0]
     assert logprobs is not None
-    for one, others in found[1:]:
+    for other, others in agreeing[1:]:
         assert others is not None
         apart = distance(logprobs, others) if any(len(ids) > 1 for ids in logprobs) else 0.0
         if not apart <= FOLLOWS:
             raise EngineError(
-                f"{first} and {one} disagree on the same weights: their log-probabilities are {apart:.2f} nats apart "
+                f"{first} and {other} disagree on the same weights: their log-probabilities are {apart:.2f} nats apart "
                 "on average; they load the model differently"
             )
     return logprobs

@@ -1,9 +1,9 @@
-"""Ways of weights to servers: a file that they read, or vLLM's NCCL broadcast between GPUs.
+"""How weights reach servers: through a file that they read, or by vLLM's NCCL broadcast between GPUs.
 
-| wire       | a server that comes back gets                                | for                                   |
-|------------|--------------------------------------------------------------|---------------------------------------|
-| `FileWire` | the file again, which stays until the next weights           | CPUs, one host or a shared folder     |
-| `NcclWire` | a broadcast of its own, the learner's weights read once more | GPUs of any hosts                     |
+| transport       | a server that comes back gets                                | for                               |
+|-----------------|--------------------------------------------------------------|-----------------------------------|
+| `FileTransport` | the file again, which stays until the next weights           | CPUs, one host or a shared folder |
+| `NcclTransport` | a broadcast of its own, the learner's weights read once more | GPUs of any hosts                 |
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from rlvr.engines.weights import Manifest, checked, staged
 Weights = Iterable[tuple[str, Tensor]]
 
 
-class Wire(Protocol):
-    """How weights travel."""
+class WeightTransport(Protocol):
+    """How new weights reach the servers."""
 
     def stage(self, tensors: Weights) -> None:
-        """Take weights on, in place of those before; may take long, blocks. Raises `EngineError`, then those before
-        stay."""
+        """Take new weights, replacing the last ones; blocks, possibly for long. If it raises `EngineError`, the last
+        ones stay."""
 
     async def send(self, servers: Sequence[Server], label: str) -> list[Exception | None]:
         """Give the staged weights to paused servers; for each what went wrong, if anything."""
@@ -40,7 +40,7 @@ class Wire(Protocol):
         """Forget the weights."""
 
 
-class FileWire:
+class FileTransport:
     """One safetensors file, read by each server through our file backend."""
 
     def __init__(self, manifest: Manifest, dtype: torch.dtype, folder: Path | None) -> None:
@@ -57,11 +57,11 @@ class FileWire:
 
     async def send(self, servers: Sequence[Server], label: str) -> list[Exception | None]:
         """Each server on its own: one that fails takes no other with it."""
-        found = await asyncio.gather(*(self._send(one, label) for one in servers), return_exceptions=True)
-        for error in found:
+        results = await asyncio.gather(*(self._send(server, label) for server in servers), return_exceptions=True)
+        for error in results:
             if error is not None and not isinstance(error, Exception):
                 raise error
-        return [error if isinstance(error, Exception) else None for error in found]
+        return [error if isinstance(error, Exception) else None for error in results]
 
     async def _send(self, server: Server, label: str) -> None:
         try:
@@ -90,7 +90,7 @@ async def _update(server: Server, label: str) -> AsyncIterator[None]:
     server.is_half_updated = False
 
 
-class NcclWire:
+class NcclTransport:
     """vLLM's NCCL transfer engine from this process's GPU to all workers of all servers.
 
     Written against vLLM 0.32's source, never run: no GPU here. The group is opened anew whenever it is another set of
@@ -121,9 +121,9 @@ class NcclWire:
         self._is_spent = True
         loop = asyncio.get_running_loop()
         device = torch.cuda.current_device()
-        group = [(one, one.lives) for one in servers]
+        group = [(server, server.lives) for server in servers]
         try:
-            sizes = [int((await one.ask("GET", "/get_world_size"))["world_size"]) for one in servers]
+            sizes = [int((await server.ask("GET", "/get_world_size"))["world_size"]) for server in servers]
             client = _Everywhere(servers, sizes, label, loop)
             await asyncio.to_thread(self._broadcast, client, device, group, 1 + sum(sizes))
         except (ServerLost, ServerFault, EngineError, RuntimeError, ValueError) as error:
@@ -170,7 +170,7 @@ class _Everywhere:
 
         async def all_of_them() -> None:
             await asyncio.gather(
-                *(one.ask("POST", path, body(i) if body else None) for i, one in enumerate(self._servers))
+                *(server.ask("POST", path, body(i) if body else None) for i, server in enumerate(self._servers))
             )
 
         asyncio.run_coroutine_threadsafe(all_of_them(), self._loop).result()
@@ -184,8 +184,8 @@ class _Everywhere:
 
     def start_weight_update(self) -> None:
         """vLLM's verb."""
-        for one in self._servers:
-            one.is_half_updated = True
+        for server in self._servers:
+            server.is_half_updated = True
         self.everywhere("/start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
@@ -195,8 +195,8 @@ class _Everywhere:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """vLLM's verb, with our label."""
         self.everywhere("/finish_weight_update", lambda _: {"weight_version": self._label})
-        for one in self._servers:
-            one.is_half_updated = False
+        for server in self._servers:
+            server.is_half_updated = False
 
 
 def _source(manifest: Manifest, dtype: torch.dtype, tensors: Callable[[], Iterator[tuple[str, Tensor]]]) -> Any:

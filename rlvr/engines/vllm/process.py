@@ -152,6 +152,6 @@ def reason_in(log: Path, start: int) -> str:
     with open(log, "rb") as file:
         file.seek(start)
         text = file.read().decode(errors="replace")
-    found = [f"{kind}: {message.strip()}" for kind, message in _REASON.findall(text)]
-    causes = [reason for reason in found if not any(echo in reason for echo in _SECONDARY)]
+    reasons = [f"{kind}: {message.strip()}" for kind, message in _REASON.findall(text)]
+    causes = [reason for reason in reasons if not any(echo in reason for echo in _SECONDARY)]
     return causes[-1] if causes else ""

@@ -33,23 +33,23 @@ def step_statistics(batches: Sequence[MicroBatch], algorithm: Algorithm, update:
     """
     advantages = _trained(batches, [batch.advantages for batch in batches]).double()
     count = advantages.numel()
-    found = StepStatistics(positive_tokens=float((advantages > 0).sum()))
+    statistics = StepStatistics(positive_tokens=float((advantages > 0).sum()))
     if algorithm.top_entropy < 1.0 and count:
         entropy = _trained(batches, [_there(batch.old_entropy) for batch in batches])
-        found = replace(found, entropy_threshold=_greatest(entropy, math.ceil(algorithm.top_entropy * count)))
+        statistics = replace(statistics, entropy_threshold=_greatest(entropy, math.ceil(algorithm.top_entropy * count)))
     surrogate = algorithm.surrogate
     if not isinstance(surrogate, ClipCovSurrogate | KlCovSurrogate) or not count:
-        return found
+        return statistics
     logprobs = _trained(batches, [_there(batch.old_logprobs) for batch in batches]).double()
-    found = replace(found, mean_logprob=float(logprobs.mean()), mean_advantage=float(advantages.mean()))
+    statistics = replace(statistics, mean_logprob=float(logprobs.mean()), mean_advantage=float(advantages.mean()))
     covariance = (logprobs - logprobs.mean()) * (advantages - advantages.mean())
     size = max(1, int(surrogate.share * count))
     if isinstance(surrogate, KlCovSurrogate):
-        return replace(found, covariance_threshold=_greatest(covariance, size))
+        return replace(statistics, covariance_threshold=_greatest(covariance, size))
     draws = _trained(batches, [_draws(batch, update) for batch in batches])
     draws = draws[(covariance > surrogate.cov_low) & (covariance < surrogate.cov_high)]
     last = int(draws.sort().values[:size][-1]) if draws.numel() else -1
-    return replace(found, draw=update, draw_threshold=last)
+    return replace(statistics, draw=update, draw_threshold=last)
 
 
 def covariant(batch: MicroBatch, config: ClipCovSurrogate | KlCovSurrogate) -> Float[Tensor, "B L"]:
@@ -93,12 +93,12 @@ def _greatest(values: Float[Tensor, " N"], size: int) -> float:
 
 def _trained(batches: Sequence[MicroBatch], values: Sequence[Tensor]) -> Num[Tensor, " N"]:
     """The values of all trained tokens, of all ranks, in one row."""
-    mine = torch.cat([value[batch.loss_mask.bool()] for batch, value in zip(batches, values, strict=True)])
+    own = torch.cat([value[batch.loss_mask.bool()] for batch, value in zip(batches, values, strict=True)])
     if not dist.is_initialized():
-        return mine
+        return own
     parts: list[Tensor | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine.cpu())
-    return torch.cat([part for part in parts if part is not None]).to(mine.device)
+    dist.all_gather_object(parts, own.cpu())
+    return torch.cat([part for part in parts if part is not None]).to(own.device)
 
 
 def _draws(batch: MicroBatch, update: int) -> Int[Tensor, "B L"]:
