@@ -51,7 +51,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def no_such_file(path: Path) -> str:
     """Why a file that a recipe names cannot be read: it is not there, with the nearest name that is."""
-    beside = (one.name for one in path.parent.iterdir()) if path.parent.is_dir() else ()
+    beside = (neighbour.name for neighbour in path.parent.iterdir()) if path.parent.is_dir() else ()
     return f"{str(path)!r} does not exist{nearest(path.name, beside)}; relative paths start at {Path.cwd()}"
 
 

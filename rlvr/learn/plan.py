@@ -81,8 +81,8 @@ class Planner:
         kept: list[dict[int, int]] = []
         limit, ranks = self._config.micro_batch_tokens, self._accelerator.num_processes
         for step in range(objective.updates):
-            mine = set(groups[step * share : (step + 1) * share])
-            chosen = [index for index, sample in enumerate(samples) if sample.group in mine]
+            step_groups = set(groups[step * share : (step + 1) * share])
+            chosen = [index for index, sample in enumerate(samples) if sample.group in step_groups]
             kept.append({place: index for place, index in enumerate(chosen) if index in keep})
             per_step.append(
                 objective.pack([samples[index] for index in chosen], limit, self._config.packing, ranks=ranks)

@@ -179,8 +179,8 @@ class Learner:
     def _with(self, batch: MicroBatch, field: str, module: Any, objective: Objective) -> MicroBatch:
         """The micro-batch with another model's log-probabilities filled in."""
         logprobs, entropy = forward(module, batch, objective.temperature)
-        found: dict[str, Any] = {field: logprobs} | ({"old_entropy": entropy} if field == "old_logprobs" else {})
-        return dataclasses.replace(batch, **found)
+        filled: dict[str, Any] = {field: logprobs} | ({"old_entropy": entropy} if field == "old_logprobs" else {})
+        return dataclasses.replace(batch, **filled)
 
     # ----------------------------------------------------------------------------------------- weights, logprobs, state
 

@@ -88,20 +88,20 @@ class Rollouts:
         one at temperature 0 beside it; how many may be unscored is the caller's business."""
         return self._background.wait(self._drain(visits, group_size, sampling, greedy))
 
-    def evaluate(self, one: EvalSet, problems: Sequence[Problem]) -> tuple[dict[str, float], list[RolloutGroup]]:
+    def evaluate(self, eval_set: EvalSet, problems: Sequence[Problem]) -> tuple[dict[str, float], list[RolloutGroup]]:
         """``eval/NAME/...`` and the rollouts behind it. Requests have the same seeds each time, so that two
         evaluations differ by their weights and not by their luck."""
         sampling = Sampling(
-            max_new_tokens=one.max_new_tokens or self._recipe.rollout.max_new_tokens,
-            temperature=one.temperature,
-            top_p=one.top_p,
+            max_new_tokens=eval_set.max_new_tokens or self._recipe.rollout.max_new_tokens,
+            temperature=eval_set.temperature,
+            top_p=eval_set.top_p,
             stop=self._renderer.stop,
             stop_token_ids=self._renderer.stop_token_ids,
         )
         visits = [(problem, 0) for problem in problems]
-        groups = self.sample(visits, one.samples, sampling, greedy=one.greedy and one.temperature > 0.0)
+        groups = self.sample(visits, eval_set.samples, sampling, greedy=eval_set.greedy and eval_set.temperature > 0.0)
         check_scored(groups, self._recipe.rewards.max_unscored)
-        return summarise(one.name, groups, one.k), groups
+        return summarise(eval_set.name, groups, eval_set.k), groups
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engine the policy's weights; see `Engine.load_weights`."""

@@ -74,9 +74,9 @@ class Scheduler:
         """See `Rollouts.take`."""
         rollout, algorithm = self._recipe.rollout, self._recipe.algorithm
         missing = wanted = rollout.prompts_per_step
-        most = wanted
+        limit = wanted
         if isinstance(algorithm.filter, RefillGroups):
-            most += algorithm.filter.most_extra(wanted)
+            limit += algorithm.filter.most_extra(wanted)
         groups: list[RolloutGroup] = []
         self._waiting.stop_watching()
         try:
@@ -89,7 +89,7 @@ class Scheduler:
                 if not self._activity.running:
                     self.grade_wait += max(0.0, time.perf_counter() - self._activity.last_sampled)
                 check_scored(groups, self._recipe.rewards.max_unscored)
-                missing = min(wanted - sum(self._can_be_trained(group) for group in groups), most - len(groups))
+                missing = min(wanted - sum(self._can_be_trained(group) for group in groups), limit - len(groups))
             if isinstance(self._schedule, OneStepAhead):
                 await self._admit(draw, wanted)
         except asyncio.CancelledError:
@@ -108,41 +108,45 @@ class Scheduler:
 
     async def _wake_restored(self) -> None:
         """Bring the groups of a checkpoint to where they were: finished, or waiting at the gate."""
-        if restored := [one for one in self.buffer.pending if one.task is None]:
-            for one in restored:
-                self._start(one)
+        if restored := [pending for pending in self.buffer.pending if pending.task is None]:
+            for pending in restored:
+                self._start(pending)
             await self._waiting.until(self._is_quiet)
 
-    def _start(self, one: Pending) -> None:
+    def _start(self, pending: Pending) -> None:
         work = self._collector.group(
-            one.problem, one.visit, group_size=self._recipe.rollout.group_size, sampling=self._sampling,
-            gate=self._gate, activity=self._activity, journal=one.journal, order=one.order,
+            pending.problem, pending.visit, group_size=self._recipe.rollout.group_size, sampling=self._sampling,
+            gate=self._gate, activity=self._activity, journal=pending.journal, order=pending.order,
             greedy=isinstance(self._recipe.algorithm.baseline, GreedyBaseline),
         )  # fmt: skip
-        one.task = asyncio.create_task(work)
-        one.task.add_done_callback(partial(self._finish, one))
+        pending.task = asyncio.create_task(work)
+        pending.task.add_done_callback(partial(self._finish, pending))
 
     async def _admit(self, draw: Callable[[int], Sequence[tuple[Problem, int]]], target: int) -> None:
         """Draw until `target` groups are on their way, and let all that are not running sample."""
         version = self._engine.version
         if (missing := target - len(self.buffer.pending)) > 0:
             self.buffer.add(draw(missing), version)
-        waiting = [one for one in self.buffer.pending if one.task is None or self._gate.has_waiting(one.order)]
+        waiting = [
+            pending for pending in self.buffer.pending if pending.task is None or self._gate.has_waiting(pending.order)
+        ]
         if not waiting:
             return
-        self._gate.asked -= {one.order for one in waiting if one.task is None}
+        self._gate.asked -= {pending.order for pending in waiting if pending.task is None}
         async with self._engine.hold():
             self._gate.open(self._budget)
-            for one in waiting:
-                if one.journal.oldest() is None:
-                    one.admitted = version
-                if one.task is None:
-                    self._start(one)
-            await admission(self._gate, {one.order: one.task for one in waiting if one.task is not None})
+            for pending in waiting:
+                if pending.journal.oldest() is None:
+                    pending.admitted = version
+                if pending.task is None:
+                    self._start(pending)
+            await admission(
+                self._gate, {pending.order: pending.task for pending in waiting if pending.task is not None}
+            )
 
-    def _finish(self, one: Pending, task: asyncio.Task[RolloutGroup]) -> None:
+    def _finish(self, pending: Pending, task: asyncio.Task[RolloutGroup]) -> None:
         if not task.cancelled() and task.exception() is None:
-            one.group = task.result()
+            pending.group = task.result()
         self._activity.notify()
 
     async def _finished(
@@ -174,7 +178,7 @@ class Scheduler:
     def _is_quiet(self) -> bool:
         """True where each completion is finished or waits at the gate."""
         idle = not self._activity.running and not self._activity.grading
-        return idle and all(self._gate.has_waiting(one.order) for one in self.buffer.unfinished())
+        return idle and all(self._gate.has_waiting(pending.order) for pending in self.buffer.unfinished())
 
     async def settle(self) -> None:
         """What the schedule finishes before the weights change: one step ahead, all that was begun."""

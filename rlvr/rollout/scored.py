@@ -18,7 +18,7 @@ def check_scored(groups: Sequence[RolloutGroup], allowed: float) -> None:
     unscored = [rollout for rollout in rollouts if rollout.reward is None]
     if len(unscored) > allowed * len(rollouts):
         verdicts = next(iter(unscored)).verdicts.items()
-        name, verdict = next((name, one) for name, one in verdicts if not one.outcome.is_scored)
+        name, verdict = next((name, verdict) for name, verdict in verdicts if not verdict.outcome.is_scored)
         raise TooManyUnscored(
             f"{len(unscored)} of {len(rollouts)} rollouts could not be scored, rewards.max_unscored allows "
             f"{allowed:.0%}; the first is {unscored[0].problem_id!r}, where term {name!r} said {verdict.outcome}:\n"

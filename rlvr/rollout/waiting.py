@@ -29,18 +29,18 @@ class Waiting:
     async def until(self, ready: Callable[[], bool]) -> None:
         """Wait for `ready`, which is asked after each change; says so when nothing changes for long."""
         while True:
-            for one in self._buffer.pending:
-                if one.task is not None and one.task.done() and one.group is None:
-                    one.task.result()  # raises what ended it
+            for pending in self._buffer.pending:
+                if pending.task is not None and pending.task.done() and pending.group is None:
+                    pending.task.result()  # raises what ended it
             if ready():
                 return
             if not await self._activity.changed(self._timeout / WARNINGS):
-                pending = [str(one) for one in self._buffer.unfinished()]
+                unfinished = [str(pending) for pending in self._buffer.unfinished()]
                 silent = time.monotonic() - self._activity.last_change
                 text = (
                     f"no completion has ended for {silent:.0f} s; {self._activity.running} requests are in the engine, "
                     f"{self._activity.grading} completions at the graders, and these groups wait: "
-                    f"{', '.join(pending[:8])}" + (f" and {len(pending) - 8} more" if len(pending) > 8 else "")
+                    f"{', '.join(unfinished[:8])}" + (f" and {len(unfinished) - 8} more" if len(unfinished) > 8 else "")
                 )
                 if silent >= self._timeout:
                     raise Stalled(f"{text}; rollout.stall_timeout = {self._timeout:g} s allows no more")
@@ -62,7 +62,7 @@ class Waiting:
         while True:
             idle = 0.0 if await self._activity.changed(interval) or self._buffer.unfinished() else idle + interval
             if idle:
-                names = ", ".join(str(one) for one in self._buffer.pending[:8])
+                names = ", ".join(str(pending) for pending in self._buffer.pending[:8])
                 self._warn(
                     "rollouts_blocked",
                     f"the engine has been idle for {idle:.0f} s: {len(self._buffer.pending)} finished groups wait for "

@@ -56,8 +56,8 @@ def _files(recipe: Recipe, command: str) -> Iterator[tuple[str, str]]:
             yield "problems.difficulty", recipe.problems.difficulty
         if isinstance(given := recipe.algorithm.given_text, GivenTextLikelihood):
             yield "algorithm.given_text.path", given.path
-    for index, one in enumerate(recipe.problems.eval):
-        yield from _file_of(f"problems.eval.{index}.source", one.source)
+    for index, eval_set in enumerate(recipe.problems.eval):
+        yield from _file_of(f"problems.eval.{index}.source", eval_set.source)
 
 
 def _file_of(key: str, source: Source) -> Iterator[tuple[str, str]]:
@@ -84,7 +84,7 @@ def check_model_folder(name: str) -> None:
 
 def _contents(folder: Path) -> str:
     """Names of what a folder holds, not too many of them."""
-    names = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     return (", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")) or "nothing"
 
 

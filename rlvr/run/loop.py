@@ -208,9 +208,9 @@ def start_engine(run: Run) -> None:
     """Give the engine the policy, proving first that each group of parameters takes effect there."""
     with run.clock.phase("sync"):
         if run.recipe.rollout.self_test:
-            found = run.weights.prove(version=run.done)
+            proof = run.weights.prove(version=run.done)
             if run.coordinator is not None:
-                run.coordinator.log.say(f"the engine follows the learner: {found}")
+                run.coordinator.log.say(f"the engine follows the learner: {proof}")
         run.weights.send(version=run.done)
 
 

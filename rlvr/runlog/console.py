@@ -29,13 +29,13 @@ def step_line(step: int, last: int, metrics: Mapping[str, float], width: int | N
     """
     fields = [(0, f"step {step:>{len(str(last))}}/{last}"), *_fields(metrics)]
     shown: list[int] = []
-    left = math.inf if width is None else width
+    room = math.inf if width is None else width
     for _, index in sorted((rank, index) for index, (rank, _) in enumerate(fields)):
         needed = len(fields[index][1]) + (2 if shown else 0)
-        if needed > left:
+        if needed > room:
             break
         shown.append(index)
-        left -= needed
+        room -= needed
     return "  ".join(fields[index][1] for index in sorted(shown))
 
 

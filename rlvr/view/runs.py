@@ -125,7 +125,9 @@ class Metrics:
             for line in data.split(b"\n")[:-1]:
                 try:
                     record = json.loads(line)
-                    if type(record["step"]) is not int or not all(one is None or fits(one) for one in record.values()):
+                    if type(record["step"]) is not int or not all(
+                        value is None or fits(value) for value in record.values()
+                    ):
                         raise ValueError("a line holds a step and numbers")
                     self._lines.append(record)
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -98,7 +98,7 @@ class Guard:
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            return name != "" and name.lower() in {one.lower() for one in self._names}
+            return name != "" and name.lower() in {own.lower() for own in self._names}
         return True
 
 
