@@ -195,3 +195,23 @@ def test_shapes_are_checked_while_tests_run() -> None:
     """`tests/conftest.py` has every annotated shape of the losses checked: another number of columns is refused."""
     with pytest.raises(TypeCheckError, match="trainer_logprobs"):
         k1(torch.zeros(1, 2), torch.zeros(1, 3))
+
+
+def test_the_mismatch_of_engine_and_learner_by_hand() -> None:
+    """pi_old 0.2 and 0.1 against mu 0.1 and 0.2, a masked token between: d = log 2 and -log 2, rho 2 and 1/2, and
+    k3 = rho - log rho - 1, whose mean is KL(mu || pi_old): 1 - log 2 and log 2 - 1/2."""
+    batch = micro_batch(
+        log(0.1, 0.1, 0.2), row(0, 0, 0), completions(0, 0, 1, mask=(1, 0, 1)), old_logprobs=log(0.2, 0.9, 0.1)
+    )
+    _, _, totals = run(objective(**TWO_STEPS), batch, log(0.3, 0.3, 0.3))
+    found = {name: totals[f"mismatch_{name}"] for name in ("n", "abs", "k3", "rho", "sum", "squares")}
+    expected = {"n": 2, "abs": 2 * math.log(2), "k3": 0.5, "rho": 2, "sum": 2.5, "squares": 4.25}
+    assert found == pytest.approx(expected, abs=1e-14)
+
+
+def test_the_mismatch_leans_to_the_side_of_the_engine() -> None:
+    """One token, pi_old = 4 mu: k3 is 4 - log 4 - 1, not 1/4 + log 4 - 1, and the largest rho 4, not 1/4."""
+    batch = micro_batch(log(0.1), row(0), ONE, old_logprobs=log(0.4))
+    _, _, totals = run(objective(**TWO_STEPS), batch, log(0.3))
+    assert totals["mismatch_k3"] == pytest.approx(3 - math.log(4), abs=1e-14)
+    assert totals["mismatch_rho"] == pytest.approx(4, abs=1e-14)

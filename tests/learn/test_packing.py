@@ -296,3 +296,31 @@ def test_what_is_not_trained_has_neither_advantage_nor_behaviour_nor_weight(
     assert batch.behaviour_logprobs.tolist() == [[-1.0, 0.0, -2.0]]
     assert batch.advantages.tolist() == [[3.0, 0.0, 3.0]]
     assert batch.token_weight.tolist() == [[0.5, 0.0, 0.5]]
+
+
+def test_shared_prompts_of_several_groups_and_lone_samples_word_for_word() -> None:
+    """Groups of prompts (3 4 5) and (9 10), then two samples alone: rows of each sample, then of each prompt; the owner
+    of a position is its place among the rows; samples alone stand in one block as long as the longest."""
+    groups = [
+        sample((3, 4, 5, 6, 7), (0, 0, 0, 1, 1)), sample((3, 4, 5, 8), (0, 0, 0, 1)),
+        sample((9, 10, 11, 12), (0, 0, 1, 1), group=1), sample((9, 10, 13), (0, 0, 1), group=1),
+        sample((20, 21, 22, 23), (0, 1, 1, 1), group=2), sample((30, 31, 32), (0, 1, 1), group=3),
+    ]  # fmt: skip
+    (batch,) = pack(groups, TokenMean(), 100, "shared")
+    assert batch.ids.tolist() == [[3, 4, 5, 6, 5, 9, 10, 11, 10, 20, 21, 22, 30, 31]]
+    assert batch.layout is not None
+    assert batch.layout.rows.tolist() == [
+        [0, 1, 2, 3], [0, 1, 4, 0], [5, 6, 7, 0], [5, 8, 0, 0], [9, 10, 11, 0], [12, 13, 0, 0],
+        [0, 1, 0, 0], [5, 0, 0, 0],
+    ]  # fmt: skip
+    assert batch.layout.owners.tolist() == [24, 25, 2, 3, 6, 28, 9, 10, 13, 16, 17, 18, 20, 21]
+    assert batch.layout.blocks[:2].tolist() == [[0, 2, 0, 2, 4], [2, 4, 5, 1, 3]]
+    assert batch.layout.blocks[2:, [0, 1, 3, 4]].tolist() == [[4, 6, 0, 3], [6, 8, 0, 2]]
+
+
+def test_an_empty_micro_batch_trains_nothing() -> None:
+    batch = empty_micro_batch()
+    for values in (batch.loss_mask, batch.advantages, batch.behaviour_logprobs, batch.token_weight):
+        assert values.tolist() == [[0.0]]
+    assert (batch.ids.tolist(), batch.positions.tolist(), batch.sequence.tolist()) == ([[0]], [[0]], [[0]])
+    assert batch.index == ()

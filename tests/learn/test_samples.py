@@ -100,3 +100,19 @@ def test_an_empty_step_has_no_mean() -> None:
     assert samples == []
     assert (counts["advantage/abs_mean"], counts["reward/shaping"], counts["staleness/masked"]) == (0.0, 0.0, 0.0)
     assert "staleness/mean" not in counts
+
+
+def test_a_truncated_completion_is_masked_only_where_the_recipe_says_so() -> None:
+    cut = replace(group(1.0, 0.0), rollouts=(rollout(1.0), rollout(0.0, index=1, finish_reason="length")))
+    for policy, trained in (("mask", [3, 0]), ("train", [3, 3])):
+        samples, counts = make_samples([cut], PLAIN.model_copy(update={"truncated": policy}), 1)
+        assert [sample.trained_tokens for sample in samples] == trained
+        assert counts["samples/truncated_masked"] == trained.count(0)
+
+
+def test_a_group_that_is_left_out_does_not_end_the_step() -> None:
+    """One score too few, equal rewards, then one that teaches."""
+    samples, counts = make_samples([group(1.0, None), group(0.0, 0.0), group(1.0, 0.0)], PLAIN, 1)
+    assert [sample.group for sample in samples] == [2, 2]
+    assert (counts["groups/too_few_scored"], counts["groups/zero_variance"], counts["groups/trained"]) == (1, 1, 1)
+    assert (counts["groups/total"], counts["samples/unscored"]) == (3, 1)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from rlvr.runlog.clock import PHASES, StepClock
 from rlvr.runlog.metrics import (
     clustered_standard_error,
     memory_metrics,
+    refill_metrics,
     rollout_metrics,
     sample_metrics,
     throughput_metrics,
@@ -220,3 +222,30 @@ def test_rules_and_judge_of_a_hybrid_term() -> None:
     assert metrics["judge/answer/agreement"] == 0.5
     assert metrics["judge/answer/repaired"] == 0.25
     assert not [key for key in rollout_metrics([make_group(make_rollout())]) if key.startswith("judge/")]
+
+
+def test_versions_greedy_completions_and_refill_by_hand() -> None:
+    """Of three completions one has tokens of two versions. The greedy ones' mean reward leaves the unscored one out.
+    10 groups were sampled for 8 that were wanted, 6 are trained."""
+    several = make_group(make_rollout(versions=(0, 0, 0)), make_rollout(versions=(0, 1, 1)), make_rollout(tokens=0))
+    assert rollout_metrics([several])["rollouts/several_versions"] == pytest.approx(1 / 3)
+    assert "greedy/reward" not in rollout_metrics([several])
+    beside = [replace(make_group(make_rollout()), greedy=make_rollout(one, sample=-1)) for one in (RIGHT, WRONG, ERROR)]
+    metrics = rollout_metrics(beside)
+    assert metrics["greedy/reward"] == 0.5
+    assert metrics["tokens/generated"] == 18.0
+    assert refill_metrics({"groups/total": 10.0, "groups/trained": 6.0}, 8) == {
+        "groups/extra": 2.0,
+        "groups/missing": 2.0,
+    }
+
+
+def test_two_groups_are_enough_for_a_standard_error() -> None:
+    """Deviations 1/2 and -1/2: sqrt(2/1 * 1/2) / 2."""
+    assert clustered_standard_error([[1], [0]]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("trained", "rate"), [(40.0, 2.5), (1.0, 100.0), (0.0, None)])
+def test_tokens_generated_for_each_that_is_trained(trained: float, rate: float | None) -> None:
+    times = {"tokens/generated": 100.0, "time/step": 0.0, "time/beside/sampling": 0.0, "tokens/trained": trained}
+    assert throughput_metrics(times, 1e12) == ({} if rate is None else {"tokens/generated_per_trained": rate})

@@ -19,7 +19,15 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from rlvr.config import RunConfig
-from rlvr.state.checkpoint import CheckpointError, DamagedCheckpoint, load_latest, restore, verify
+from rlvr.state.checkpoint import (
+    CheckpointError,
+    DamagedCheckpoint,
+    load_latest,
+    manifest_bytes,
+    restore,
+    set_aside,
+    verify,
+)
 from rlvr.state.register import StateRegister
 from rlvr.state.saver import Saver
 
@@ -403,3 +411,60 @@ def test_the_manifest_lists_every_file(tmp_path: Path, accelerator: Accelerator)
     flip(path / "sub/vocab.txt", 0)
     with pytest.raises(DamagedCheckpoint, match=r"sub/vocab\.txt is damaged"):
         verify(path)
+
+
+def test_what_is_restored_is_returned_and_what_does_not_fit_names_the_checkpoint(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    register, owners = register_of(a={"x": 1})
+    save(tmp_path, 5, policy(), register, accelerator)
+    owners["a"].state = {"x": 7}
+    found = load_latest(tmp_path, nothing_said, accelerator)
+    assert restore(found, register, accelerator) == {"a": {"version": 1, "state": {"x": 1}}}
+    assert owners["a"].state == {"x": 1}
+    assert restore(None, register, accelerator) == {}
+    other, _ = register_of(b={"x": 1})
+    with pytest.raises(CheckpointError, match=r"step_000005: the checkpoint does not fit this run: it lacks \['b'\]"):
+        restore(found, other, accelerator)
+
+
+def test_a_damaged_newest_one_stops_a_run_that_was_told_so_and_changes_nothing(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    register, _ = register_of(a={"x": 1})
+    save(tmp_path, 5, policy(), register, accelerator, keep=9)
+    newest = save(tmp_path, 10, policy(), register, accelerator, keep=9)
+    flip(newest / "state.pt", 3)
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged .*nothing was changed\. run\.on_damaged"):
+        load_latest(tmp_path, nothing_said, accelerator, on_damaged="stop")
+    assert newest.is_dir()
+
+
+def test_the_oldest_format_is_still_a_model(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register, _ = register_of(a={"x": 1})
+    monkeypatch.setattr("rlvr.state.saver.FORMAT", 1)
+    assert verify(save(tmp_path, 5, policy(), register, accelerator)).format == 1
+    monkeypatch.setattr("rlvr.state.saver.FORMAT", 0)
+    with pytest.raises(CheckpointError, match="has format 0"):
+        verify(save(tmp_path, 6, policy(), register, accelerator))
+
+
+def test_a_manifest_has_one_spelling() -> None:
+    """Its hash is over the sorted body; numbers that JSON does not have are refused."""
+    assert manifest_bytes({"step": 1, "files": {"a": "b"}}) == (
+        b'{\n "files": {\n  "a": "b"\n },\n "sha256": '
+        b'"4c4794244f958ec310ea33e5867823181ab92a71373db09587bd6f0c498e2c95",\n "step": 1\n}\n'
+    )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        manifest_bytes({"x": float("nan")})
+
+
+def test_what_is_set_aside_twice_for_a_reason_replaces_the_first(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        (tmp_path / "step_000001").mkdir()
+        (tmp_path / "step_000001/file").write_text(content)
+        set_aside(tmp_path / "step_000001", "abandoned")
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000001.abandoned"]
+    assert (tmp_path / "step_000001.abandoned/file").read_text() == "new"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -271,3 +273,39 @@ def test_every_file_is_on_the_disk_before_the_manifest_says_so_and_the_manifest_
         ("sync", "checkpoints"),  # the checkpoint's own name
         ("sync", "checkpoints"),  # the link to it
     ]
+
+
+def test_a_file_is_synced_by_its_own_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(saver.os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    (tmp_path / "file").write_text("x")
+    saver._sync(tmp_path / "file")
+    saver._sync(tmp_path)
+    assert synced == [str(tmp_path / "file"), str(tmp_path)]
+
+
+def test_a_new_saver_finishes_what_a_kill_behind_a_checkpoint_left_undone(bench: Callable[..., Bench]) -> None:
+    """No link, one checkpoint too many, half a link: the next process tidies before it writes anything."""
+    one = bench(keep=2)
+    for step in (1, 2):
+        one.save(step)
+    one.saver.wait()
+    assert one.saver.last == 2
+    root = one.folder / "checkpoints"
+    shutil.copytree(root / "step_000002", root / "step_000003")
+    (root / "latest").unlink()
+    (root / ".latest").symlink_to("nowhere")
+    bench(keep=2)
+    assert one.names() == ["latest", "step_000002", "step_000003"]
+    assert (root / "latest").readlink() == Path("step_000003")
+
+
+def test_a_damaged_checkpoint_is_not_the_best_and_hides_no_other(bench: Callable[..., Bench]) -> None:
+    one = bench(keep=9, keep_best={"metric": "x"})
+    for step, value in ((1, 5.0), (2, 9.0), (3, 2.0)):
+        one.save(step, x=value)
+    one.saver.wait()
+    (one.folder / "checkpoints/step_000002/manifest.json").write_text("{}")
+    one.save(4, x=0.0)
+    one.saver.wait()
+    assert (one.folder / "checkpoints/best").readlink() == Path("step_000001")

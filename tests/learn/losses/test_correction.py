@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter
 
 from rlvr.config.losses import Correction
-from rlvr.learn.losses import correction_weights, off_policy_keep
+from rlvr.learn.losses import correction_weights, k3, off_policy_keep
 from tests.learn.losses.rows import completions, row
 
 
@@ -57,3 +57,18 @@ def test_the_off_policy_mask_leaves_out_far_completions_with_a_negative_advantag
     assert keep.tolist() == [[0, 0, 0, 1, 1, 1]]
     assert not keep.requires_grad
     assert off_policy_keep(new, behaviour, advantages, who, math.log(2) + 1e-9).tolist() == [[1] * 6]
+
+
+def test_a_bound_itself_is_inside() -> None:
+    """rho at the mask's low and at its high keeps its weight, a mean k3 at the bound keeps the completion, a distance
+    at delta keeps its tokens, and so does any distance with an advantage of 0."""
+    who, behaviour = completions(0, 1), row(-1.0, -3.0)
+    old = row(-1.5, -2.0)
+    low, high = torch.exp(old - behaviour)[0].tolist()
+    mask = correction(type="mask", low=low, high=high)
+    assert correction_weights(old, behaviour, who, mask).tolist() == [[low, high]]
+    largest = float(k3(behaviour, old).max())
+    assert correction_weights(old, behaviour, who, correction(type="reject", max_k3=largest)).tolist() == [[1, 1]]
+    new = row(-1.5, -3.5)  # both half a nat below what was sampled
+    assert off_policy_keep(new, behaviour, row(-1, -1), who, 0.5).tolist() == [[1, 1]]
+    assert off_policy_keep(new, behaviour, row(0, -1), who, 0.4).tolist() == [[1, 0]]

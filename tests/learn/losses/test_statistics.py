@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlvr.config.algorithm import Algorithm, TokenMean
 from rlvr.learn.losses import covariant, step_statistics, top_entropy_keep
+from rlvr.learn.losses.statistics import _draws
 from rlvr.learn.packing import Mode, pack
 from rlvr.records import MicroBatch, TrainingSample
 from tests.learn.conftest import random_samples
@@ -128,3 +129,38 @@ def test_an_empty_step_has_no_numbers() -> None:
     blank = micro_batch(row(0.0), row(0.0), completions(0, mask=(0,)), old_logprobs=row(0.0), old_entropy=row(0.0))
     numbers = step_statistics([blank], algorithm(surrogate={"type": "kl_cov"}, top_entropy=0.5), 0)
     assert (numbers.positive_tokens, numbers.covariance_threshold) == (0.0, 0.0)
+
+
+def test_an_advantage_of_zero_is_not_positive() -> None:
+    batch = micro_batch(row(0, 0, 0), row(0, 1, -1), completions(0, 1, 2))
+    assert step_statistics([batch], algorithm(positive_nll=0.1), 0).positive_tokens == 1.0
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 2.0), (0.5, 1.0)])
+def test_covariances_at_a_bound_are_outside(bounds: tuple[float, float]) -> None:
+    """log p -1 and -3, A 1 and -1: both covariances are exactly 1. None is drawn, and none is chosen by whatever
+    threshold."""
+    batch = micro_batch(row(0, 0), row(1, -1), completions(0, 1), old_logprobs=row(-1, -3))
+    clip = algorithm(surrogate={"type": "clip_cov", "share": 1.0, "cov_low": bounds[0], "cov_high": bounds[1]})
+    numbers = step_statistics([batch], clip, 0)
+    assert numbers.draw_threshold == -1
+    wide = replace(numbers, draw_threshold=2**31)
+    assert covariant(replace(batch, statistics=wide), clip.surrogate).tolist() == [[0, 0]]  # type: ignore[arg-type]
+
+
+def test_the_draws_are_the_same_numbers_in_every_version() -> None:
+    """A run that goes on with a newer rlvr chooses the tokens that it would have chosen; two rounds of
+    v = ((v ^ v >> 15) * f + 12345) mod 2^31 and v ^ v >> 13, by update, sample and position."""
+    batch = micro_batch(row(0, 0, 0), row(1, 1, 1), completions(0, 0, 1), positions=torch.tensor([[0, 1, 0]]))
+    assert _draws(batch, 3).tolist() == [[503099251, 920653191, 2036162001]]
+    assert _draws(batch, 4).tolist() == [[714715060, 1507447648, 1991499463]]
+
+
+def test_a_micro_batch_without_the_numbers_of_its_step_is_an_error() -> None:
+    batch = two()[0]
+    with pytest.raises(ValueError, match=r"algorithm\.top_entropy needs the entropies of its optimiser step"):
+        top_entropy_keep(batch)
+    with pytest.raises(ValueError, match=r"algorithm\.surrogate needs the covariances of its optimiser step"):
+        covariant(batch, algorithm(surrogate={"type": "kl_cov"}).surrogate)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lacks what the policy said before the first update"):
+        step_statistics([replace(batch, old_entropy=None)], algorithm(top_entropy=0.5), 0)

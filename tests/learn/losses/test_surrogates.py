@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlvr.config.losses import ClipSurrogate
 from rlvr.learn.losses import CompletionTokens, TokenInputs, bounded, surrogate_loss
-from rlvr.learn.losses.surrogates import clip_surrogate
+from rlvr.learn.losses.surrogates import clip_surrogate, outside_trust_region
 from tests.learn import oracle
 from tests.learn.losses.rows import completions, inputs, log, loss_of, row, slot, value_and_gradient
 
@@ -289,3 +289,33 @@ def test_a_plug_in_surrogate_sees_all_tokens_and_returns_one_loss_for_each() -> 
     assert not any(where.any() for where in bounded(tokens, config))
     with pytest.raises(ValueError, match=r"must return one loss a token, shape \(1, 2\), got \(\)"):
         surrogate_loss(tokens, slot(type="tests.learn.losses.test_surrogates:summed"))
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_change_of_probability_at_the_bound_of_dppo_is_inside(advantage: float) -> None:
+    """1/2 -> 1 with a high of 1/2, and 1 -> 1/2 with a low of 1/2."""
+    old, new = (log(0.5), row(0.0)) if advantage > 0 else (row(0.0), log(0.5))
+    below, above = outside_trust_region(new, old, row(advantage), low=0.5, high=0.5)
+    assert (below.tolist(), above.tolist()) == ([[False]], [[False]])
+    below, above = outside_trust_region(new, old, row(advantage), low=0.49, high=0.49)
+    assert (below.tolist(), above.tolist()) == ([[advantage < 0]], [[advantage > 0]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"type": "clip", "dual": 2.0}, {"type": "clip_cov"}, {"type": "gmpo", "low": 0.4, "high": 0.4}, {"type": "dppo"}],
+    ids=lambda one: one["type"],
+)
+def test_no_bound_is_at_work_where_the_advantage_is_zero(settings: dict[str, Any]) -> None:
+    """Far below and far above: nothing is taken from a token that has no gradient."""
+    who = completions(0, 1)
+    below, above = bounded(inputs(log(0.1, 0.9), log(0.9, 0.1), row(0, 0), who), slot(**settings))
+    assert (below.tolist(), above.tolist()) == ([[False, False]], [[False, False]])
+
+
+def test_a_log_ratio_at_the_bounds_of_gmpo_is_inside() -> None:
+    who, config = completions(0, 1), slot(type="gmpo", low=0.5, high=0.25)
+    below, above = bounded(inputs(row(-1.5, -0.75), row(-1, -1), row(-1, 1), who), config)
+    assert (below.tolist(), above.tolist()) == ([[False, False]], [[False, False]])
+    below, above = bounded(inputs(row(-1.75, -0.5), row(-1, -1), row(-1, 1), who), config)
+    assert (below.tolist(), above.tolist()) == ([[True, False]], [[False, True]])
