@@ -1,6 +1,7 @@
 """Who may import whom, and how large things get: the rooms of the two packages, from the ground up."""
 
 import ast
+import re
 import subprocess
 import sys
 import warnings
@@ -73,6 +74,18 @@ def test_imports_point_downwards(package: str) -> None:
             if target is not None and room in order and order[target] > order[room]:
                 wrong.append(f"{path}:{line} imports {name}: {target} stands above {room}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_page_shows_the_rooms_in_their_order() -> None:
+    """The table of docs/architecture.md has every room of rlvr, in the order of ROOMS, and names files that exist."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = [
+        line.split("|")[1:-1] for line in page.split("## The rooms")[1].split("\n## ")[0].splitlines() if "| `" in line
+    ]
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+    assert names == ["rewards", *(room for room in ROOMS["rlvr"] if not room.startswith("__"))]
+    files = re.findall(r"`((?:rlvr|rewards|tests)/[\w/]+\.py)`", page)
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 @pytest.mark.slow
