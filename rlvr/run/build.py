@@ -278,70 +278,88 @@ def _load(
     recipe: Recipe, folder: Path, accelerator: Accelerator, resumed: checkpoint.Checkpoint | None,
     log: RunLog | None, data: Data | None, model_len: int,
 ) -> Run:  # fmt: skip
-    """The part of `build` that takes time: engine and learner."""
-    register = StateRegister()
+    """The part of `build` that takes time: the engine is started, the learner loaded, the checkpoint restored."""
     coordinator = None
     if log is not None and data is not None:
-        sampler = ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed)
-        log.say("starting the engine")
-        rollouts = make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn, log.say)
-        baseline = recipe.algorithm.baseline
-        average = MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None
-        watch = Watch(recipe, log.warn)
-        coordinator = Coordinator(data=data, sampler=sampler, log=log, rollouts=rollouts, watch=watch, average=average)
+        coordinator = _make_coordinator(recipe, folder, log, data, model_len)
     try:
         if coordinator is not None:
             started = time.perf_counter()
             coordinator.rollouts.start()
             coordinator.log.say(f"the engine is ready after {time.perf_counter() - started:.0f} s")
-        learner = Learner(
-            recipe.model, recipe.learner, recipe.algorithm,
-            total_updates=recipe.run.steps * recipe.algorithm.updates_per_batch * recipe.algorithm.epochs,
-            temperature=recipe.rollout.temperature, accelerator=accelerator, texts=_given_texts(recipe, data),
-        )  # fmt: skip
-        probes = (
-            []
-            if coordinator is None
-            else [
-                coordinator.data.renderer.render(problem).ids
-                for problem in coordinator.data.train[: recipe.rollout.probe]
-            ]
-        )
-        weights = WeightSync(
-            learner, accelerator, coordinator.rollouts if coordinator is not None else None, probes,
-            keeps_copy=recipe.rollout.schedule.overlaps,
-        )  # fmt: skip
-        run = Run(
-            recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
-            clock=StepClock(), done=0, coordinator=coordinator, peak_flops=_peak_flops(recipe, accelerator),
-            preemption=Preemption(lambda asked: _any_rank(asked, accelerator)),
-            saver=Saver(
-                folder, register, accelerator, recipe.run, log.warn if log is not None else _no_warning,
-                last=None if resumed is None else resumed.step,
-            ),
-        )  # fmt: skip
-        register.add("run", run)
-        register.add("learner", learner)
-        register.add("weights", weights)
-        if coordinator is not None:
-            register.add("sampler", coordinator.sampler)
-            register.add("rollouts", coordinator.rollouts)
-            if coordinator.average is not None:
-                register.add("baseline", coordinator.average)
-            register.add("log", coordinator.log)
-            register.add("watch", coordinator.watch)
-        if resumed is not None:
-            learner.load_policy(resumed.path)
-        state = checkpoint.restore(resumed, register, accelerator)
-        if coordinator is not None:
-            for line in [] if resumed is None else restored(resumed, state):
-                coordinator.log.say(line)
-            coordinator.log.start(run.done if resumed is not None else None)
+        run = _make_run(recipe, folder, accelerator, coordinator, last=None if resumed is None else resumed.step)
+        _register_state(run)
+        _restore(run, resumed)
         return run
     except BaseException:
         if coordinator is not None:
             coordinator.rollouts.close()
         raise
+
+
+def _make_coordinator(recipe: Recipe, folder: Path, log: RunLog, data: Data, model_len: int) -> Coordinator:
+    """What rank 0 alone has; the engine is not started yet."""
+    log.say("starting the engine")
+    baseline = recipe.algorithm.baseline
+    return Coordinator(
+        data=data,
+        sampler=ProblemSampler(data.train, recipe.problems.sampler, recipe.run.seed),
+        log=log,
+        rollouts=make_rollouts(recipe, data, model_len, folder / "engine.log", log.warn, log.say),
+        watch=Watch(recipe, log.warn),
+        average=MovingAverage(baseline) if isinstance(baseline, EmaBaseline) else None,
+    )
+
+
+def _make_run(
+    recipe: Recipe, folder: Path, accelerator: Accelerator, coordinator: Coordinator | None, *, last: int | None
+) -> Run:
+    """The run of one rank, its learner loaded; ``last`` is the step of the newest checkpoint, None without one."""
+    algorithm = recipe.algorithm
+    data = coordinator.data if coordinator is not None else None
+    learner = Learner(
+        recipe.model, recipe.learner, algorithm,
+        total_updates=recipe.run.steps * algorithm.updates_per_batch * algorithm.epochs,
+        temperature=recipe.rollout.temperature, accelerator=accelerator, texts=_given_texts(recipe, data),
+    )  # fmt: skip
+    probes = []
+    if data is not None:
+        probes = [data.renderer.render(problem).ids for problem in data.train[: recipe.rollout.probe]]
+    rollouts = coordinator.rollouts if coordinator is not None else None
+    weights = WeightSync(learner, accelerator, rollouts, probes, keeps_copy=recipe.rollout.schedule.overlaps)
+    register = StateRegister()
+    warn = coordinator.log.warn if coordinator is not None else _no_warning
+    return Run(
+        recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
+        clock=StepClock(), done=0, coordinator=coordinator, peak_flops=_peak_flops(recipe, accelerator),
+        preemption=Preemption(lambda asked: _any_rank(asked, accelerator)),
+        saver=Saver(folder, register, accelerator, recipe.run, warn, last=last),
+    )  # fmt: skip
+
+
+def _register_state(run: Run) -> None:
+    """Name every owner of state; the names are those of the checkpoint's entries."""
+    run.register.add("run", run)
+    run.register.add("learner", run.learner)
+    run.register.add("weights", run.weights)
+    if (coordinator := run.coordinator) is not None:
+        run.register.add("sampler", coordinator.sampler)
+        run.register.add("rollouts", coordinator.rollouts)
+        if coordinator.average is not None:
+            run.register.add("baseline", coordinator.average)
+        run.register.add("log", coordinator.log)
+        run.register.add("watch", coordinator.watch)
+
+
+def _restore(run: Run, resumed: checkpoint.Checkpoint | None) -> None:
+    """Take over a checkpoint, if there is one, and begin the log behind it."""
+    if resumed is not None:
+        run.learner.load_policy(resumed.path)
+    state = checkpoint.restore(resumed, run.register, run.accelerator)
+    if run.coordinator is not None:
+        for line in [] if resumed is None else restored(resumed, state):
+            run.coordinator.log.say(line)
+        run.coordinator.log.start(run.done if resumed is not None else None)
 
 
 def _given_texts(recipe: Recipe, data: Data | None) -> GivenTexts | None:
