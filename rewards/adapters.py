@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rewards.names import NameNotFound, load_named
 from rewards.verdict import BadReference, Outcome, Verdict
 
 OFFERED = ("prompts", "completions")
@@ -35,14 +35,12 @@ class TRLRewardVerifier:
         lowest_score: float = 0.0,
         key: str | None = None,
     ) -> None:
-        module, colon, name = function.partition(":")
-        if not (module and colon and name):
-            raise ValueError(f"function: {function!r} is not of the form 'module:name'")
         if not lowest_score < full_marks:
             raise ValueError(f"lowest_score: {lowest_score!r} must be below full_marks {full_marks!r}")
-        found = getattr(importlib.import_module(module), name, None)
-        if not callable(found):
-            raise ValueError(f"function: the module {module!r} has no function {name!r}")
+        try:
+            found, _ = load_named(function, only_callable=True)
+        except NameNotFound as error:
+            raise ValueError(f"function: {error}") from None
         self.function: Callable[..., Any] = found
         self.conversational = conversational
         self.full_marks = full_marks

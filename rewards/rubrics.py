@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import importlib.util
 import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from rewards.names import NameNotFound, load_named
 from rewards.verdict import BadReference, Outcome, Verdict
 
 OFFERED = ("prompt", "completion", "answer", "state", "info", "task", "parser")
@@ -89,20 +91,20 @@ class _Scorer(Protocol):
 
 
 def _find(path: str) -> Any:
-    module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
-        raise ValueError(f"rubric: {path!r} is not of the form 'module:name'")
     try:
-        module = importlib.import_module(module_name)
+        found, _ = load_named(path)
+    except NameNotFound as error:
+        fix = "; pip install verifiers" if path.startswith("verifiers.") and _is_missing("verifiers") else ""
+        raise ValueError(f"rubric: {error}{fix}") from None
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("verifiers", module_name.split(".")[0]):
-            fix = "pip install verifiers" if error.name == "verifiers" else "check its name"
-            raise ValueError(f"rubric: {path!r}: there is no module {error.name!r}; {fix}") from error
-        raise
-    found = getattr(module, name, None)
-    if found is None:
-        raise ValueError(f"rubric: the module {module_name!r} has no {name!r}")
+        if error.name != "verifiers":
+            raise
+        raise ValueError(f"rubric: {path!r} needs verifiers; pip install verifiers") from error
     return found
+
+
+def _is_missing(package: str) -> bool:
+    return importlib.util.find_spec(package) is None
 
 
 def _scorer(found: Any, path: str, args: dict[str, Any], conversational: bool) -> _Scorer:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
 import inspect
-import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 from rewards.functions import as_verifier
+from rewards.names import NameNotFound, load_named, nearest, split_name
 from rewards.verdict import Verifier
 
 
@@ -36,12 +32,12 @@ class VerifierSpec:
     """Seconds of wall clock for one item; None: the pool's."""
 
     def __post_init__(self) -> None:
-        module, colon, name = self.path.partition(":")
-        if not (module and colon and name):
+        try:
+            split_name(self.path)
+        except NameNotFound as error:
             raise VerifierSpecError(
-                f"verifier path: {self.path!r} is not of the form 'module:Class', "
-                "for example 'rewards.math_answers:MathVerifier'"
-            )
+                f"verifier path: {error}, for example 'rewards.math_answers:MathVerifier'"
+            ) from None
         if self.timeout is not None and not self.timeout > 0:
             raise VerifierSpecError(f"verifier timeout: {self.timeout!r} must be a number of seconds above 0")
 
@@ -52,16 +48,10 @@ class VerifierSpec:
         refuses a value (`ValueError`), or when the class is not a verifier. Any other error inside the user's own
         module or constructor comes through with its traceback.
         """
-        module_name, _, class_name = self.path.partition(":")
-        module = _import(module_name, self.path)
         try:
-            cls = getattr(module, class_name)
-        except AttributeError:
-            known = [name for name, value in vars(module).items() if callable(value)]
-            raise VerifierSpecError(
-                f"verifier path: {self.path!r}: module {module_name!r} has no {class_name!r}"
-                f"{_nearest(class_name, known)}"
-            ) from None
+            cls, _ = load_named(self.path)
+        except NameNotFound as error:
+            raise VerifierSpecError(f"verifier path: {error}") from None
         if not inspect.isclass(cls) and not inspect.isroutine(cls):
             raise VerifierSpecError(
                 f"verifier path: {self.path!r} is a {type(cls).__name__}, it must be a class or a function"
@@ -90,35 +80,9 @@ class VerifierSpec:
             if key not in parameters:
                 raise VerifierSpecError(
                     f"verifier args: {self.path!r} takes no argument {key!r} (value {value!r})"
-                    f"{_nearest(key, parameters)}; it takes: {', '.join(parameters) or 'none'}"
+                    f"{nearest(key, parameters)}; it takes: {', '.join(parameters) or 'none'}"
                 )
         for name, parameter in parameters.items():
             optional = parameter.default is not parameter.empty or parameter.kind is parameter.VAR_POSITIONAL
             if not optional and name not in self.args:
                 raise VerifierSpecError(f"verifier args: {self.path!r} needs the argument {name!r}")
-
-
-def _import(module_name: str, path: str) -> ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if not (module_name == missing or module_name.startswith(missing + ".")):
-            raise  # the module exists; something that it imports does not
-        raise VerifierSpecError(
-            f"verifier path: {path!r}: there is no module {module_name!r}{_nearest(module_name, _modules())}; "
-            "modules are searched in the current directory and in the installed packages"
-        ) from None
-
-
-def _modules() -> list[str]:
-    """The modules that a mistyped path could have meant: those of this package and those at the top of sys.path."""
-    import rewards
-
-    own = [f"rewards.{module.name}" for module in pkgutil.iter_modules(rewards.__path__)]
-    return own + [module.name for module in pkgutil.iter_modules()]
-
-
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -77,25 +75,13 @@ def load_plugin(path: str, args: Mapping[str, Any], *, positional: int = 0) -> C
 
 
 def _find(path: str) -> tuple[Any, ModuleType]:
-    """The object that ``path`` names and its module."""
-    module_name, _, name = path.partition(":")
-    if not name:
-        raise PlugInError(f"a plug-in is named 'module:name', got {path!r}")
+    """The object that ``path`` names and its module; the current directory is searched too."""
+    from rewards.names import NameNotFound, load_named  # here, for `check_shadows` comes before rewards is imported
+
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise
-        raise PlugInError(
-            f"plug-in {path!r}: there is no module {error.name!r}; it must be installed or lie in {here}"
-        ) from None
-    target = getattr(module, name, None)
-    if not callable(target):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise PlugInError(f"plug-in {path!r}: module {module_name!r} has no function or class {name!r}{hint}")
-    return target, module
+        return load_named(path, only_callable=True)
+    except NameNotFound as error:
+        raise PlugInError(f"plug-in {error}") from None

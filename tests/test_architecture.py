@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 
 ROOMS = {
     "rewards": (
-        "verdict", "extract", "copies", "language", "format", "countdown", "gym", "mathematics",
-        "math_answers", "sandbox",
-        "checkers", "program_tests", "sandbox_fusion", "programs", "instructions", "functions", "spec", "chat",
-        "judge_guards", "judge", "hybrid", "adapters", "rubrics", "combine", "worker", "process", "job", "pool",
+        "verdict", "names", "extract", "copies", "language", "format", "countdown", "gym", "mathematics",
+        "math_answers", "sandbox", "checkers", "program_tests", "sandbox_fusion", "programs", "instructions",
+        "functions", "spec", "chat", "judge_guards", "judge", "hybrid", "adapters", "rubrics", "combine", "worker",
+        "process", "job", "pool",
         "__init__", "check", "__main__",
     ),
     "rlvr": (

@@ -13,6 +13,7 @@ from typing import Any
 
 from rewards.instructions.constraints import CHECKS, DIVIDERS, RELATIONS, bare_word, interval
 from rewards.instructions.text import LANGUAGES
+from rewards.names import nearest
 from rewards.verdict import BadReference
 
 LONGEST_REFERENCE = 1_000_000  # characters of a reference that is a string; a repeated prompt is in it
@@ -367,8 +368,8 @@ def _list(names: Iterable[str]) -> str:
 
 def _nearest(name: str, candidates: Iterable[str]) -> str:
     candidates = list(candidates)
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
-    if not close:  # a name without its group, or with another
-        tails = {candidate.rpartition(":")[2]: candidate for candidate in candidates}
-        close = [tails[tail] for tail in difflib.get_close_matches(name.rpartition(":")[2], list(tails), n=1)]
-    return f"; did you mean {close[0]!r}?" if close else ""
+    if near := nearest(name, candidates):
+        return near
+    tails = {candidate.rpartition(":")[2]: candidate for candidate in candidates}  # of a name with another group
+    close = difflib.get_close_matches(name.rpartition(":")[2], list(tails), n=1)
+    return f"; did you mean {tails[close[0]]!r}?" if close else ""

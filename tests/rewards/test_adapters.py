@@ -36,7 +36,7 @@ def test_mistakes_are_named() -> None:
         TRLRewardVerifier("trl_functions:exact").check_reference("5")
     with pytest.raises(ValueError, match="asks for 'completion_ids'"):
         TRLRewardVerifier("trl_functions:inside_only")
-    with pytest.raises(ValueError, match="has no function 'exat'"):
+    with pytest.raises(ValueError, match="has no function or class 'exat'"):
         TRLRewardVerifier("trl_functions:exat")
     with pytest.raises(ValueError, match="lowest_score: 1"):
         TRLRewardVerifier("trl_functions:exact", lowest_score=1.0)

@@ -263,7 +263,7 @@ def test_what_cannot_be_built_is_an_error_at_once(path: str, args: dict[str, obj
 
 
 def test_wrong_settings_name_key_value_and_rule(pool: GradingPool) -> None:
-    with pytest.raises(ValueError, match="not of the form 'module:Class'"):
+    with pytest.raises(ValueError, match="not of the form 'module:name'"):
         VerifierSpec("rewards.math_answers.MathVerifier")
     with pytest.raises(ValueError, match="timeout: 0 must be above 0"):
         GradingPool(SPECS, timeout=0)
