@@ -16,7 +16,7 @@ fork of a process that has collected the tests: a trial costs what the tests cos
 same way and was tried; half of its survivors here were texts of error messages, and it leaves out what stands outside
 functions and what runs in other processes. Faults outside functions are tried in a process that loads the module anew.
 
-Prints a line for each surviving fault and for each module a JSON line; the exit status is 1 if the share of killed
+Prints each surviving fault and then each module as a JSON line; the exit status is 1 if the share of killed
 faults is below ``--goal``.
 """
 
@@ -70,8 +70,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "rlvr/learn/random_states.py": ("tests/state/test_state_complete.py", "tests/learn/test_update.py"),
     "rlvr/learn/samples.py": ("tests/learn/test_samples.py", "tests/learn/test_baselines.py"),
     **dict.fromkeys(("rlvr/learn/update.py", "rlvr/learn/plan.py", "rlvr/learn/optimiser_step.py"), _UPDATE),
+    "rlvr/learn/meter.py": ("tests/learn/test_meter.py", "tests/learn/test_update.py"),
+    "rlvr/learn/objective.py": _LOSSES,
     "rlvr/rollout/buffer.py": ("tests/rollout/test_buffer.py",),
     "rlvr/rollout/evaluate.py": ("tests/rollout/test_evaluate.py",),
+    "rlvr/rollout/journal.py": ("tests/rollout/test_journal.py", "tests/rollout/test_buffer.py"),
     "rlvr/rollout/group_filter.py": ("tests/learn/test_baselines.py", "tests/learn/test_samples.py"),
     "rlvr/runlog/jsonl.py": ("tests/runlog/test_run_log.py",),
     "rlvr/runlog/metrics.py": ("tests/runlog/test_metrics.py",),
@@ -112,6 +115,16 @@ class Mutant:
     new: str
     start: int
     end: int
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What tells it from other faults wherever its line moves to: a row of `EQUIVALENT`."""
+        text = (ROOT / self.file).read_bytes()
+        start = text.rfind(b"\n", 0, self.start) + 1
+        line = text[start : text.find(b"\n", self.start)].decode()
+        return {
+            "file": self.file, "line": line.strip(), "column": self.start - start, "old": self.old, "new": self.new,
+        }  # fmt: skip
 
     def source(self) -> str:
         """The whole file with the fault in it."""
@@ -223,6 +236,18 @@ def read_mutants(path: Path) -> list[Mutant]:
     return found
 
 
+def read_equivalent(path: Path) -> set[str]:
+    """The places of faults that change nothing, as JSON; each line must still stand in its file."""
+    found = set()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        del row["reason"]
+        if row["line"] not in (ROOT / row["file"]).read_text(encoding="utf-8"):
+            raise ValueError(f"{path.name}: {row['line']!r} stands no longer in {row['file']}")
+        found.add(json.dumps(row, sort_keys=True))
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------------ trials
 
 
@@ -316,6 +341,8 @@ class Server:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if session.testsfailed:  # some could not be collected
+            return True
         for line in sys.stdin:
             request = json.loads(line)
             began = time.monotonic()
@@ -495,7 +522,7 @@ def main() -> int:
     if arguments.serve:
         serve(arguments.serve)
         return 0
-    equivalent = {(one.file, one.start, one.end, one.new) for one in read_mutants(EQUIVALENT)}
+    equivalent = read_equivalent(EQUIVALENT)
     known = read_mutants(KNOWN) if arguments.known else []
     modules = [name for name in TESTS if not arguments.modules or any(part in name for part in arguments.modules)]
     copies: Queue[Copy] = Queue()
@@ -506,7 +533,7 @@ def main() -> int:
         for module in modules:
             began = time.monotonic()
             every = [one for one in known if one.file == module] if arguments.known else mutants_of(module)
-            mutants = [one for one in every if (one.file, one.start, one.end, one.new) not in equivalent]
+            mutants = [one for one in every if json.dumps(one.place, sort_keys=True) not in equivalent]
             left_out = len(every) - len(mutants)
             if arguments.sample is not None and len(mutants) > arguments.sample:
                 mutants = random.Random(arguments.seed).sample(mutants, arguments.sample)
@@ -514,7 +541,7 @@ def main() -> int:
                 continue
             survivors = examine(module, mutants, copies, arguments.workers)
             for one in sorted(survivors, key=lambda one: one.start):
-                print(f"{one.file}:{one.line}: {one.old!r} -> {one.new!r}", flush=True)
+                print(json.dumps(one.place, ensure_ascii=False), flush=True)
             result = Result(module, len(mutants), len(mutants) - len(survivors), left_out, time.monotonic() - began)
             results.append(result)
             print(json.dumps(asdict(result) | {"share": round(result.share, 4)}), flush=True)

@@ -93,7 +93,10 @@ def test_the_keepers_report_becomes_a_word(result: dict[str, Any], word: str | N
 
 
 def findings(**changed: Any) -> dict[str, Any]:
-    plain = {"passed": 2, "total": 2, "error": None, "completed": True, "reached": True, "failed": 0, "weak": []}
+    plain: dict[str, Any] = {
+        "passed": 2, "total": 2, "error": None, "completed": True, "reached": True, "failed": 0, "weak": [],
+        "decided_by_candidate": [],
+    }  # fmt: skip
     return plain | changed
 
 
@@ -120,3 +123,31 @@ def test_the_referees_findings_become_a_word(found: dict[str, Any], word: str) -
 def test_tests_that_ended_without_the_candidate_are_the_references_fault() -> None:
     with pytest.raises(BadReference, match="without calling the candidate"):
         ProgramVerifier()._from_findings(findings(reached=False), CaseResult())
+
+
+def test_tests_that_cannot_run_are_the_references_fault() -> None:
+    with pytest.raises(BadReference, match="tests: they cannot run: no module"):
+        ProgramVerifier()._from_findings(findings(error={"kind": "tests_broken", "message": "no module"}), CaseResult())
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (findings(passed=0, total=0), "not one assert was reached"),
+        (findings(passed=0, decided_by_candidate=["close"]), "decided by a function that the tests do not define"),
+        (findings(passed=0, failed=1), "an assert does not hold"),
+        (findings(passed=1, failed=1), "an assert does not hold"),
+    ],
+)
+def test_what_is_said_of_tests_that_did_not_pass(found: dict[str, Any], message: str) -> None:
+    assert message in ProgramVerifier()._from_findings(found, CaseResult()).message
+
+
+def test_the_kinds_of_a_program_that_left_are_told_by_its_keeper() -> None:
+    """A candidate that is gone is what ended it: time, memory, or else a crash."""
+    gone = findings(completed=False, error={"kind": "gone", "message": "left"})
+    verifier = ProgramVerifier()
+    assert verifier._from_findings(gone, CaseResult(killed="wall")).word == "TLE"
+    assert verifier._from_findings(gone, CaseResult(killed="memory")).word == "MLE"
+    assert verifier._from_findings(gone, CaseResult(exit=3)).word == "RE"
+    assert verifier._from_findings(gone, CaseResult()).word == "RE"

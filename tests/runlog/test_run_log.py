@@ -557,3 +557,33 @@ def test_a_resumed_run_says_what_it_has_set_aside(tmp_path: Path, accelerator: A
         log.step(2, {"reward/mean": 2.0})
     assert steps_in(path) == [1, 2]
     assert "metrics.jsonl: 1 damaged lines behind step 1 are set aside in metrics.jsonl.damaged" in printed()
+
+
+def test_lines_reach_the_disk_when_asked_and_the_file_is_closed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, synced = JsonLines(tmp_path / "x.jsonl"), []
+    descriptor = lines._file
+    monkeypatch.setattr(os, "fsync", synced.append)
+    lines.sync()
+    assert synced == [descriptor]
+    lines.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    lines.close()  # another file may have its number by now
+
+
+def test_a_line_without_a_step_is_older_than_any(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"note": "x"}\n')
+    lines = JsonLines(path)
+    assert lines.truncate_after(-1) == (0, 0)
+    path.write_bytes(b'{"note": "x"}\n{"step": 0}\n')
+    assert JsonLines(path).truncate_after(-1) == (1, 0)
+    assert path.read_bytes() == b'{"note": "x"}\n'
+
+
+def test_what_json_does_not_have_is_written_as_null_and_the_rest_as_it_is() -> None:
+    record = {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": -float("inf"), "e": "é"}, "f": (True, None)}
+    assert encode(record) == '{"a": null, "b": [1.5, null], "c": {"d": null, "e": "é"}, "f": [true, null]}'.encode()
+    assert encode({"text": "half \ud800"}) == b'{"text": "half \\ud800"}'
