@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlvr.view.queries import excerpt
+from rlvr.view.queries import PROBLEM_ORDERS, excerpt
 from rlvr.view.runs import X_AXES, Run
 from rlvr.view.server import STATIC, Api, dump_for_page
 
@@ -74,9 +74,7 @@ def _run(api: Api, run: Run, limit: int) -> dict[str, Any]:
         "solved": api.solved(query),
         "step": steps,
         "rollouts": [record | {"excerpt": excerpt(record["text"], "")} for record in records],
-        "problems": {
-            order: _problems(api, query | {"order": order}) for order in ("variable", "never", "always", "name")
-        },
+        "problems": {order: _problems(api, query | {"order": order}) for order in PROBLEM_ORDERS},
         "problem": {name: api.problem(query | {"problem": name}) for name in names},
     }
 

@@ -20,6 +20,8 @@ PAGE = 50
 """Rows of a list that are sent at once."""
 COUNTED = 10_000
 """A list says how long it is up to here, and "more" above."""
+PROBLEM_ORDERS = ("variable", "never", "always", "reward", "name")
+"""What a list of problems can be ordered by."""
 EXCERPT = 160
 """Characters of a completion in a list."""
 
@@ -170,15 +172,24 @@ class Rollouts:
     # ------------------------------------------------------------------------------------------------------- problems
 
     def problems(self, order: str, search: str, offset: int) -> dict[str, Any]:
-        """A page of problems: ``never`` solved, ``always`` solved, most ``variable``, or by ``name``."""
+        """A page of problems: ``never`` solved, ``always`` solved, most ``variable``, by ``reward`` from the lowest, or
+        by ``name``.
+
+        ``through`` of a row holds the success rate of each visit; in a run with partial marks, which is ``graded``, its
+        mean reward, all of which lie between ``low`` and ``high``.
+        """
         having, by = {
             "never": ("sum(correct) = 0", "n DESC, name"),
             "always": ("sum(correct) = sum(judged)", "n DESC, name"),
             "variable": ("1", "spread DESC, abs(1.0 * correct / judged - 0.5), n DESC, name"),
+            "reward": ("1", "reward IS NULL, reward, n DESC, name"),
             "name": ("1", "name"),
         }[order]
+        with self.index.reading() as database:
+            is_graded = _is_graded(database)
+            low, high = _reward_range(database) if is_graded else (0.0, 1.0)
         # variance of the visits' success rates, E[x^2] - E[x]^2: what changed from visit to visit
-        rate = "1.0 * correct / judged"
+        rate = "reward / nullif(scored, 0)" if is_graded else "1.0 * correct / judged"
         each = (
             "SELECT problem, sum(n) AS n, sum(judged) AS judged, sum(correct) AS correct, "
             "sum(reward) / sum(scored) AS reward, count(*) AS visits, min(step) AS first, max(step) AS last, "
@@ -196,13 +207,17 @@ class Rollouts:
             numbers = [row["problem"] for row in rows]
             visits: dict[int, list[list[float]]] = {number: [] for number in numbers}
             for row in database.execute(
-                f"SELECT problem, step, correct, judged FROM grp WHERE problem IN ({','.join('?' * len(numbers))}) "
+                f"SELECT problem, step, {rate} AS rate FROM grp WHERE problem IN ({','.join('?' * len(numbers))}) "
                 "AND judged > 0 ORDER BY step", numbers,
             ):  # fmt: skip
-                visits[row["problem"]].append([row["step"], row["correct"] / row["judged"]])
+                if row["rate"] is not None:
+                    visits[row["problem"]].append([row["step"], row["rate"]])
         return {
             "count": count,
             "offset": offset,
+            "graded": is_graded,
+            "low": low,
+            "high": high,
             "rows": [
                 {"problem": row["name"], "n": row["n"], "rate": row["correct"] / row["judged"], "reward": row["reward"],
                  "visits": row["visits"], "first": row["first"], "last": row["last"],
@@ -212,8 +227,14 @@ class Rollouts:
         }  # fmt: skip
 
     def solved(self) -> dict[str, Any]:
-        """For each step how many of its groups were solved never, sometimes, always; at most 400 points."""
+        """For each step how many of its groups were solved never, sometimes, always; at most 400 points.
+
+        In a run with partial marks: how many have their mean reward in each quarter of its range in the run, the
+        lowest first, under ``quarters`` with the ``bounds`` of these.
+        """
         with self.index.reading() as database:
+            if _is_graded(database):
+                return _quarters(database)
             rows = database.execute(
                 "SELECT step, sum(correct = 0) AS none, sum(correct > 0 AND correct < judged) AS some, "
                 "sum(correct = judged) AS every FROM grp WHERE judged > 0 GROUP BY step ORDER BY step"
@@ -314,8 +335,36 @@ def _names(database: sqlite3.Connection, numbers: set[int]) -> Iterator[tuple[in
         yield number, database.execute("SELECT name FROM problem WHERE id = ?", (number,)).fetchone()["name"]
 
 
+def _is_graded(database: sqlite3.Connection) -> bool:
+    """True if the first term gives partial marks, so that "right" says too little."""
+    return database.execute("SELECT 1 FROM combo WHERE first = 'PARTIAL' LIMIT 1").fetchone() is not None
+
+
+def _reward_range(database: sqlite3.Connection) -> tuple[float, float]:
+    """The least and the greatest mean reward of a group."""
+    low, high = database.execute(
+        "SELECT min(reward / scored), max(reward / scored) FROM grp WHERE scored > 0"
+    ).fetchone()
+    return low or 0.0, high or 0.0
+
+
+def _quarters(database: sqlite3.Connection) -> dict[str, Any]:
+    """`Rollouts.solved` for a run with partial marks."""
+    low, high = _reward_range(database)
+    bounds = [*(low + (high - low) * quarter / 4 for quarter in range(4)), high]
+    mean = "reward / scored"
+    each = [f"sum({mean} {'>=' if place == 0 else '>'} ? AND {mean} <= ?) AS quarter{place}" for place in range(4)]
+    ends = [end for place in range(4) for end in bounds[place : place + 2]]
+    rows = database.execute(
+        f"SELECT step, {', '.join(each)} FROM grp WHERE scored > 0 GROUP BY step ORDER BY step", ends
+    ).fetchall()
+    points = _thin([list(row) for row in rows], 400)
+    return {"steps": [point[0] for point in points], "bounds": bounds,
+            "quarters": [[point[place + 1] for point in points] for place in range(4)]}  # fmt: skip
+
+
 def _thin(points: list[list[float]], limit: int) -> list[list[float]]:
-    """At most `most` of the points, evenly, the last always."""
+    """At most `limit` of the points, evenly, the last always."""
     if len(points) <= limit:
         return points
     return [points[round(place * (len(points) - 1) / (limit - 1))] for place in range(limit)]

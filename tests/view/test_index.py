@@ -179,7 +179,13 @@ def test_what_is_not_there_is_named(small: Rollouts) -> None:
 
 @pytest.mark.parametrize(
     ("order", "expected"),
-    [("never", ["p0"]), ("always", ["p1"]), ("variable", ["p3", "p2", "p0", "p1"]), ("name", ["p0", "p1", "p2", "p3"])],
+    [
+        ("never", ["p0"]),
+        ("always", ["p1"]),
+        ("variable", ["p3", "p2", "p0", "p1"]),
+        ("name", ["p0", "p1", "p2", "p3"]),
+        ("reward", ["p0", "p2", "p3", "p1"]),
+    ],
 )
 def test_problems_by_hand(tmp_path: Path, order: str, expected: Sequence[str]) -> None:
     """p0 never; p1 always; p2 half right at both visits, so without variance between them; p3 none, then all."""
@@ -196,6 +202,25 @@ def test_problems_by_hand(tmp_path: Path, order: str, expected: Sequence[str]) -
     for row in found["rows"]:
         if row["problem"] == "p3":
             assert (row["rate"], row["reward"], row["n"], row["through"]) == (0.5, 0.5, 4, [[1, 0.0], [2, 1.0]])
+
+
+def test_problems_with_partial_marks_are_shown_by_their_reward(tmp_path: Path) -> None:
+    """No completion is right: rewards tell them apart, from visit to visit and in quarters of their range."""
+    marks = {0: [0.0, 0.0], 1: [0.2, 0.6], 2: [0.5, 0.5], 3: [0.8, 0.3]}
+    records = [
+        line(visit + 1, group, sample, outcomes={"answer": "PARTIAL"}, reward=visits[visit])
+        for visit in range(2) for group, visits in marks.items() for sample in range(2)
+    ]  # fmt: skip
+    rollouts = rollouts_of(write(tmp_path / "rollouts.jsonl", records))
+    found = rollouts.problems("reward", "", 0)
+    assert [row["problem"] for row in found["rows"]] == ["p0", "p1", "p2", "p3"]
+    assert (found["graded"], found["low"], found["high"]) == (True, 0.0, 0.8)
+    assert found["rows"][1]["through"] == [[1, 0.2], [2, 0.6]]
+    assert [row["problem"] for row in rollouts.problems("variable", "", 0)["rows"][:2]] == ["p3", "p1"]
+    solved = rollouts.solved()
+    assert solved["steps"] == [1, 2]
+    assert solved["bounds"] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    assert solved["quarters"] == [[2, 1], [0, 1], [1, 2], [1, 0]]
 
 
 HOSTILE_LINES = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from rlvr.runlog.glossary import find
 from tests.runs import Workspace
-from tests.view.conftest import HACK, HOSTILE, REASONS, STEPS, Viewer
+from tests.view.conftest import HACK, HOSTILE, REASONS, STEPS, Viewer, start_viewer
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +33,10 @@ def test_curves_of_every_metric_with_meaning_and_range(
     logged = {key for line in work.metrics() for key in line} - {"step"}
     shown = set(page.eval_on_selector_all("[data-key]", "all => all.map(one => one.dataset.key)"))
     assert logged <= shown
-    page.get_by_label("find a metric").fill("mismatch/k")
-    page.keyboard.press("Enter")
+    find_box = page.get_by_label("find a metric")
+    find_box.press_sequentially("mismatch/k")  # no Enter: the page follows what is typed
+    expect(find_box).to_be_focused()
+    expect(find_box).to_have_value("mismatch/k")
     expect(page.locator("[data-key]")).to_have_count(1)
     card = page.locator("[data-key='mismatch/kl']")
     expect(card.locator("canvas")).to_be_visible()
@@ -68,6 +72,52 @@ def test_runs_lie_over_each_other_smoothed_over_any_axis(viewer: Viewer, open_pa
     expect(legend).to_contain_text("hours--")
     expect(legend).to_contain_text("run (raw)")
     expect(legend).not_to_contain_text("other")
+
+
+def test_reward_and_evaluations_stand_at_the_top(tmp_path: Path, open_page: Open) -> None:
+    """The interval of an estimate is a band, not two more charts; the run's name stands on the page."""
+    folder = tmp_path / "adder"
+    folder.mkdir()
+    measured = {f"eval/held_out/{key}{end}": 0.5 + shift for key in ("pass@1", "pass@8", "avg@8", "greedy", "reward")
+                for end, shift in (("", 0.0), ("_low", -0.1), ("_high", 0.1))}  # fmt: skip
+    steps = [{"step": step, "reward/mean": 0.1 * step, "time/step": 1.0} | measured for step in range(4)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
+    alone = start_viewer(folder)
+    try:
+        page = open_page(f"{alone.url}#curves")
+        titles = page.eval_on_selector_all("[data-key]", "all => all.map(one => one.dataset.key)")
+        assert titles[:4] == ["Reward", "held_out: pass@1", "held_out: greedy", "held_out: reward"]
+        assert {f"eval/held_out/{key}" for key in ("pass@1", "pass@8", "avg@8", "greedy", "reward")} <= set(titles)
+        assert not [title for title in titles if title.endswith(("_low", "_high"))]
+        legend = page.locator("[data-key='held_out: pass@1'] .u-legend")
+        expect(legend).to_contain_text("adder (interval)")
+        expect(legend.locator(".u-value").first).not_to_be_visible()
+        page.locator("[data-key='held_out: pass@1'] .u-over").hover()
+        expect(legend.locator(".u-value").first).to_be_visible()
+        expect(page.locator("header strong")).to_have_text("rlvr view adder")
+        assert page.title() == "Curves · adder · rlvr view"
+    finally:
+        alone.process.terminate()
+        alone.process.communicate()
+
+
+def test_the_name_of_the_run_stands_in_the_title(viewer: Viewer, open_page: Open) -> None:
+    assert open_page(f"{viewer.url}#problems?run=other").title() == "Problems · other · rlvr view"
+    assert open_page(f"{viewer.url}#curves").title() == "Curves · run, other, live · rlvr view"
+
+
+def test_rollouts_open_at_a_group_that_was_trained(viewer: Viewer, lines: Lines, open_page: Open) -> None:
+    """Where nothing was asked for: the first group of the step whose rewards differ, not simply the first."""
+    for step in {one["step"] for one in lines}:
+        rewards: dict[int, set[float]] = {}
+        for one in lines:
+            if one["step"] == step:
+                rewards.setdefault(one["group"], set()).add(one["reward"])
+        expected = next((group for group in sorted(rewards) if len(rewards[group]) > 1), 0)
+        page = open_page(f"{viewer.url}#rollouts?run=run&step={step}")
+        expect(page.locator(".detail h2")).to_contain_text(f"Step {step} · group {expected} ·")
+    page = open_page(f"{viewer.url}#rollouts?run=run&step=2&group=3")
+    expect(page.locator(".detail h2")).to_contain_text("Step 2 · group 3 ·")
 
 
 def test_outcomes_and_time_are_stacked_bands(viewer: Viewer, open_page: Open) -> None:

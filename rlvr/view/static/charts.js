@@ -25,12 +25,12 @@ function axes(xLabel) {
 // A band over the whole width where the glossary says that values need no look.
 function healthyRange(range) {
   return (plot) => {
-    const [low, high] = range;
+    const [low, high] = [range[0] ?? (range[1] >= 0 && plot.data.slice(1).every((values) => values.every((value) => !(value < 0))) ? 0 : null), range[1]];
     const place = (value, otherwise) => (value === null ? otherwise : Math.min(plot.bbox.top + plot.bbox.height, Math.max(plot.bbox.top, plot.valToPos(value, "y", true))));
     const top = place(high, plot.bbox.top);
     const bottom = place(low, plot.bbox.top + plot.bbox.height);
     plot.ctx.fillStyle = shade("--healthy");
-    plot.ctx.fillRect(plot.bbox.left, top, plot.bbox.width, Math.max(0, bottom - top));
+    plot.ctx.fillRect(plot.bbox.left, top, plot.bbox.width, Math.max(2, bottom - top)); // "at most 0" of what is never negative is a line
   };
 }
 
@@ -70,13 +70,21 @@ function lines(holder, tables, { weight = 0, xLabel, healthy, colours = {}, onpo
   const labels = Object.keys(tables);
   const series = [{ label: xLabel }];
   const each = [];
+  const bands = [];
   for (const [place, label] of labels.entries()) {
     const stroke = colours[label] ?? PALETTE[place % PALETTE.length];
-    const { x, y } = tables[label];
+    const { x, y, low, high } = tables[label];
     const points = { show: x.length < 40, size: 4 };
     const value = (_, shown) => number(shown);
     series.push({ label, stroke, width: 1.5, points, value, spanGaps: true });
     each.push([x, weight ? smooth(y, weight) : y]);
+    if (low && high && !weight) {
+      for (const edge of [high, low]) {
+        series.push({ label: `${label} (interval)`, stroke: stroke + "50", width: 1, points: { show: false }, value, spanGaps: true });
+        each.push([x, edge]);
+      }
+      bands.push({ series: [series.length - 2, series.length - 1], fill: stroke + "25" });
+    }
     if (weight) {
       series.push({ label: `${label} (raw)`, stroke: stroke + "40", width: 1, points: { show: false }, value, spanGaps: true });
       each.push([x, y]);
@@ -84,7 +92,8 @@ function lines(holder, tables, { weight = 0, xLabel, healthy, colours = {}, onpo
   }
   const data = uPlot.join(each);
   const onstep = onpoint && ((place) => onpoint(labels.map((label) => [label, tables[label].x.indexOf(data[0][place])]).find(([, found]) => found >= 0)));
-  return plot(holder, { series, data, xLabel, healthy, onstep, height, yRange });
+  holder.classList.toggle("single", labels.length === 1);
+  return plot(holder, { series, data, xLabel, bands, healthy, onstep, height, yRange });
 }
 
 // layers: {label: [...]} stacked from below, over x.

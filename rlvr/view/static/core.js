@@ -63,7 +63,8 @@ async function show() {
   if (is.perRun && !runs.includes(parameters.run)) parameters.run = runs[0];
   document.getElementById("run-label").hidden = !is.perRun || runs.length < 2;
   document.getElementById("run").value = parameters.run ?? runs[0];
-  document.title = `${is.title} · rlvr view`;
+  document.title = `${is.title} · ${is.perRun ? parameters.run : runs.join(", ")} · rlvr view`;
+  document.getElementById("run-name").textContent = runs.length === 1 ? runs[0] : "";
   for (const one of document.querySelectorAll("#nav a")) {
     one.toggleAttribute("aria-current", one.dataset.page === (is.under ?? page));
     if (pages[one.dataset.page].perRun && parameters.run) one.href = link(one.dataset.page, { run: parameters.run });

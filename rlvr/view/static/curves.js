@@ -1,6 +1,7 @@
 "use strict";
 // Curves of every metric, runs laid over each other; a chart is drawn, and its numbers fetched, once it is in sight.
 
+const typing = { timer: 0, goesOn: false }; // what is typed into the search makes the page anew; the cursor stays in it
 const X_WORDS = [["step", "step"], ["samples", "samples"], ["tokens", "tokens"], ["hours", "hours"]];
 
 pages.curves = {
@@ -14,11 +15,18 @@ pages.curves = {
     const weight = Number(parameters.smooth ?? 0);
     const find = (parameters.find ?? "").toLowerCase();
     const charts = new Set();
+    const typed = (text) => {
+      clearTimeout(typing.timer);
+      typing.timer = setTimeout(() => {
+        typing.goesOn = true;
+        change({ find: text }, { replace: true });
+      }, 150);
+    };
     const context = { x, weight, colours, visible: runs.filter((label) => !hidden.has(label)) };
 
     const bar = h("form", { class: "bar", role: "search", onsubmit: (event) => event.preventDefault() },
       h("input", { type: "search", placeholder: "find a metric", "aria-label": "find a metric", value: parameters.find ?? "",
-        onchange: (event) => change({ find: event.target.value }, { replace: true }) }),
+        oninput: (event) => typed(event.target.value) }),
       select("x", X_WORDS, x, (value) => change({ x: value }, { replace: true }), "over"),
       h("label", {}, "smoothing ", h("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: weight, "aria-label": "smoothing",
         onchange: (event) => change({ smooth: event.target.value === "0" ? "" : event.target.value }, { replace: true }) }), h("output", {}, ` ${weight || "off"}`)),
@@ -38,11 +46,12 @@ pages.curves = {
       const none = Object.keys(glossary).length ? `No metric's name holds “${parameters.find}”.` : "No step has been logged yet; this page fills as the run writes metrics.jsonl.";
       holder.append(h("p", { class: "message" }, none));
     }
-    const sections = find ? [] : stackedSections(keys, glossary, context);
-    for (const key of keys) {
+    const sections = find ? [] : [{ title: "At a glance", cards: [...headlineCards(keys, glossary, context), ...stackedCards(keys, glossary, context)] }].filter((one) => one.cards.length);
+    const isBound = (key) => /_(low|high)$/.test(key) && `${key.replace(/_(low|high)$/, "_low")}` in glossary && key.replace(/_(low|high)$/, "") in glossary;
+    for (const key of keys.filter((one) => !isBound(one) || one.toLowerCase() === find)) {
       let section = sections.find((one) => one.title === glossary[key].section);
       if (!section) sections.push((section = { title: glossary[key].section, cards: [] }));
-      section.cards.push(lineCard(key, glossary[key], context));
+      section.cards.push(lineCard(key, glossary[key], context, { glossary }));
     }
     for (const { title, cards } of sections) {
       holder.append(h("section", {}, h("h2", {}, title), h("div", { class: "grid" }, cards.map((one) => one.element))));
@@ -61,6 +70,13 @@ pages.curves = {
     }
     let known = Object.keys(glossary).length;
     return {
+      placed() {
+        if (!typing.goesOn) return;
+        typing.goesOn = false;
+        const input = bar.querySelector("input[type=search]");
+        input.focus();
+        input.setSelectionRange(input.value.length, input.value.length);
+      },
       watches: "metrics",
       keys: { s: ["smoothing on and off", () => change({ smooth: weight ? "" : "0.6" }, { replace: true })],
               x: ["next x axis", () => change({ x: X_WORDS[(X_WORDS.findIndex(([key]) => key === x) + 1) % 4][0] }, { replace: true })] },
@@ -98,13 +114,15 @@ const cardOf = (title, tip, keys, context, more) => {
   return { element: h("article", { class: "card", "data-key": title }, h("div", { class: "head" }, head, last), place), place, last, keys, context, ...more };
 };
 
-function lineCard(key, row, context) {
+// The interval of an estimate, KEY_low to KEY_high, is a band behind its line.
+function lineCard(key, row, context, { glossary, title = key }) {
+  const hasBand = `${key}_low` in glossary && `${key}_high` in glossary;
   const [low, high] = row.healthy ?? [null, null];
   const range = row.healthy ? `healthy: ${[low !== null ? `at least ${low}` : "", high !== null ? `at most ${high}` : ""].filter(Boolean).join(" and ")}` : "no range that is healthy as such";
   const tip = [h("b", {}, key), row.unit ? ` in ${row.unit}` : "", h("br"), row.meaning, h("br"), row.formula ? [h("code", {}, row.formula), h("br")] : "", h("i", {}, range)];
-  const card = cardOf(key, tip, [key], context, {});
+  const card = cardOf(title, tip, hasBand ? [key, `${key}_low`, `${key}_high`] : [key], context, {});
   card.draw = (data) => {
-    const tables = Object.fromEntries(context.visible.filter((label) => data[label]?.x.length).map((label) => [label, { x: data[label].x, y: data[label][key], step: data[label].step }]));
+    const tables = Object.fromEntries(context.visible.filter((label) => data[label]?.x.length).map((label) => [label, { x: data[label].x, y: data[label][key], step: data[label].step, low: data[label][`${key}_low`], high: data[label][`${key}_high`] }]));
     const ends = Object.values(tables).map((one) => one.y.findLast((value) => value !== null));
     card.last.replaceChildren(...ends.map((value) => {
       const isOut = row.healthy && value !== undefined && ((low !== null && value < low) || (high !== null && value > high));
@@ -118,7 +136,7 @@ function lineCard(key, row, context) {
 }
 
 // The time of a step and the outcomes of each term, one chart a run.
-function stackedSections(keys, glossary, context) {
+function stackedCards(keys, glossary, context) {
   const logged = (label) => keys.filter((key) => glossary[key].runs.includes(label));
   const phases = keys.filter((key) => /^time\/[a-z_]+$/.test(key) && !["time/step", "time/grade_max"].includes(key));
   const terms = [...new Set(keys.filter((key) => key.startsWith("outcome/")).map((key) => key.split("/").slice(1, -1).join("/")))];
@@ -134,7 +152,20 @@ function stackedSections(keys, glossary, context) {
     const mine = logged(label).filter((key) => phases.includes(key));
     if (mine.length) cards.push(stackCard(`Time of a step${name}`, "Seconds of the wall clock by phase; they add up to time/step.", mine, label, context, phaseColours));
   }
-  return cards.length ? [{ title: "At a glance", cards }] : [];
+  return cards;
+}
+
+// What one looks for first: the reward, and what each eval set says, one chart each for all runs.
+function headlineCards(keys, glossary, context) {
+  const ofEval = (name) => keys.filter((key) => key.startsWith(`eval/${name}/`)).map((key) => key.slice(`eval/${name}/`.length));
+  const names = [...new Set(keys.filter((key) => /^eval\/[^/]+\/pass@/.test(key)).map((key) => key.split("/")[1]))];
+  const chosen = keys.includes("reward/mean") ? [["reward/mean", "Reward"]] : [];
+  for (const name of names) {
+    const measures = ofEval(name);
+    const least = measures.filter((one) => /^pass@\d+$/.test(one)).sort((a, b) => a.slice(5) - b.slice(5))[0];
+    for (const measure of [least, "greedy", "reward"].filter((one) => measures.includes(one))) chosen.push([`eval/${name}/${measure}`, `${name}: ${measure}`]);
+  }
+  return chosen.map(([key, title]) => lineCard(key, glossary[key], context, { glossary, title }));
 }
 
 function stackCard(title, tip, keys, label, context, colours, yRange) {

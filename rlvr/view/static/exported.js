@@ -55,10 +55,10 @@
       return { rows: found.slice(from, from + 50).map(row), more: found.length > from + 50, count: found.length, counted: true };
     },
     problems(query, run) {
-      const { rows, count } = run.problems[query.order ?? "variable"];
+      const { rows, count, graded, low, high } = run.problems[query.order ?? "variable"];
       const found = rows.filter((one) => one.problem.toLowerCase().includes((query.search ?? "").toLowerCase()));
       const from = Number(query.offset ?? 0);
-      return { rows: found.slice(from, from + 50), count: found.length, offset: from, all: count };
+      return { rows: found.slice(from, from + 50), count: found.length, offset: from, all: count, graded, low, high };
     },
     problem: (query, run) => run.problem[query.problem] ?? missing(`Problem ${query.problem}`),
     completions: (query, run) => query.steps.split(",").map((step) => run.rollouts.filter((one) => one.problem_id === query.problem && one.step === Number(step))

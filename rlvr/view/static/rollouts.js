@@ -134,12 +134,15 @@ async function fillStep(view) {
   }
   const { step, groups } = view.stepData;
   if (groups.length) {
-    const group = groups.find((one) => one.group === Number(parameters.group)) ?? groups[0];
+    const group = has(parameters.group) && groups.find((one) => one.group === Number(parameters.group)) || groups.find(hasDifferentRewards) || groups[0];
     const sample = group.samples.find((one) => one.sample === Number(parameters.sample)) ?? group.samples[0];
     Object.assign(parameters, { step, group: group.group, sample: sample.sample });
   }
   markRow(view);
 }
+
+// such a group is trained, so that its completions have colours
+const hasDifferentRewards = (group) => new Set(group.samples.map((one) => one.reward).filter((reward) => reward !== null)).size > 1;
 
 const toStep = (view, step) => step !== null && go("rollouts", { run: view.parameters.run, colour: view.parameters.colour, step });
 
