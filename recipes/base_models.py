@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlvr.config import LearnerConfig, Model, Recipe, RecipeError, Schedule
+from rlvr.config import LearnerConfig, Model, Recipe, RecipeError, LRSchedule
 from rlvr.learn.update import Learner
 from rlvr.problems.examples import Example, to_samples
 from rlvr.problems.sources import load_problems
@@ -137,7 +137,7 @@ def fine_tuned_llama(
         LlamaForCausalLM(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         total = sum(steps for _, steps in stages)
-        schedule = Schedule(type="cosine", warmup_steps=20, final=0.05)
+        schedule = LRSchedule(type="cosine", warmup_steps=20, final=0.05)
         learner = Learner(
             Model(path=str(folder)), LearnerConfig(lr=5e-3, schedule=schedule, micro_batch_tokens=16384),
             recipe.algorithm, total_updates=total, temperature=1.0, accelerator=Accelerator(),

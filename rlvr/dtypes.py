@@ -1,4 +1,4 @@
-"""The names of torch's dtypes in recipes and in safetensors files."""
+"""Names of torch dtypes, as recipes and safetensors files spell them."""
 
 from __future__ import annotations
 

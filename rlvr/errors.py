@@ -1,4 +1,4 @@
-"""What the errors of rlvr have in common: a command ends with their message and exit status, not with a traceback."""
+"""Base class of all errors that end a command with a message and an exit status instead of a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a recipe's path can be a name on the Hugging Face hub, or only a folder."""
+"""Tells whether a recipe's path may be a name on the Hugging Face hub or can only be a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plug-ins: the user's own function or class in a recipe's slot, named ``module:name``."""
+"""Plug-ins: a user's own function or class for a slot of the recipe, named ``module:name``."""
 
 from __future__ import annotations
 

@@ -230,19 +230,20 @@ class TrainingSample:
 
 @dataclass(frozen=True, slots=True)
 class SharedPrompts:
-    """Where the samples of a micro-batch are whose prompts stand once; see `rlvr.learn.shared_prompts`.
+    """Maps between a compact row, in which each prompt stands once, and whole samples; see `rlvr.learn.shared_prompts`.
 
-    N positions in one row stand for samples of at most L positions.
+    N compact positions represent samples of at most L positions.
     """
 
     rows: Int[Tensor, "R L"]
-    """For each position of each sample, and below the samples of each shared prompt alone, its place among the N; 0 on
-    padding."""
+    """``rows[r, t]``: index (0 .. N-1) in the compact row of the token that row r reads at t. One row per sample, then
+    one per shared prompt; padding is 0."""
     owners: Int[Tensor, " N"]
-    """For each of the N its place in the flattened rows; a shared one's is in its prompt's row."""
+    """``owners[n]``: index in the flattened rows of position n; a shared position belongs to its prompt's row."""
     blocks: Int[Tensor, "_ 5"]
-    """(first row, end row, first place, shared, length): rows of at most ``length`` positions, which all begin with the
-    ``shared`` ones from ``first place`` on. The prompts' rows share nothing. Always on the CPU."""
+    """One block per group: (first row, end row, first position, shared, length). Its rows have at most ``length``
+    positions and all begin with the ``shared`` positions from ``first position`` on; prompt rows share none. Always on
+    the CPU."""
 
     def to(self, device: torch.device | str) -> SharedPrompts:
         """The same on `device`."""

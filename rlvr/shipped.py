@@ -1,6 +1,6 @@
 """The recipes and launch files that come with rlvr: the folders ``rlvr/recipes`` and ``rlvr/launch``.
 
-In a checkout these two are links to ``recipes/`` and ``launch/`` at its top; a wheel holds the files themselves.
+In a checkout both are links to the top-level ``recipes/`` and ``launch/``; a wheel contains the files themselves.
 """
 
 from __future__ import annotations

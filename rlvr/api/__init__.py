@@ -1,1 +1,1 @@
-"""What a script or notebook uses: train, evaluate, grade, and what came of it."""
+"""The Python API: train, evaluate, grade, and read the results."""

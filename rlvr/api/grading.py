@@ -1,4 +1,4 @@
-"""Grade texts from Python, in processes that are killed where a verifier hangs."""
+"""Grade texts from Python, in worker processes that are killed when a verifier hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run has left in its folder, for Python."""
+"""A finished run's results for Python: metrics, model path and rollouts, read from its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems that Python holds, as the JSON-lines files that a recipe names."""
+"""Writes problems given as Python rows to the JSON-lines files that a recipe refers to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rewards as Python has them to the terms of a recipe: by name where a worker can import them, else pickled."""
+"""Turns rewards given as Python callables into reward terms: by name if a worker can import them, else pickled."""
 
 from __future__ import annotations
 

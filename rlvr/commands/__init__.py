@@ -1,4 +1,4 @@
-"""One module for each command of `rlvr`: its function `run` does what the command says.
+"""One module per `rlvr` command, each with a function `run`.
 
-Commands on a recipe take it and the arguments, the others the arguments alone.
+Commands that work on a recipe get the recipe and the parsed arguments; the others get only the arguments.
 """

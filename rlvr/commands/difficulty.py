@@ -1,4 +1,4 @@
-"""Measuring how hard problems are: the starting policy's pass rate, and whether it guesses the answer unreasoned."""
+"""Measures how hard problems are: the starting policy's pass rate, and how often it guesses right without reasoning."""
 
 from __future__ import annotations
 

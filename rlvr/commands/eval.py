@@ -1,4 +1,4 @@
-"""`rlvr eval`: the model measured on the recipe's eval sets."""
+"""`rlvr eval`: measure the model on the recipe's eval sets."""
 
 from __future__ import annotations
 

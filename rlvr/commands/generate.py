@@ -1,4 +1,4 @@
-"""`rlvr generate`: completions to the training problems, graded: how hard each problem is."""
+"""`rlvr generate`: sample and grade completions to the training problems, to see how hard each problem is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON-lines files that commands write on request."""
+"""JSON-lines files that commands write when asked to (`--output`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rlvr recipes`: what comes with rlvr, listed, copied to edit, or found by path."""
+"""`rlvr recipes`: list the shipped recipes, copy one to edit, or print its path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rlvr replay`: a batch whose loss or gradient was not finite, sample by sample."""
+"""`rlvr replay`: go through a batch whose loss or gradient was not finite, sample by sample."""
 
 from __future__ import annotations
 

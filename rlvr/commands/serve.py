@@ -1,4 +1,4 @@
-"""`rlvr serve`: a vLLM server for runs elsewhere."""
+"""`rlvr serve`: a vLLM server that runs on other machines can use."""
 
 from __future__ import annotations
 

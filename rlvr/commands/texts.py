@@ -1,4 +1,4 @@
-"""What `rlvr sft` and `rlvr dpo` share: the start, the learner and the lines about its steps."""
+"""Shared by `rlvr sft` and `rlvr dpo`: set-up, learner and progress lines."""
 
 from __future__ import annotations
 

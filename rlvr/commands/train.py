@@ -1,4 +1,4 @@
-"""`rlvr train`: reinforcement learning, then the first and the last evaluation side by side."""
+"""`rlvr train`: reinforcement learning; at the end, the first and last evaluation side by side."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The recipe: what one YAML file says about a run. Data only; the functions that obey it import it, never the reverse.
+"""The recipe: everything that one YAML file says about a run, as data. The code that acts on it imports it, never the
+reverse.
 
-Each slot of the algorithm is a small tagged union (``{type: name, ...}``) with fields of its own, so that a setting
-which its type does not have cannot be written. Defaults are settings that were tried.
+Each slot of the algorithm is a small tagged union (``{type: name, ...}``) whose types have their own fields, so a type
+cannot be given a setting that it does not have. Defaults are settings that were tried.
 """
 
 from rlvr.config.algorithm import Algorithm
@@ -17,7 +18,7 @@ from rlvr.config.load import (
     no_such_file,
 )
 from rlvr.config.problems import EvalSet, Problems, RewardTerm, Template
-from rlvr.config.recipe import Dpo, LearnerConfig, Model, Recipe, RunConfig, Schedule, Sft
+from rlvr.config.recipe import Dpo, LearnerConfig, LRSchedule, Model, Recipe, RunConfig, Sft
 from rlvr.config.rollout import HfEngineConfig, Rewards, Rollout, VllmEngineConfig, VllmServersConfig
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Dpo",
     "EvalSet",
     "HfEngineConfig",
+    "LRSchedule",
     "LearnerConfig",
     "Model",
     "PlugIn",
@@ -35,7 +37,6 @@ __all__ = [
     "Rewards",
     "Rollout",
     "RunConfig",
-    "Schedule",
     "Section",
     "Sft",
     "Template",

@@ -1,8 +1,8 @@
 """Recipe section ``algorithm``: the objective, one slot for each independent choice.
 
-The slots of the loss are in `rlvr.config.losses`, those of the groups in `rlvr.config.groups`. What each type computes
-stands in `rlvr.learn.shaping`, `rlvr.learn.advantages` and `rlvr.learn.losses`, beside its formula. A slot also takes a
-plug-in: ``{type: "module:name", args: {...}}``.
+The slots of the loss are in `rlvr.config.losses`, those of the groups in `rlvr.config.groups`. For what each type
+computes, with its formula, see `rlvr.learn.shaping`, `rlvr.learn.advantages` and `rlvr.learn.losses`. A slot also takes
+a plug-in: ``{type: "module:name", args: {...}}``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all sections of a recipe share."""
+"""Base class of all recipe sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nested settings as a flat table of dotted keys, as overrides on the command line name them."""
+"""Flattens nested settings to dotted keys, the form in which the command line overrides them."""
 
 from __future__ import annotations
 

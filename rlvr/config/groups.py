@@ -1,6 +1,6 @@
 """Slots of section ``algorithm`` that turn the rewards of a group into advantages: filter, shaping, baseline, scale.
 
-What each computes stands in `rlvr.learn.samples`, `rlvr.learn.shaping` and `rlvr.learn.advantages`.
+For what each computes, see `rlvr.learn.samples`, `rlvr.learn.shaping` and `rlvr.learn.advantages`.
 """
 
 from __future__ import annotations

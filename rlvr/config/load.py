@@ -1,4 +1,4 @@
-"""From a YAML file and ``section.key=value`` overrides to a `Recipe`, with errors for the person who wrote them."""
+"""Loads a `Recipe` from a YAML file and ``section.key=value`` overrides; errors are written for its author."""
 
 from __future__ import annotations
 

@@ -158,8 +158,8 @@ class EvalSet(Section):
 
 
 class Rest(Section):
-    """A problem whose completions all come out alike again and again teaches nothing for now: it is left alone a
-    while."""
+    """Skip a problem for `epochs` epochs after `visits` visits in a row in which every completion was right (or every
+    one wrong)."""
 
     visits: PositiveInt = 2
     """Visits in a row after which it rests; after the rest they are counted anew."""

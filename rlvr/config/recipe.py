@@ -1,4 +1,4 @@
-"""The whole recipe: model, learner, run, and the rules that hold between sections."""
+"""The whole recipe: sections `model`, `learner` and `run`, and the rules between sections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlvr.config.base import Fraction01, ImportPath, NonNegativeFloat, NonNegati
 from rlvr.config.groups import CosineLength, RepetitionStopped, SoftOverlong, check_sizes
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
-from rlvr.config.schedule import Schedule as RolloutSchedule
+from rlvr.config.schedule import Schedule
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -73,7 +73,7 @@ class Model(Section):
         return value
 
 
-class Schedule(Section):
+class LRSchedule(Section):
     """Learning rate over the optimiser steps: linear warm-up, then the named curve down to `final` times the peak."""
 
     type: Literal["constant", "linear", "cosine"] = "constant"
@@ -90,7 +90,7 @@ class LearnerConfig(Section):
     """``adamw_8bit`` keeps the moments of tensors of 4096 numbers and more in blocks of 8 bits (bitsandbytes; Dettmers
     et al. 2022, arXiv 2110.02861): 2 bytes a weight, where ``adamw`` keeps two numbers of the weight's type. For one
     process or DDP. On a CPU a step of it takes about 20 times as long, 3 s for 100 M parameters."""
-    schedule: Schedule = Schedule()
+    schedule: LRSchedule = LRSchedule()
     betas: Annotated[tuple[Decay, Decay], Field(description="AdamW's moments")] = (0.9, 0.95)
     epsilon: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
@@ -208,7 +208,7 @@ class RunConfig(Section):
     the maker's figure for a known GPU, else measures it at the start."""
 
 
-def check_off_policy(schedule: RolloutSchedule, algorithm: Algorithm) -> None:
+def check_off_policy(schedule: Schedule, algorithm: Algorithm) -> None:
     """Raise `ValueError` where tokens of older weights would be trained as if the policy had just sampled them."""
     corrects = algorithm.correction.type != "none" or algorithm.ratio.against == "behaviour"
     if schedule.bound > 0 and not corrects and algorithm.surrogate.type != "squared":

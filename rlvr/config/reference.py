@@ -1,5 +1,7 @@
-"""The settings explained, from the recipe's JSON schema: the page of all of them by ``python -m rlvr.config.reference >
-docs/recipe.md``, one of them by ``rlvr schema KEY``."""
+"""The settings reference, generated from the recipe's JSON schema.
+
+``python -m rlvr.config.reference > docs/recipe.md`` writes the page of all settings; ``rlvr schema KEY`` explains one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipe sections: who scores the completions and how completions are sampled."""
+"""Recipe sections ``rewards`` and ``rollout``: who grades completions, and how they are sampled."""
 
 from __future__ import annotations
 

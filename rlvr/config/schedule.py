@@ -1,8 +1,8 @@
 """Recipe section ``rollout.schedule``: when the engine samples, when the learner trains, how old a token may be.
 
-All schedules are one: problems are drawn until `in_flight` are on their way, the learner takes ``prompts_per_step``
-finished groups, and what is not finished goes on. They differ in how many are on their way, in what the engine does
-while the learner computes, and in the age (weight versions) that a trained token may have.
+All schedules share one mechanism: problems are drawn until `in_flight` groups are under way, the learner takes
+``prompts_per_step`` finished groups, and the unfinished ones continue. They differ in how many groups are under way, in
+what the engine does while the learner computes, and in the age (in weight versions) that a trained token may have.
 """
 
 from __future__ import annotations

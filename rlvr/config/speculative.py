@@ -1,7 +1,7 @@
-"""Slot ``rollout.engine.speculative``: who proposes tokens that the policy then only has to check.
+"""Slot ``rollout.engine.speculative``: which drafter proposes the tokens that the policy then only verifies.
 
-Proposals change how fast tokens come and not which ones: rejection sampling (2211.17192) leaves the policy's
-distribution as it is. A drafter that learns from the policy would be one more type here.
+Proposals change how fast tokens come, not which ones: rejection sampling (2211.17192) keeps the policy's distribution.
+A drafter that learns from the policy would be another type here.
 """
 
 from __future__ import annotations

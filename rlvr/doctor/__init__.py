@@ -1,1 +1,1 @@
-"""``rlvr doctor``: whether a recipe can learn, before its run; and why a run does not, from its files."""
+"""``rlvr doctor``: before a run, whether its recipe can learn; afterwards, from its files, why it did not."""

@@ -1,4 +1,4 @@
-"""What a run will take: seconds and memory a step, and the disk that it fills."""
+"""Estimates what a run will need: seconds and memory per step, and disk space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The latest completions of a run: read from the end of its file, and shown as evidence of what a rule says."""
+"""A run's latest rollouts, read from the end of its file, as examples for what a rule reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engine and learner on the same tokens: how far apart they are, and what an update takes."""
+"""Compares engine and learner on the same tokens: how far they differ, and what an update costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``rlvr doctor RECIPE``: everything that can be known before a run, up to a few groups of real completions.
+"""``rlvr doctor RECIPE``: checks everything that can be known before a run, including a few groups of real completions.
 
 settings -> data, references, prompts -> verifiers on made completions        (the cheap half: `rlvr.rules.preflight`)
          -> the engine samples a few groups, graded                        (`sampled`)

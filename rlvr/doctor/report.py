@@ -1,4 +1,4 @@
-"""How the doctor's findings are shown: for people, and as JSON."""
+"""Prints the doctor's findings: for people, or as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor on a run's folder: what its metrics, its rollouts and its end say, likely causes first."""
+"""``rlvr doctor RUN``: reads a run's metrics, rollouts and end, and names what went wrong, likely causes first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules over a few groups of sampled and graded completions: what the policy writes at the start."""
+"""Rules over a few sampled and graded groups: what the policy writes before training."""
 
 from __future__ import annotations
 

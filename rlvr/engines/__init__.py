@@ -1,1 +1,1 @@
-"""What samples completions: one protocol; transformers, vLLM in process, `vllm serve` servers."""
+"""Engines that sample completions behind one protocol: transformers, vLLM in process, `vllm serve` servers."""

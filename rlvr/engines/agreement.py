@@ -1,4 +1,4 @@
-"""How far apart two sets of log-probabilities of the same tokens are, and how far they may be."""
+"""The distance between two sets of log-probabilities of the same tokens, and how large it may be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast an engine samples by how many requests run, and what becomes of proposed tokens."""
+"""Engine speed by number of running requests, and how many speculative tokens are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers' own generate as an engine: slow and obvious, the oracle that vLLM is compared with.
+"""transformers' generate as an engine: slow and simple, the reference that vLLM is tested against.
 
 One request owns one random generator, so its tokens depend on weights, prompt and seed alone: the rest of the batch
 can only move the last bits of its logits.

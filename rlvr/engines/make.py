@@ -1,4 +1,4 @@
-"""The recipe's engine: built for a run, or served to one by `rlvr serve`."""
+"""Builds the recipe's engine for a run, or for `rlvr serve` to serve it."""
 
 from __future__ import annotations
 

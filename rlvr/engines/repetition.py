@@ -1,4 +1,4 @@
-"""When a completion repeats itself: the same tokens so many times in a row at its end (Kimi k1.5, 2501.12599)."""
+"""Detects a completion that repeats itself: its last tokens are many copies of one pattern (Kimi k1.5, 2501.12599)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""An engine that outlives its death: started again with the weights it served, its requests made again.
+"""Restarts an engine that dies or hangs, with the weights it served, and repeats its requests.
 
 | what happens                            | what follows                                                              |
 |-----------------------------------------|---------------------------------------------------------------------------|
 | the engine dies (`EngineDied`)          | close, start, load the last weights, make the requests again              |
-| nothing ends for `timeout` seconds      | it is taken to hang: the same                                             |
+| nothing ends for `timeout` seconds      | it counts as hanging: the same                                            |
 | more deaths than `restarts`             | the error is raised, with all that was tried                              |
 | any other `EngineError`                 | raised: the request or the weights are wrong, not the engine              |
 

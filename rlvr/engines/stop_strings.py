@@ -1,4 +1,4 @@
-"""What all engines do alike: the text of a completion, and what they refuse before they start."""
+"""Common to all engines: the text of a completion up to its stop string, and the checks before they start."""
 
 from __future__ import annotations
 

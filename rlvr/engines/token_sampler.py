@@ -1,4 +1,4 @@
-"""How a token is drawn, in the same way by both engines that run on a CPU: one random number for each token."""
+"""Samples a token from one random number, identically in both engines that run on a CPU."""
 
 from __future__ import annotations
 

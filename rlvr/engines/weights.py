@@ -1,4 +1,4 @@
-"""What travels from learner to engine: parameters by name, checked against the model folder, in one file.
+"""Weights on their way from learner to engine: parameters by name, checked against the model folder, in one file.
 
 | call            | consumes                        | produces                        | fails when                     |
 |-----------------|---------------------------------|---------------------------------|--------------------------------|

@@ -1,7 +1,7 @@
-"""Advantages: what multiplies a rollout's tokens, from the rewards of its group.
+"""Advantages: what multiplies a rollout's tokens, computed from the rewards of its group.
 
-Only scored rollouts come here: one that was not scored has left the baseline before, which is not the same as a reward
-of 0. Standard deviations are Bessel's, and get an epsilon added before anything is divided by them.
+Only scored rollouts come here; unscored ones are removed before, which is not the same as giving them reward 0.
+Standard deviations use Bessel's correction, and an epsilon is added before dividing by them.
 
 A plug-in baseline is ``f(rewards_G, rollouts_G, **args) -> list[float]``: what to subtract from each reward.
 """

@@ -8,7 +8,7 @@ bounded (FlashAttention, 2205.14135, algorithm 4):
     P = softmax(scale Q K^T)    dV = P^T dO    dP = dO V^T    dS = P (dP - rowsum(P dP))
     dQ = scale dS K             dK = scale dS^T Q
 
-It registers itself with transformers as attention ``causal_cpu``; whatever it is not for goes to transformers' sdpa.
+It registers itself with transformers as attention ``causal_cpu``; inputs it does not handle go to transformers' sdpa.
 Micro-batches with shared prompts come through here in every type and on every device: a completion's own queries see
 its prompt's keys and its own, and the prompt's queries are computed once. Of them the compact queries, keys and values
 are kept for the backward pass, not the rows that are made of them.

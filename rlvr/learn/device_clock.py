@@ -1,4 +1,4 @@
-"""How long the phases of an update take, on devices that work on while the program has gone ahead."""
+"""Times the phases of an update on devices that execute asynchronously."""
 
 from __future__ import annotations
 

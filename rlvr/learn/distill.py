@@ -1,4 +1,4 @@
-"""The teacher of on-policy distillation: a second model, frozen, that scores what the policy samples."""
+"""On-policy distillation: loads the teacher, a second frozen model that scores what the policy samples."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Arithmetic of an update, and what the device could do: the two numbers that model FLOPs utilisation compares.
+"""FLOPs of an update, and the peak FLOP/s of the device: the two numbers behind model FLOPs utilisation.
 
-Utilisation counts the operations that the model needs, not those that are done: padding, recomputed activations and
-recomputed logits raise the time and not the count (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B).
+Utilisation counts the operations that the model needs, not those that are executed: padding, recomputed activations and
+recomputed logits raise the time but not the count (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PEAK_TFLOPS = {
     "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0,
     "L40": 181.0, "L4": 121.0, "A40": 150.0, "A10G": 70.0, "A10": 125.0, "4090": 165.0, "3090": 71.0,
 }  # fmt: skip
-"""Dense bfloat16 products, from NVIDIA's data sheets; the first name that occurs in the device's counts."""
+"""Peak dense bfloat16 FLOP/s by device, from NVIDIA's data sheets; the first name found in the device's name counts."""
 
 
 def update_flops(model: PreTrainedModel, positions: float, trained: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Sums and maxima of per-token quantities, reduced once over all micro-batches and ranks, and the metrics they make."""
+"""Accumulates sums and maxima of per-token quantities, reduces them once over ranks, and makes metrics of them."""
 
 from __future__ import annotations
 

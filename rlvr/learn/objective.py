@@ -1,4 +1,4 @@
-"""Objectives: from a micro-batch's log-probabilities to its part of the step's loss, and what is measured then."""
+"""Objectives: from a micro-batch's log-probabilities to its share of the step's loss, and metrics of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimiser step: forward, loss and backward over this rank's micro-batches; clip; step, or say what is not finite.
+"""One optimiser step: forward, loss, backward over the rank's micro-batches; clip; step, or report non-finite values.
 
 All ranks see the same loss and gradient norm, and so step, skip or stop together.
 """
@@ -19,7 +19,7 @@ from rlvr.errors import RlvrError
 from rlvr.learn.backend import Backend
 from rlvr.learn.device_clock import Clock
 from rlvr.learn.forward import forward
-from rlvr.learn.kept import Kept, kept_of
+from rlvr.learn.logged_logprobs import LoggedLogprobs, logged_logprobs
 from rlvr.learn.meter import Meter
 from rlvr.learn.objective import Objective, TokenBatch
 from rlvr.learn.policy import Policy
@@ -64,8 +64,8 @@ class OptimiserStep:
     def __init__(self, policy: Policy, backend: Backend, config: LearnerConfig, accelerator: Accelerator) -> None:
         self._policy, self._backend, self._config, self._device = policy, backend, config, accelerator.device
 
-    def run(self, inputs: StepInputs, meter: Meter, kept: Kept, clock: Clock) -> dict[str, float]:
-        """Do one step; what is measured goes to ``meter``, what `StepInputs.keep` asks for to ``kept``.
+    def run(self, inputs: StepInputs, meter: Meter, logged: LoggedLogprobs, clock: Clock) -> dict[str, float]:
+        """Do one step; what is measured goes to ``meter``, what `StepInputs.keep` asks for to ``logged``.
 
         Returns ``lr`` and either ``loss`` and ``grad_norm`` (before clipping), or ``empty`` or ``non_finite``, 1.0 for
         a step that changed nothing. Raises `NonFiniteError` under ``learner.non_finite: stop``.
@@ -89,7 +89,7 @@ class OptimiserStep:
                     self._backend.backward(loss)
                 if inputs.is_first and inputs.keep and objective is inputs.objective:
                     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-                    kept |= kept_of(batch, old, inputs.keep)
+                    logged |= logged_logprobs(batch, old, inputs.keep)
                 total += loss.detach()
         with clock.phase("optimizer"):
             if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""The plan of an update: rank 0 splits samples into optimiser steps, packs them for all ranks, and hands out shares."""
+"""The plan of an update: rank 0 splits samples into optimiser steps, packs them for all ranks, and distributes them."""
 
 from __future__ import annotations
 

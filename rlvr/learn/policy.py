@@ -1,8 +1,8 @@
 """The policy: a causal language model whose forward pass gives log-probabilities, never logits.
 
 `Policy.forward` is the only place where parameters are touched, so that whatever wraps it (DDP's hooks, FSDP2's
-resharding) sees every use. What the code takes for granted about a model is checked on the loaded
-weights: that its logits are the plain linear head of its last hidden state, and that packed samples do not see each
+resharding) sees every use. Assumptions about the model are checked on the loaded weights: that its
+logits are the plain linear head of its last hidden state, and that packed samples do not see each
 other.
 """
 

@@ -1,4 +1,4 @@
-"""The policy's parameters on their way out and in: a stream for engines, a Hugging Face folder for checkpoints."""
+"""Exports and loads the policy's parameters: a stream for engines, a Hugging Face folder for checkpoints."""
 
 from __future__ import annotations
 

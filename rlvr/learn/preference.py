@@ -1,8 +1,8 @@
-"""Direct preference optimisation: pairs of a chosen and a rejected completion, a loss over the same learner.
+"""Direct preference optimisation: pairs of a chosen and a rejected completion, trained by the same learner.
 
-A pair is two training samples of one group: the chosen one has advantage 1, the rejected one -1, and the place of
-their behaviour log-probabilities is taken by the reference's. Both are in one micro-batch, so that the loss of a pair,
-which is not a sum over tokens, is computed in one place.
+A pair is two training samples of one group: the chosen one has advantage 1, the rejected one -1, and their
+behaviour log-probabilities are the reference's. Both are in one micro-batch, because the loss of a pair is not a sum
+over tokens.
 """
 
 from __future__ import annotations

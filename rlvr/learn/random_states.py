@@ -1,4 +1,4 @@
-"""The random states of one process: Python's, NumPy's, torch's, and its GPU's where it has one."""
+"""The random states of one process: Python, NumPy, torch and, where there is one, its GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference policy of a KL term: frozen, copied from the policy now and then, or its running average."""
+"""The reference policy of a KL term: frozen, refreshed from the policy every so often, or its running average."""
 
 from __future__ import annotations
 

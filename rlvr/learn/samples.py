@@ -1,4 +1,4 @@
-"""From graded groups to what the learner trains on: filter, shaping, advantages, masks, in this order.
+"""From graded groups to training samples: filter, shaping, advantages, masks, in this order.
 
 The filter looks at the rewards as graded, before shaping, as DAPO's does (2503.14476, eq. 11: some but not all
 completions are right).

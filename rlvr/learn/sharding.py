@@ -1,4 +1,4 @@
-"""Parameters that FSDP2 keeps in shards: whole tensors out of them and into them. All ranks make every call."""
+"""FSDP2 sharded parameters: gathering whole tensors and scattering them back. Every call is collective."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Given completions that are trained beside the sampled ones: which rows an optimiser step has, and their loss."""
+"""The auxiliary loss on given completions (`algorithm.given_text`): which rows each step trains on, and how."""
 
 from __future__ import annotations
 

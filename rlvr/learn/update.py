@@ -30,8 +30,9 @@ from rlvr.learn.backend import Backend
 from rlvr.learn.device_clock import Clock, DeviceClock
 from rlvr.learn.distill import load_teacher
 from rlvr.learn.forward import forward, sequence_logprobs
-from rlvr.learn.kept import Kept, gather_kept
+from rlvr.learn.logged_logprobs import LoggedLogprobs, gather_logged_logprobs
 from rlvr.learn.lora import base_policy
+from rlvr.learn.lr_schedule import learning_rate
 from rlvr.learn.meter import Meter, size_metrics, update_metrics
 from rlvr.learn.objective import NegativeLogLikelihood, Objective, PolicyGradient
 from rlvr.learn.optimiser_step import OptimiserStep, StepInputs
@@ -41,7 +42,6 @@ from rlvr.learn.policy_weights import PolicyWeights
 from rlvr.learn.preference import DirectPreference
 from rlvr.learn.random_states import random_states, set_random_states
 from rlvr.learn.reference import ReferencePolicy
-from rlvr.learn.schedule import learning_rate
 from rlvr.learn.texts import GivenTexts, TextLikelihood
 from rlvr.records import MicroBatch, TrainingSample
 
@@ -91,7 +91,7 @@ class Learner:
         self._step = OptimiserStep(self.policy, self.backend, learner, accelerator)
         self.updates = 0
         """Optimiser steps taken or left out so far: the schedule's clock."""
-        self.kept: Kept = {}
+        self.logged_logprobs: LoggedLogprobs = {}
         """Rank 0, after an update: what it was asked to keep; see `update`."""
 
     # -------------------------------------------------------------------------------------------------------- update
@@ -101,8 +101,8 @@ class Learner:
     ) -> dict[str, float]:
         """Train on one batch of rollouts; rank 0 passes the samples, all ranks get the metrics.
 
-        For the samples whose indices rank 0 passes in ``keep``, `kept` then holds the log-probabilities of their
-        trained tokens before the first optimiser step on this batch, wherever those were computed.
+        For the samples whose indices rank 0 passes in ``keep``, `logged_logprobs` then holds the log-probabilities of
+        their trained tokens before the first optimiser step on this batch, wherever those were computed.
 
         ``clock`` is told the phases pack, old_logprobs, ref_logprobs, teacher_logprobs, forward_backward and
         optimizer.
@@ -157,7 +157,7 @@ class Learner:
             numbers = objective.statistics(step, self.updates + place) if step else None
             if numbers is not None:
                 steps[place] = [dataclasses.replace(batch, statistics=numbers) for batch in step]
-        meter, kept = Meter(device), Kept()
+        meter, logged = Meter(device), LoggedLogprobs()
         outcomes = []
         for epoch in range(objective.epochs):
             for place, step in enumerate(steps):
@@ -168,8 +168,8 @@ class Learner:
                     texts=texts[epoch * len(steps) + place] if texts else (), text_objective=self.text_objective,
                     is_first=epoch == 0 and (objective.needs_old or place == 0), keep=plan.keep[place],
                 )  # fmt: skip
-                outcomes.append(self._step.run(inputs, meter, kept, clock))
-        self.kept = gather_kept(kept) if any(plan.keep) else {}
+                outcomes.append(self._step.run(inputs, meter, logged, clock))
+        self.logged_logprobs = gather_logged_logprobs(logged) if any(plan.keep) else {}
         return {
             **update_metrics(meter.totals(), outcomes),
             **size_metrics(self.policy.model, steps, texts, plan.over_limit, objective.epochs, device),

@@ -1,4 +1,4 @@
-"""Problems: where they come from, what makes two of them the same, and how they become prompts."""
+"""Problems: where they come from, when two are the same, and how they become prompts."""
 
 from rlvr.problems.overlap import Overlap, apply_overlap, find_overlap
 from rlvr.problems.references import check_references

@@ -1,4 +1,4 @@
-"""Generated questions of two operands, with a held-out part that training never sees."""
+"""Generated arithmetic questions with two operands; some are held out and never trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named benchmarks: where the hub has them, the columns they come with, and how their references are read."""
+"""Named benchmarks: their data set on the hub, its columns, and how references are read."""
 
 from __future__ import annotations
 

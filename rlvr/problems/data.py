@@ -1,4 +1,4 @@
-"""The problems of a run: loaded, judged gradable, kept apart, rendered; all of it before any weight is read."""
+"""Loads a run's problems: checks references, removes overlap with eval sets, renders prompts. No weights are read."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model_len: int
 def _judged_by(
     problems: Sequence[Problem], own: Sequence[RewardTerm], all_of_them: Sequence[RewardTerm]
 ) -> list[Problem]:
-    """The problems, told apart by who judges them where not every term applies to every problem."""
+    """Tag each problem with the reward terms that apply to it, unless all do."""
     if len(own) == len(all_of_them):
         return list(problems)
     names = tuple(term.name for term in own)

@@ -1,7 +1,7 @@
-"""How hard problems are, measured: the file that `rlvr generate --difficulty` writes, joined to problems by their key.
+"""Measured difficulty: the file that `rlvr generate --difficulty` writes, joined to problems by their key.
 
-One JSON object a line: ``id`` and ``key`` of the problem, ``pass_rate`` over its ``samples`` scored completions,
-``mean_length`` in tokens and, where it was tried, ``guess_rate`` over ``guesses`` completions without reasoning.
+One JSON object per line: ``id`` and ``key`` of the problem, ``pass_rate`` over its ``samples`` scored completions,
+``mean_length`` in tokens and, if measured, ``guess_rate`` over ``guesses`` completions without reasoning.
 """
 
 from __future__ import annotations

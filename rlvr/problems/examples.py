@@ -1,4 +1,4 @@
-"""Rows to imitate (SFT) and pairs to prefer (DPO), as training samples."""
+"""Training samples from rows to imitate (SFT) and from pairs to prefer (DPO)."""
 
 from __future__ import annotations
 

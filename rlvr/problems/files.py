@@ -1,4 +1,4 @@
-"""Problems from files: JSON lines, and whatever the `datasets` library loads."""
+"""Problems from files: JSON lines, and anything the `datasets` library loads."""
 
 from __future__ import annotations
 

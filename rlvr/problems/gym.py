@@ -1,7 +1,7 @@
-"""Problems of the package reasoning-gym (extra ``[gym]``), for its own scorers.
+"""Problems from the package reasoning-gym (extra ``[gym]``), graded by its own scorers.
 
-They are generated in a process of their own with a fixed hash seed: some of the data sets there iterate over sets of
-strings, so that the same seed gives other questions in each interpreter, and a resumed run would train on other data.
+They are generated in a separate process with a fixed hash seed: some of its data sets iterate over sets of strings, so
+the same seed would give other questions in each interpreter, and a resumed run would train on other data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which generated problems are held out: a hash of seed and key decides, the same in every split and every run."""
+"""Decides which generated problems are held out: by a hash of seed and key, the same in every split and run."""
 
 from __future__ import annotations
 

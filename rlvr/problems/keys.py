@@ -1,9 +1,9 @@
-"""The canonical key of a problem: one key, one problem, however it is written.
+"""The canonical key of a problem: different spellings of one problem have the same key.
 
 Two texts share a key when they differ only in case, white space, punctuation that carries no mathematics, LaTeX
-spacing and sizing, or the order of the two operands of a lone sum or product. Where in doubt the two stay apart:
-a pair that is not unified here is still found by its n-grams (`rlvr.problems.overlap`), a pair that is wrongly unified
-would cost a training problem.
+spacing and sizing, or the order of the two operands of a lone sum or product. When in doubt, keys differ: a pair that
+is missed here is still found by its n-grams (`rlvr.problems.overlap`), while a wrong match would cost a training
+problem.
 """
 
 from __future__ import annotations

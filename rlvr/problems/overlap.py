@@ -1,9 +1,9 @@
-"""Problems that a training set and an evaluation set share: exactly, by canonical key, and nearly, by word n-grams.
+"""Overlap between training and evaluation problems: exact, by canonical key, and near, by word n-grams.
 
 The n-gram test is the usual one for contamination: 13 words in a row in common (GPT-3, arXiv 2005.14165, appendix C).
 One shared 13-gram is often boilerplate ("find the remainder when ... is divided by"), so a pair counts as near only
-when at least `NEAR` of the evaluation problem's n-grams stand in one training problem. Near pairs are reported, never
-dropped: two problems that differ in one number share most of their words and are two problems.
+when at least `NEAR` of the evaluation problem's n-grams occur in one training problem. Near pairs are reported, never
+dropped: two problems that differ in one number share most of their words.
 """
 
 from __future__ import annotations

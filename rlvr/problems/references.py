@@ -1,4 +1,4 @@
-"""References are graded against for hours: whether they can be is asked before the run starts."""
+"""Checks before the run that every reference can be graded against."""
 
 from __future__ import annotations
 

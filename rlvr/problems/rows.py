@@ -1,4 +1,4 @@
-"""From a row of data to a `Problem`, with every broken row named by the place where it stands."""
+"""Turns a row of data into a `Problem`; an error names the file and line of the broken row."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which problem next: in epochs without replacement, by a curriculum, or by priority; resting and retiring problems.
+"""Draws the next problem: in epochs without replacement, by a curriculum, or by priority; rests and retires problems.
 
-No random generator: an epoch's order, and the race for a prioritised draw, are hashes of seed, draw and problem id.
-The state is a position and, where success rates decide anything, a few numbers for each problem visited so far.
+There is no random generator: the order of an epoch and the outcome of a prioritised draw are hashes of seed, draw and
+problem id. The state is a position and, if success rates matter, a few numbers for each problem visited so far.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a recipe's source to its problems."""
+"""Loads the problems of a recipe's source."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """How a question becomes the prompt's token ids, and which tokens and strings end the completion.
 
-Tokenisation, decided once: every prompt is tokenised from its whole text in one call, prefill included, without the
-tokenizer's own additions. What it would put before a text (BOS for Llama, nothing for Qwen) is put there by us, for
-templates that are plain text, unless the text begins with it already; a chat template writes its own BOS, so nothing
-is added to it. What it would put after a text (an EOS, for some) is left out: a completion follows.
+Every prompt is tokenised in one call from its whole text, prefill included, without the tokenizer's own additions. If
+the tokenizer would put a BOS before the text (Llama does, Qwen does not), plain-text templates add it, unless the text
+begins with it already; a chat template writes its own. An EOS that some tokenizers append is left out, because the
+completion follows.
 """
 
 from __future__ import annotations

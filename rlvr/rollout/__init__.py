@@ -1,1 +1,1 @@
-"""Sampling completions: engines, weight synchronisation, collection of groups."""
+"""Rollouts: scheduling, sampling and grading of groups."""

@@ -1,4 +1,4 @@
-"""What the engine and the graders are doing at this moment, for how long, and when that last changed."""
+"""Tracks what the engine and the graders are doing right now, and when that last changed."""
 
 from __future__ import annotations
 

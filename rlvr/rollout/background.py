@@ -1,7 +1,7 @@
-"""An asyncio loop in a thread of its own, so that sampling goes on while the learner computes.
+"""An asyncio loop in its own thread, so that sampling continues while the learner computes.
 
-Everything asynchronous of a run (engine, pool, collector) lives in this one loop. The main thread hands it coroutines
-and waits where it wants to; Ctrl-C reaches the main thread, which cancels what it was waiting for.
+Everything asynchronous of a run (engine, pool, collector) lives in this one loop. The main thread submits coroutines
+and waits for them; Ctrl-C reaches the main thread, which cancels what it was waiting for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Groups on their way to the learner: drawn, sampled in one step or over several, finished, not trained yet.
+"""Groups on their way to the learner: drawn, sampled over one or several steps, finished but not trained yet.
 
 A token's age is counted in weight versions: the step that makes version v + 1 trains on tokens of version v at age 0.
 With a bound of k, a group whose oldest token has version v can be trained up to the step that makes version v + k + 1,

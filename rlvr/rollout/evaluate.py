@@ -1,8 +1,8 @@
-"""What a set of graded completions says about a policy: pass@k, maj@k and avg@k, each with a 95 % confidence interval.
+"""Evaluation metrics from graded completions: pass@k, maj@k and avg@k, each with a 95 % confidence interval.
 
-Problems are the independent draws, completions to one problem are not: every estimate is a mean over problems, and
-every interval counts problems, not completions (Miller 2024, arXiv 2411.00640). Completions that were not scored are
-left out and counted; a problem with fewer than k scored completions has no pass@k and is counted as ``short``.
+Problems are independent draws, completions to one problem are not: every estimate is a mean over problems, and
+every interval counts problems, not completions (Miller 2024, arXiv 2411.00640). Unscored completions are left out and
+counted; a problem with fewer than k scored completions has no pass@k and is counted as ``short``.
 """
 
 from __future__ import annotations

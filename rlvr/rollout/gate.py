@@ -1,8 +1,7 @@
-"""Admission to the engine: who may sample, in which order, and how many tokens.
+"""Admission to the engine: which requests may sample, in which order, and how many tokens.
 
-Every request asks here before it samples. While the gate is closed, requests wait. When it opens, they are admitted in
-the order of their places and not in the order in which they asked, so that a run that is repeated forms the same
-batches.
+Every request asks here before it samples. While the gate is closed, requests wait. When it opens, they are admitted by
+their fixed order, not by when they asked, so that a repeated run forms the same batches.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which groups can teach: enough scored rollouts, and rewards that differ.
+"""Decides which groups can teach: enough scored rollouts, and rewards that differ.
 
-Sampling asks in order to refill a step, the learner in order to leave the others out.
+Sampling uses it to refill a step, the learner to leave the other groups out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a group has been given so far: its sampled pieces and its verdicts, in the order of nothing but their names.
+"""The journal of a group: the sampled segments and verdicts it has received so far, stored by name.
 
-A workflow is a function of the completions that it gets. So its state between two steps, and in a checkpoint, is this
-record: run again, it finds here what it was given before, and goes on where it was.
+A workflow is a function of the completions that it receives. So the journal is its whole state between two steps, and
+in a checkpoint: when the workflow is started again, it finds here what it received before and continues from there.
 """
 
 from __future__ import annotations

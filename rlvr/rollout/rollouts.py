@@ -1,4 +1,4 @@
-"""The sampling side of a run as the training loop sees it: plain methods over an event loop in a thread of its own."""
+"""The sampling side of a run for the training loop: blocking methods over an event loop in its own thread."""
 
 from __future__ import annotations
 

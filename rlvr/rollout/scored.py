@@ -1,4 +1,4 @@
-"""How many rollouts may stay without a reward."""
+"""Ends a run in which too many rollouts could not be scored."""
 
 from __future__ import annotations
 

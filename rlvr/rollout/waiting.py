@@ -1,4 +1,4 @@
-"""Waiting for groups: what ended one is raised, and a wait in which nothing changes is told, and ends."""
+"""Waits for groups: raises the error that ended one, warns when nothing changes for long, and gives up in the end."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rules that say why a run does not learn, over its metrics and rollouts: while it runs, and afterwards."""
+"""Rules that say why a run does not learn, from its metrics and rollouts, while it runs or afterwards."""

@@ -1,4 +1,4 @@
-"""Rules that name causes: engine against learner, grading, the update."""
+"""Rules that name causes: engine and learner that disagree, failing graders, broken updates."""
 
 from __future__ import annotations
 

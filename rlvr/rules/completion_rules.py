@@ -1,4 +1,4 @@
-"""Rules about the completions: their length, their ends, what the verifier can read in them."""
+"""Rules about completions: their length, how they end, and what the verifier can read in them."""
 
 from __future__ import annotations
 

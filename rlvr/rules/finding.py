@@ -1,4 +1,4 @@
-"""What the doctor says: one record a finding, the same before a run, on a run's files and while it runs."""
+"""A finding of the doctor: the same record before a run, while it runs, and from its files."""
 
 from __future__ import annotations
 

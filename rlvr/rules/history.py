@@ -1,4 +1,4 @@
-"""What the rules know of a run: each number's first value, the latest steps, the best reward, the evaluations."""
+"""What rules see of a run: each metric's first value, the latest steps, the best reward, the evaluations."""
 
 from __future__ import annotations
 

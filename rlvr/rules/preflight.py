@@ -1,4 +1,4 @@
-"""What can be said of a recipe before its engine starts: the cheap half of ``rlvr doctor``, and a part of each run."""
+"""The checks of a recipe before its engine starts: the cheap half of ``rlvr doctor``, also made by ``rlvr train``."""
 
 from __future__ import annotations
 

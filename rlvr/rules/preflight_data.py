@@ -1,4 +1,4 @@
-"""Rules over problems and their prompts: what the data and the template say, before any weight is read."""
+"""Rules about problems and prompts, before any weights are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules over the settings of a recipe: what they say alone, before anything is read."""
+"""Rules about a recipe's settings alone, before any file is read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Rules over verifiers: what they say to completions made from the references, before any is sampled.
+"""Rules about verifiers: how they grade completions made from the references, before any is sampled.
 
-A completion is made in all the forms that verifiers commonly want. What the template has written already (a prefill, or
-a thought that the prompt begins) and what its stop strings would cut away is taken into account, so that a template
-that makes full marks impossible is found without a model.
+Completions are made in all common formats. What the template has written already (a prefill, or a thought that the
+prompt begins) and what its stop strings would cut off is taken into account, so that a template that makes full marks
+impossible is found without a model.
 """
 
 from __future__ import annotations

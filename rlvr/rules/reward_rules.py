@@ -1,4 +1,4 @@
-"""Rules about what is seen in the reward, the entropy and the gradient: flat, collapsing, or too good."""
+"""Rules about symptoms in reward, entropy and gradient: flat, collapsing, or too good to be true."""
 
 from __future__ import annotations
 

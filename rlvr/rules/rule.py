@@ -1,4 +1,4 @@
-"""A rule of the doctor: its name, how much it matters, what fires it and what to do, in one place for code and docs."""
+"""A rule of the doctor: name, grade, what fires it and what to do, in one place for code and docs."""
 
 from __future__ import annotations
 

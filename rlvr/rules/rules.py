@@ -1,8 +1,8 @@
-"""The rules that watch a run: pure functions of its `History`, each with the likely cause that it names.
+"""The rules that watch a run: pure functions of its `History`, each naming a likely cause.
 
-They stand in the order in which causes come: what goes wrong between engine and learner, in grading, in the update, in
-the completions, and last what is only seen in the reward. A rule that has fired explains others: a policy that its
-learning rate has wrecked has no variance either, and only the first is worth acting on.
+They are ordered as causes come: engine against learner, grading, the update, the completions, and last what shows only
+in the reward. A rule that fires explains later ones: a policy wrecked by its learning rate has no reward variance
+either, but only the first is worth acting on.
 """
 
 from __future__ import annotations

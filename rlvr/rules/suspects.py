@@ -1,4 +1,4 @@
-"""What makes a completion of high reward a suspect: its text does not look like that of its neighbours.
+"""Suspects: completions of high reward whose text does not look like the others'.
 
 | rule       | a completion of high reward whose ...                                                     |
 |------------|-------------------------------------------------------------------------------------------|
@@ -6,8 +6,8 @@
 | repeated   | text, to the letter, has a high reward under three or more different references           |
 | unreasoned | answer begins at once, where the median completion reasons for ten words or more          |
 
-High is what stands at or above nine tenths of the way from the least reward to the greatest. A suspect is a text to
-read, not a verdict. The limits stand here; `rlvr.view.suspects` shows every completion of a run beyond them, and the
+A reward is high from nine tenths of the way between the lowest and the highest. A suspect is a text to read, not a
+verdict. The limits are defined here; `rlvr.view.suspects` shows every completion of a run beyond them, and the
 rules of `rlvr.doctor.suspicious` say whether there are too many of them lately to be an accident.
 """
 

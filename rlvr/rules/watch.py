@@ -1,4 +1,4 @@
-"""The doctor's rules beside a running loop: a warning when one fires, and an end where the recipe asks for it."""
+"""Applies the doctor's rules during training: warns when one fires, and stops where the recipe asks for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rule over metrics with the code that decides, and what several of them need."""
+"""A metric rule with the function that decides, and helpers that several of them share."""
 
 from __future__ import annotations
 

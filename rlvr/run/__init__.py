@@ -1,1 +1,1 @@
-"""A run from its recipe to its end: set-up, the loop, signals, errors."""
+"""A run from recipe to end: set-up, training loop, signals, errors."""

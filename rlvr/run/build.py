@@ -1,4 +1,4 @@
-"""Set a run up: everything cheap is checked before anything is loaded that takes time."""
+"""Sets up a run: everything cheap is checked before anything slow is loaded."""
 
 from __future__ import annotations
 

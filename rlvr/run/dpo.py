@@ -1,4 +1,4 @@
-"""Direct preference optimisation: rows of prompt, chosen and rejected completion, the same learner."""
+"""Direct preference optimisation on rows of prompt, chosen and rejected completion, with the same learner."""
 
 from __future__ import annotations
 

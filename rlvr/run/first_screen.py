@@ -1,4 +1,4 @@
-"""What a run says before it does anything: model, problems, samples and tokens a step, memory, engine."""
+"""The summary printed before a run starts: model, problems, samples and tokens per step, memory, engine."""
 
 from __future__ import annotations
 

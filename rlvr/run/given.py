@@ -1,6 +1,6 @@
-"""Whether what a recipe names is there: sections, files, the model's folder.
+"""Checks that what a recipe refers to exists: sections, files, the model's folder.
 
-Needs neither torch nor transformers, whose import takes seconds: a slip of the pen is told at once.
+Needs neither torch nor transformers, whose import takes seconds: a typo is reported at once.
 """
 
 from __future__ import annotations

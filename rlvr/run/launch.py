@@ -1,4 +1,4 @@
-"""What a launcher and the machine say about devices, and what a run makes of it, before anything is loaded."""
+"""Decides how a run uses the machine's devices, from the launcher and the recipe, before anything is loaded."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def report(run: Run, step: int, batch: Batch, metrics: dict[str, float]) -> dict
 
 def log_rollouts(run: Run, coordinator: Coordinator, step: int, batch: Batch) -> None:
     """Every rollout with its advantage; tokens with both log-probabilities for the groups in ``batch.shown``."""
-    groups, samples, known = batch.groups, batch.samples or [], run.learner.kept
+    groups, samples, known = batch.groups, batch.samples or [], run.learner.logged_logprobs
     kept_P_G = [[None if place is None else known.get(place) for place in row] for row in places_of(groups, samples)]
     coordinator.log.rollouts(
         step, groups, coordinator.prompts_of(groups), advantages_of(groups, samples), token_groups=batch.shown,

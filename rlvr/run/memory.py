@@ -1,4 +1,4 @@
-"""How much memory a recipe needs, from the model's configuration alone: weights, gradients, optimizer, activations."""
+"""Estimates a recipe's memory from the model's configuration alone: weights, gradients, optimizer, activations."""
 
 from __future__ import annotations
 

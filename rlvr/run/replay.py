@@ -1,7 +1,7 @@
-"""A batch whose loss or gradient was not finite: kept with the weights it met, and looked at again by ``rlvr replay``.
+"""Saves a batch whose loss or gradient was not finite, with the weights at that time, for ``rlvr replay`` to examine.
 
-FOLDER/non_finite/step_000012/   the policy as it was, in Hugging Face format
-    recipe.yaml                  the run's
+FOLDER/non_finite/step_000012/   the policy at that step, in Hugging Face format
+    recipe.yaml                  the run's recipe
     batch.pt                     the micro-batches of the optimiser step, of all ranks
 """
 

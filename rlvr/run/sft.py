@@ -1,5 +1,4 @@
-"""Supervised fine-tuning: rows of prompt and completion, the negative log-likelihood of the completion, the same
-learner."""
+"""Supervised fine-tuning on rows of prompt and completion: negative log-likelihood, with the same learner."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What SIGINT and SIGTERM do to a command.
+"""How SIGINT and SIGTERM end a command.
 
 | signal        | while a run trains                               | elsewhere           | exit status   |
 |---------------|--------------------------------------------------|---------------------|---------------|
 | first SIGINT  | closes what is open, saves nothing new           | the same            | `INTERRUPTED` |
 | second SIGINT | ends at once; children see their parent's end    | the same            | `INTERRUPTED` |
 | SIGTERM       | drops this step's completions, saves what's done | closes what is open | `TERMINATED`  |
-| a stop rule   | the same, behind the step on which it fired      |                     | `STOPPED`     |
+| a stop rule   | the same, after the step in which it fired       |                     | `STOPPED`     |
 
 SIGTERM comes from a scheduler that leaves little time: the run does not wait for a whole step's completions, and
 nothing that was trained is lost.
@@ -76,7 +76,7 @@ def interruptible() -> Iterator[None]:
     end_with_launcher()
     try:
         yield
-    except Interrupted:  # the process ends: a launcher's echo shall not change its status, impatience may
+    except Interrupted:  # exiting: ignore the launcher's repeated signal; a second Ctrl-C still kills
         before = {signal.SIGINT: signal.SIG_IGN if _is_launched_by_torch() else stop, signal.SIGTERM: signal.SIG_IGN}
         raise
     finally:
@@ -102,7 +102,7 @@ class Preemption:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:  # a launcher's echo shall not disturb the end
+        if self._before is not None:  # ignore the launcher's repeated signal while exiting
             signal.signal(signal.SIGTERM, signal.SIG_IGN if self.requested else self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

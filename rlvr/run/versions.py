@@ -1,6 +1,6 @@
-"""Versions of the packages that rlvr builds on: outside the supported ranges a run is refused at its start, by name.
+"""Checks the versions of packages that rlvr depends on; unsupported ones are refused by name before a run starts.
 
-The ranges stand once, in ``pyproject.toml``: read from it in a checkout, from the package's metadata elsewhere.
+The ranges are declared once, in ``pyproject.toml``: read from it in a checkout, from the package's metadata elsewhere.
 """
 
 from __future__ import annotations

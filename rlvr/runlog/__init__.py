@@ -1,1 +1,1 @@
-"""What a run writes down: jsonl files, console, trackers, plots, and what every metric means."""
+"""What a run records: JSON-lines files, console, trackers, plots, and the meaning of every metric."""

@@ -1,4 +1,4 @@
-"""What people see of a run: a first screen, a progress bar where there is a terminal, and one line a step anywhere."""
+"""Console output of a run: a first screen, a progress bar on a terminal, and one line per step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What every logged number means: key, unit, formula, meaning, healthy range.
+"""The meaning of every logged number: key, unit, formula, meaning, healthy range.
 
-A test proves that the keys which a run logs are the keys which stand here; ``docs/metrics.md`` is made from it.
-In a key, ``{name}`` stands for a reward term, an evaluation or whatever the meaning says.
+A test proves that a run logs exactly the keys listed here; ``docs/metrics.md`` is generated from it. In a key,
+``{name}`` is a reward term, an eval set or whatever the meaning says.
 """
 
 from __future__ import annotations
@@ -567,10 +567,8 @@ def markdown() -> str:
         "",
         "## Thresholds of the doctor",
         "",
-        "From where on the rules of `docs/doctor.md` speak of a run, where it is",
-    ]
-    lines += [
-        "not a healthy range above (`rlvr.runlog.thresholds`).",
+        "The values at which the rules of `docs/doctor.md` fire, unless that is the end of a healthy range above",
+        "(`rlvr.runlog.thresholds`).",
         "",
         "| threshold | value | meaning |",
         "|---|---|---|",

@@ -1,4 +1,4 @@
-"""JSON-lines files that only ever hold whole lines: appended to, cut at a step, repaired after a crash."""
+"""JSON-lines files that only ever contain whole lines: appended to, truncated at a step, repaired after a crash."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Numbers about a step: pure functions from what happened to ``{key: number}``.
+"""Metrics of a step: pure functions from what happened to ``{key: number}``.
 
-`rlvr.runlog.glossary` defines each key.
-
-A quantity that is not defined (the mean reward of no scored rollout, the standard error of one group) has no key in
-the result; it is never reported as 0.
+`rlvr.runlog.glossary` defines each key. A quantity that is undefined in a step (the mean reward when no rollout was
+scored, the standard error of one group) has no key in the result; it is never reported as 0.
 """
 
 from __future__ import annotations

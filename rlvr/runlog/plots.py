@@ -1,4 +1,4 @@
-"""Curves of logged metrics: a PNG for documents, blocks of characters for the console."""
+"""Plots of logged metrics: a PNG for documents, block characters for the console."""
 
 from __future__ import annotations
 

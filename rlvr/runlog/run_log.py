@@ -1,4 +1,4 @@
-"""The record of a run: its folder, two files of lines, the console, and accelerate's trackers.
+"""The log of a run: its folder, two JSON-lines files, the console, and accelerate's trackers.
 
     OUTPUT/NAME/
         recipe.yaml       the resolved recipe
@@ -8,8 +8,8 @@
         run_id            names the run to trackers, so that a resumed run goes on in the same place
         checkpoints/      see `rlvr.state.checkpoint`
 
-Both files are append-only, hold whole lines whatever happens, and are cut back to the checkpoint at a resume, so that
-they have neither gaps nor doubles. Only the main process writes.
+Both files are append-only, always hold whole lines, and are truncated to the checkpoint on resume, so that they have
+neither gaps nor duplicates. Only the main process writes.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class RunLog:
         does nothing under ``run.log_rollouts: false``.
 
         For the groups in `token_groups` tokens are written too, with what the learner has kept of their trained tokens
-        (`rlvr.learn.kept`; None where it has nothing)."""
+        (`rlvr.learn.logged_logprobs`; None where it has nothing)."""
         if not self._recipe.run.log_rollouts:
             return
         records = []

@@ -1,8 +1,7 @@
-"""From where on the doctor speaks: every threshold of the rules that watch a run, with its meaning.
+"""Thresholds of the rules that watch a run: every number at which a rule fires, with its meaning.
 
-Where a metric's healthy range in `rlvr.runlog.glossary` is the threshold, the rules read it there and nothing stands
-here. They are set so that the measured runs of the shipped recipes stay silent and the runs made sick on purpose in
-the tests do not.
+A threshold that is a metric's healthy range is defined in `rlvr.runlog.glossary` instead. They are set so that the
+measured runs of the shipped recipes raise no warning, and the runs broken on purpose in the tests do.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Everything that decides a run's future, named; checkpoints of it, and going on from one."""
+"""The state of a run: what it consists of, checkpoints, and resuming."""

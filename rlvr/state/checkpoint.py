@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk, and how they are read: each is whole or not there, each file is hashed.
+"""The layout of checkpoints on disk, and reading them: each is complete or absent, and each file is hashed.
 
     FOLDER/checkpoints/
         step_000010/          the policy in Hugging Face format, as its writer left it
@@ -8,7 +8,7 @@
         best -> step_000005   the same, under ``run.keep_best``
 
 `rlvr.state.saver` writes them. What it leaves when it is interrupted has a name that starts with a dot; the next save
-removes it. A folder that was found damaged ends in ``.damaged``, one that a run went back behind in ``.abandoned``.
+removes it. A folder found damaged is renamed ``.damaged``, one that a run went back before is renamed ``.abandoned``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The register of everything stateful: what can change the future of a run is named here, saved and restored.
+"""The register of stateful objects: everything that can change the future of a run is listed, saved and restored here.
 
-Whoever holds state registers itself once, when the run is set up; a checkpoint asks the register, never the objects.
+Each owner of state registers itself once, during set-up; a checkpoint asks the register, never the objects.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ class Stateful(Protocol):
     """Something whose state belongs in a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on as if nothing had happened: JSON values and tensors.
+        """Everything needed to continue as if nothing had happened: JSON values and tensors.
 
-        They may be the owner's own: whoever keeps them while the owner goes on copies them.
+        Tensors may alias live state: copy them if you keep them past the next step.
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where a run goes on from, and with which settings: found before anything is loaded, said before anything is done."""
+"""Decides which checkpoint a run resumes from and whether its settings allow that, before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checkpoints written: a snapshot in memory while the run stands still, then files, beside the steps that follow.
+"""Writes checkpoints: a snapshot in memory while the run pauses, then the files, in parallel to the following steps.
 
-Where no step follows, or ``run.background_save`` is false, there is no snapshot: the run stands still while its own
-tensors are written, and its memory stays as it is.
+If no step follows, or ``run.background_save`` is false, there is no snapshot: the run pauses while its own tensors are
+written, and needs no more memory.
 
 | part            | runs in               | does                                                                   |
 |-----------------|-----------------------|------------------------------------------------------------------------|

@@ -1,1 +1,1 @@
-"""New weights to the engine, with proof that they arrived."""
+"""Sends new weights to the engine, and proves that they arrived."""

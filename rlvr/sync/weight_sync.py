@@ -1,4 +1,4 @@
-"""Weights to the engine, with the proof that they arrived: all ranks gather, rank 0 sends and compares."""
+"""Sends weights to the engine and checks that they arrived: all ranks gather, rank 0 sends and compares."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""`rlvr view`: run folders in a browser, while they are written or after. Reads runs, never writes to their files."""
+"""`rlvr view`: browse run folders, during a run or afterwards. Reads their files, never writes to them."""

@@ -1,4 +1,4 @@
-"""The command line of ``rlvr view``, apart from what it takes to obey it, which is slow to import."""
+"""The command-line arguments of ``rlvr view``, separate from its server, which is slow to import."""
 
 from __future__ import annotations
 

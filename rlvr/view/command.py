@@ -1,4 +1,4 @@
-"""``rlvr view``: what the command line asks for."""
+"""``rlvr view``: start the server or export a file, as the arguments say."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""One HTML file that shows runs without a server: the page with its styles and scripts inside, and responses to what it
-asks.
+"""Exports runs as one HTML file that needs no server: page, styles, scripts, and the responses to the page's requests.
 
-All curves are in it, and at most a given number of rollouts a run: the suspects, then whole steps, first, last and
-evenly between. The page says how many of how many it holds.
+It contains all curves and a limited number of rollouts per run: first the suspects, then whole steps (first, last and
+evenly spaced between). The page says how many of how many rollouts it holds.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""An index of ``rollouts.jsonl`` that follows the file: what lists and filters need in SQLite, words for full-text
-search, and the place of each line in the file. Texts are read from the file itself, only those that are shown.
+"""An index of ``rollouts.jsonl`` in SQLite that follows the file: columns for lists and filters, words for full-text
+search, and the position of each line. Texts are read from the file itself when they are shown.
 
-The index is a cache: it can be deleted at any time. It grows by whole lines, in transactions that begin by asking how
-far the index is, so that several viewers may fill one index. When a resumed run has cut its file back, the index goes
-back to the last step whose first line still stands where it stood.
+The index is a cache and can be deleted at any time. It grows by whole lines, in transactions that first read how far
+it has come, so several viewers can fill the same index. When a resumed run has truncated its file, the index goes back
+to the last step whose first line is still where it was.
 """
 
 from __future__ import annotations

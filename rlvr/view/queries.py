@@ -1,6 +1,6 @@
-"""What the pages ask of one run's rollouts: lists with filters and search, one rollout, groups, problems.
+"""Queries on one run's rollouts: filtered and searched lists, single rollouts, groups, problems.
 
-Every response is bounded: a page of a list, one group, one line of the file.
+Every response is bounded: one page of a list, one group, one line of the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run folder as the viewer reads it: metrics as they grow, the recipe, a tokenizer, the index of the rollouts."""
+"""A run folder as the viewer sees it: growing metrics, the recipe, a tokenizer, the index of rollouts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The viewer's web server: JSON about runs on the loopback address, and the page that shows it.
+"""The viewer's web server: JSON about runs, and the page that shows it, on the loopback address.
 
-Serves only requests that name the loopback address (a page elsewhere cannot reach it by a host name of its own), only
-GET, and allows the page nothing but what this server sends.
+It serves only GET requests that name the loopback address (so no other web page can reach it by a host name of its
+own), and the page may load nothing but what this server sends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where each token's text begins and ends."""
+"""Splits a completion into the text of each token."""
 
 from __future__ import annotations
 

@@ -234,12 +234,12 @@ def test_kept_logprobs_are_those_before_the_update(model_folder: Folder, packing
         learner = make(folder, algorithm, micro_batch_tokens=50, packing=packing)
         before = learner.logprobs([sample.ids for sample in samples])
         learner.update(samples, keep={0, 4, 9, 11})
-        assert set(learner.kept) == expected
-        for index, values in learner.kept.items():
+        assert set(learner.logged_logprobs) == expected
+        for index, values in learner.logged_logprobs.items():
             trained = [value for value, mask in zip(before[index], samples[index].loss_mask, strict=True) if mask]
             assert values == pytest.approx(trained, abs=1e-4)
         learner.update(samples)
-        assert learner.kept == {}
+        assert learner.logged_logprobs == {}
 
 
 def first_half(samples: list[TrainingSample]) -> list[int]:

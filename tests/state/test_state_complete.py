@@ -27,7 +27,7 @@ EXEMPT = {
     ".clock": "times",
     ".preemption": "signal handlers",
     ".peak_flops": "a measured speed",
-    ".learner.kept": "what the last update was asked to show; the next one replaces it unread",
+    ".learner.logged_logprobs": "what the last update was asked to show; the next one replaces it unread",
     ".saver": "which checkpoint was written last, and the thread that writes; tested in test_saver",
     ".coordinator.log._display": "what the console shows",
     ".coordinator.log._lock": "a file descriptor",

@@ -1,1 +1,1 @@
-"""`vllm serve` servers: started here or found by URL, one pool."""
+"""A pool of `vllm serve` servers, started by the run or given by URL."""

@@ -1,8 +1,8 @@
-"""Who may talk to a server of `rlvr serve`: whoever has the token, under a name that is the server's own.
+"""Access control of `rlvr serve`: a request needs the token, and a Host header that names the server itself.
 
 vLLM's development endpoints run what they are sent, and any page in a browser of the machine can send to its ports: a
-cross-site POST of plain text needs nobody's leave, and a name that its owner points at this machine reads what comes
-back. A page knows no token, and a name of its own is not one of the server's.
+cross-site POST of plain text needs no permission, and a host name that an attacker points at this machine lets the page
+read the response. A page has no token, and its host name is not one of the server's.
 
 Both sides read the token from the environment variable `TOKEN_VARIABLE`, else from a file that only this user can read
 and that the first of them writes: one user on one machine, or with one home on several, need not think of it.

@@ -1,4 +1,4 @@
-"""Servers kept in work: watched, given the current weights before any request, paused and resumed together.
+"""Keeps servers working: watches them, gives them the current weights before any request, pauses and resumes them.
 
 | what happens                                   | what follows                                                    |
 |------------------------------------------------|-----------------------------------------------------------------|
@@ -7,8 +7,8 @@
 | a server responds, for the first time or again | its settings are checked, it gets the current weights, then work|
 | no server is ready for `wait` seconds          | `EngineDied` with each server's reason and what is pending      |
 
-Each set of weights has a label of its own, which the server keeps with them and stamps on each token: version, run and
-a count. So weights of another run or of an earlier sync are told apart even where their versions are equal.
+Each set of weights has a unique label (version, run and a count) that the server stores with it and stamps on each
+token, so weights of another run or an earlier sync are recognised even if their version is equal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`vllm serve` as this project needs it: its command line for given settings, and as a child of the run.
+"""Runs `vllm serve`: its command line from the recipe's settings, in place of this process or as a child of the run.
 
 The command replaces its own process (`serve`), or runs as a child (`ServedChild`). vLLM's development endpoints, by
 which weights are replaced, listen to whoever has the token (`rlvr.engines.servers.guard`).

@@ -1,4 +1,4 @@
-"""One `vllm serve` server: its verbs over HTTP, and what each way of failing means.
+"""One `vllm serve` server: its HTTP calls, and what each kind of failure means.
 
 | what happens                                            | is raised     | and means                                |
 |---------------------------------------------------------|---------------|------------------------------------------|

@@ -1,12 +1,12 @@
-"""Several `vllm serve` servers as one engine: requests balanced over them, none lost with a server.
+"""Several `vllm serve` servers as one engine: balances requests over them and loses none when a server dies.
 
 | what happens                                    | what follows                                            |
 |-------------------------------------------------|---------------------------------------------------------|
 | a server is lost while it samples               | its requests are made again on the others, or wait      |
-| a request fails more than `restarts` times      | `EngineError` with the last server's words              |
+| a request fails more than `restarts` times      | `EngineError` with the last server's message            |
 | weights change while requests are in flight     | they wait, and go on with the new weights               |
 
-How servers come, go and get their weights: `ServerPool`.
+`ServerPool` handles how servers come, go and get their weights.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""vLLM in this process."""
+"""vLLM as an engine, in this process or behind servers."""

@@ -1,4 +1,4 @@
-"""One life of vLLM's engine core: the process is started, asked things, found dead, ended; never started again."""
+"""One lifetime of vLLM's engine core process: start, calls, detection of its death, shutdown; it is never restarted."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Quicker ways for three things that vLLM does slowly on a CPU; `vllm_worker` imports this in the engine's process.
+"""Faster versions of three things that vLLM does slowly on a CPU, imported by `rlvr.engines.vllm.worker`.
 
-vLLM 0.32 has fused kernels for normalisation on CPUs, but takes them only on GPUs: here each normalisation is eight
-passes of PyTorch's operators. And its sampler for CPUs draws a number for every token of the vocabulary, with a scalar
-exponential and two logarithms each; and it counts, for the token that was drawn, how many are likelier. Of a decoding
-step of SmolLM2-135M with 64 requests the first took a third, the second a fifth, the third a twentieth.
+vLLM 0.32 has fused normalisation kernels for CPUs but uses them only on GPUs, so each normalisation takes eight passes
+of PyTorch operators. Its CPU sampler draws a random number for every token of the vocabulary, each with a scalar
+exponential and two logarithms, and then counts how many tokens are likelier than the drawn one. In a decoding step of
+SmolLM2-135M with 64 requests these took a third, a fifth and a twentieth of the time.
 """
 
 from __future__ import annotations

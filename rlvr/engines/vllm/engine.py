@@ -1,8 +1,8 @@
-"""vLLM as the engine: requests go to `VllmCore`, when they run is `Pauses`' business, weights are `WeightUpdates`'.
+"""vLLM as the engine: requests go through `VllmCore`, `Pauses` decides when they run, `WeightUpdates` replaces weights.
 
 Tokens in, tokens out: ids go in and come out with the log-probabilities of the distribution they were drawn from
 (`processed_logprobs`: after temperature, top-k, top-p and min-p) and with the weight version that the engine core
-stamped on each. Nothing of the model folder's generation config has a say.
+stamped on each. The model's generation_config.json is ignored.
 """
 
 from __future__ import annotations

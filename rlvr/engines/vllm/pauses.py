@@ -1,4 +1,4 @@
-"""When the engine core schedules: requests are admitted while it is paused, and what is in flight is ended."""
+"""Pauses of the engine core's scheduling: admits requests while it is paused, interrupts those in flight."""
 
 from __future__ import annotations
 

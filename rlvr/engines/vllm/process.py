@@ -1,4 +1,4 @@
-"""Start of vLLM's processes: their environment, where their output goes, why they failed."""
+"""Starts vLLM's processes: their environment, where their output goes, and why they failed."""
 
 from __future__ import annotations
 

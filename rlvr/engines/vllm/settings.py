@@ -1,4 +1,4 @@
-"""Requests to vLLM and completions from its output, in this process or behind a URL."""
+"""Translates requests to vLLM's parameters and vLLM's output to completions, in process or behind a URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vLLM's statistics of each step, handed to `EngineStats`."""
+"""Passes vLLM's per-step statistics to `EngineStats`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New weights for the engine core: by a file on a CPU, by CUDA IPC on a GPU, each under a version that it reports."""
+"""Sends new weights to the engine core: by file on a CPU, by CUDA IPC on a GPU; it reports their version back."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ the hook, so no entry point has to be installed:
 
 | part            | does                                                                                      |
 |-----------------|-------------------------------------------------------------------------------------------|
-| `FileTransfer`  | vLLM's four weight-transfer verbs with a safetensors file as the wire: CPU engines        |
+| `FileTransfer`  | vLLM's four weight-transfer verbs through a safetensors file: CPU engines                 |
 | `CudaTransfer`  | the same for GPUs: tensors on the engine's own device, by CUDA IPC                        |
 | `InlineExecutor`| the worker inside the engine's own process: nothing to spin on between the two            |
 | `_guard`        | ends this process, and the one above it, when the process that started them ends          |

@@ -1,6 +1,6 @@
-"""What multiplies the surrogate because the engine sampled from mu: importance weights and masks, without gradient.
+"""Off-policy correction: importance weights and masks for tokens that the engine sampled from mu. No gradient.
 
-Masked tokens keep their place in the denominator: leaving some out does not make the others louder.
+Masked tokens still count in the denominator: leaving some out does not increase the weight of the others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Numbers over all tokens of an optimiser step, from which each token then knows whether it is chosen.
+"""Statistics over all tokens of an optimiser step, against which a loss decides which tokens to select.
 
 Quantiles and covariances of a micro-batch would change with the packing. Here they are taken once, over all
 micro-batches and ranks of an optimiser step, under the policy before the first update on the batch; tokens are
-compared with thresholds, so that only a few numbers travel.
+compared with thresholds, so only a few numbers are communicated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Surrogates: what each token's loss is, from its ratio w (`rlvr.learn.losses.ratio`) and advantage A."""
+"""Surrogate losses: each token's loss from its ratio w (`rlvr.learn.losses.ratio`) and its advantage A."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loss may look at, and sums over the completions in a micro-batch."""
+"""What a loss is given, and sums over the completions of a micro-batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learner's log-probabilities of chosen samples, kept for people to look at beside the engine's."""
+"""The learner's log-probabilities of selected samples, logged so that people can compare them with the engine's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from rlvr.records import MicroBatch
 
-Kept = dict[int, list[float]]
+LoggedLogprobs = dict[int, list[float]]
 """By the sample's index: the log-probability of each of its trained tokens, in order, in nats."""
 
 
-def kept_of(batch: MicroBatch, logprobs: Float[Tensor, "B L"], wanted: Mapping[int, int]) -> Kept:
-    """What a micro-batch says of the samples whose index in it is a key of `wanted`, under the index it maps to."""
+def logged_logprobs(batch: MicroBatch, logprobs: Float[Tensor, "B L"], wanted: Mapping[int, int]) -> LoggedLogprobs:
+    """Those of the samples of a micro-batch whose index is a key of `wanted`, under the index it maps to."""
     trained = batch.loss_mask > 0
     return {
         wanted[index]: logprobs[(batch.sequence == place) & trained].tolist()
@@ -25,8 +25,8 @@ def kept_of(batch: MicroBatch, logprobs: Float[Tensor, "B L"], wanted: Mapping[i
     }
 
 
-def gather_kept(own: Kept) -> Kept:
-    """On rank 0 what all ranks have kept, nothing on the others; all ranks call it."""
+def gather_logged_logprobs(own: LoggedLogprobs) -> LoggedLogprobs:
+    """Gather them from all ranks on rank 0; empty on the others. Collective."""
     if not dist.is_initialized():
         return own
     everyone: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import assert_never
 
-from rlvr.config.recipe import Schedule
+from rlvr.config.recipe import LRSchedule
 
 
-def learning_rate(update: int, total_updates: int, peak: float, schedule: Schedule) -> float:
+def learning_rate(update: int, total_updates: int, peak: float, schedule: LRSchedule) -> float:
     """Learning rate of optimiser step ``update`` (0 is the first) of ``total_updates``.
 
     Warm-up is linear: step ``warmup_steps - 1`` is the first at the peak. From there the named curve reaches

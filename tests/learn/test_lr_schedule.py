@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from rlvr.config.recipe import Schedule
-from rlvr.learn.schedule import learning_rate
+from rlvr.config.recipe import LRSchedule
+from rlvr.learn.lr_schedule import learning_rate
 
 
 def curve(total: int, **schedule: object) -> list[float]:
-    return [learning_rate(update, total, 2.0, Schedule.model_validate(schedule)) for update in range(total)]
+    return [learning_rate(update, total, 2.0, LRSchedule.model_validate(schedule)) for update in range(total)]
 
 
 def test_constant() -> None:
@@ -36,4 +36,4 @@ def test_a_run_of_one_step_and_a_run_that_is_all_warm_up_train_at_the_peak(kind:
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_steps_beyond_the_end_stay_at_the_final_rate(kind: str) -> None:
-    assert learning_rate(9, 5, 2.0, Schedule.model_validate({"type": kind, "final": 0.25})) == 0.5
+    assert learning_rate(9, 5, 2.0, LRSchedule.model_validate({"type": kind, "final": 0.25})) == 0.5
