@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlvr.config import LearnerConfig, Model, Recipe, RecipeError, LRSchedule
+from rlvr.config import LearnerConfig, LRSchedule, Model, Recipe, RecipeError
 from rlvr.learn.update import Learner
 from rlvr.problems.examples import Example, to_samples
 from rlvr.problems.sources import load_problems
