@@ -96,7 +96,10 @@ def _read_reference(reference: Any) -> tuple[list[int], int]:
 
 def _evaluate(text: str) -> tuple[Fraction, list[int], Fraction | None]:
     """The exact value of an expression, the numbers it uses, and the value claimed after ``=``, if any."""
-    text = text.translate(SIGNS).replace(r"\times", "*").replace(r"\cdot", "*").replace(r"\div", "/").strip(" \n\t$.")
+    text = text.translate(SIGNS).replace(r"\times", "*").replace(r"\cdot", "*").replace(r"\div", "/")
+    text = text.replace(r"\(", "(").replace(r"\)", ")").replace(r"\[", "(").replace(r"\]", ")")
+    text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))", text)
+    text = re.sub(r"\\(?:left|right|,|;|!)", "", text).strip(" \n\t$.`").removeprefix("**").removesuffix("**")
     expression, equals, claimed = text.partition("=")
     claim = _walk(_parse(claimed), []) if equals else None
     used: list[int] = []

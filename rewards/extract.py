@@ -20,6 +20,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rewards.around_box import completed, is_mention, parts_of, withdrawn
+
 MODES = ("boxed", "answer_tag", "hash", "lenient")
 
 BRACES = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(\{)?|\\[^a-zA-Z]|[{}]")
@@ -38,6 +40,10 @@ COUNTED = re.compile(
 """What was counted, in two words or more; one word is a unit, which the grader reads."""
 UNIT_LETTER = re.compile(r"(?<=\d)\s*([mgshlL])\.?\Z")
 """``26g``: after ``####`` stands a number, so that a letter is its unit and no variable."""
+REMARK = re.compile(r"(?<=\d)[\s.,]*\((?=[^()]*[A-Za-z]{2})[^()]*\)[.\s]*\Z")
+"""``42 (since 6*7=42)`` behind ####."""
+HEADING = re.compile(r"[A-Z][A-Za-z]+(?![\d])")
+APPROXIMATE = re.compile(r"\s*(?:\\approx|≈|\\sim|~)")
 PERCENT = re.compile(r"\s*(?:\$\s*)?\\?%")
 JOINERS = frozenset({"", ",", ";", "and", "&", ",and", ";and"})
 HEDGE = re.compile(
@@ -45,17 +51,12 @@ HEDGE = re.compile(
     r"|[,;]?(?:maybe|perhaps|possibly|alternatively|otherwise),?"
 )
 LOOSE_JOINER = re.compile(r"^[^.\n]{0,40}\band\b[\s}$]*\Z")
-NEGATED = re.compile(r"\b(?:not|isn't|n't)\s*(?:equal\s+to|be)?\s*[\s$(\\\[]*\Z", re.IGNORECASE)
-CLAIM = re.compile(
-    r"(?:\banswer\b|\bresult\b)[^.\n]{0,40}?(?:\bis\b|\bbe\b|:|=)\W{0,6}?\s*(?P<claim>(?:[-−]\s*)?[\d\\.(\[{][^\n$]{0,80})",
+NEGATED = re.compile(
+    r"(?:\b(?:not|never|cannot)|n't)\s*(?:equal(?:\s+to)?|be|have\s+been)?\s*(?:[A-Za-z]\s*=)?\s*[\s$(\\\[]*\Z",
     re.IGNORECASE,
 )
-WITHDRAWN = re.compile(
-    r"\A\W*(?:is|was) (?:wrong|incorrect|not (?:right|correct|the answer))\b|"
-    r"\b(?:(?:that|this|it|which)(?:'s| is| was) (?:wrong|incorrect|not (?:right|correct))|scratch that|"
-    r"i (?:was|am) wrong|i made an? (?:mistake|error)|disregard)\b",
-    re.IGNORECASE,
-)
+TAG_MENTION = re.compile(r"\s*(?:tags?|elements?|markers?|and\s+</answer>|</answer>\s+tags?)\b|[`'\"]", re.IGNORECASE)
+"""What follows a tag that is only named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,15 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"extract: {mode!r} is none of {', '.join(MODES)}{hint}")
 
 
-def extract(text: str, mode: str) -> Extraction:
-    """The answer in a completion by one of the strict modes, or the first reading of the lenient one."""
+def extract(text: str, mode: str, parts: bool = False) -> Extraction:
+    """The answer in a completion by one of the strict modes, or the first reading of the lenient one.
+
+    ``parts``: the reference has several members, so that boxes behind (a), (b), ... are one answer together.
+    """
     if mode == "boxed":
-        return _boxed(text)
+        return _boxed(text, parts)
     if mode == "answer_tag":
-        return _answer_tag(text)
+        return _answer_tag(text, parts)
     if mode == "hash":
         return _hash(text)
     check_mode(mode)
@@ -129,28 +133,38 @@ def after_thought(text: str) -> str | None:
     return None if "<think>" in said else said
 
 
-def _boxed(text: str) -> Extraction:
+def _boxed(text: str, parts: bool = False) -> Extraction:
     said = after_thought(text)
     if said is None:
         return Extraction(None, "the thought is not closed")
-    boxes = find_boxed(said)
-    if not boxes:
+    found = find_boxed(said)
+    if not found:
         return Extraction(None, "no box")
+    boxes = [box for box in found if not is_mention(said, box.start, box.end, box.content)] or found[-1:]
+    while len(boxes) > 1 and APPROXIMATE.match(boxes[-1].content or ""):
+        boxes.pop()  # it illustrates the exact value before it
     if boxes[-1].content is None:
         return Extraction(None, "the last box is not terminated")
     group, hedged = _together(said, boxes)
     if hedged:
         return Extraction(None, "two answers joined by 'or'")
-    contents = [(box.content or "").strip() for box in group]
+    if len(group) == 1 and parts and all(box.content is not None for box in boxes):
+        group = boxes[-parts_of(said, [box.start for box in boxes]) :]
+    contents: list[str | None] = [(box.content or "").strip() for box in group]
     if not all(contents):
         return Extraction(None, "the last box is empty")
     if NEGATED.search(said[max(0, group[0].start - 40) : group[0].start]):
         return Extraction(None, "the last box is negated")
-    answer = ", ".join(dict.fromkeys(contents))
-    if PERCENT.match(said[boxes[-1].end :]):
+    if len(group) == 1:
+        contents = [completed(said, group[0].start, group[0].end, contents[0] or "")]
+        if contents[0] is None:
+            return Extraction(None, "the last box is a part of a formula")
+    answer = ", ".join(dict.fromkeys(content for content in contents if content))
+    rest = said[boxes[-1].end :]
+    if PERCENT.match(rest):
         answer += r"\%"
-    if _withdrawn(said[boxes[-1].end :], answer):
-        return Extraction(None, "the last box is withdrawn by what follows it")
+    if reason := withdrawn(rest, answer):
+        return Extraction(None, reason)
     return Extraction(answer)
 
 
@@ -184,28 +198,14 @@ def _together(text: str, boxes: list[Box], loosely: bool = False) -> tuple[list[
     return group[::-1], hedged
 
 
-def _withdrawn(rest: str, answer: str) -> bool:
-    if not rest or rest.isspace():
-        return False
-    if WITHDRAWN.search(rest):
-        return True
-    wanted = _skeleton(answer)
-    for match in CLAIM.finditer(rest):
-        claim = _skeleton(match.group("claim"))
-        if not claim.startswith(wanted) or claim[len(wanted) : len(wanted) + 1].isdigit():
-            return True
-    return False
-
-
-def _skeleton(text: str) -> str:
-    return re.sub(r"\\(?:left|right|boxed|text|d?frac|[,;! ()\[\]])|[\s{}$*,]", "", text)
-
-
-def _answer_tag(text: str) -> Extraction:
+def _answer_tag(text: str, parts: bool = False) -> Extraction:
     said = after_thought(text)
     if said is None:
         return Extraction(None, "the thought is not closed")
-    _, opened, rest = said.rpartition("<answer>")
+    opened, rest = said.rpartition("<answer>")[1:]
+    while opened and TAG_MENTION.match(rest) and ("</answer>" not in rest or rest.lstrip().startswith("</answer>")):
+        said = said.rpartition("<answer>")[0]
+        opened, rest = said.rpartition("<answer>")[1:]
     if not opened:
         return Extraction(None, "no <answer>")
     content, closed, _ = rest.partition("</answer>")
@@ -213,14 +213,21 @@ def _answer_tag(text: str) -> Extraction:
         return Extraction(None, "the last <answer> is not terminated")
     if not content.strip():
         return Extraction(None, "the last <answer> is empty")
-    return _boxed(content) if find_boxed(content) else Extraction(content.strip())
+    return _boxed(content, parts) if find_boxed(content) else Extraction(content.strip())
 
 
 def _hash(text: str) -> Extraction:
-    _, marker, rest = text.rpartition("####")
-    if not marker:
+    lines = [piece.lstrip(" \t") for piece in text.split("####")[1:]]
+    if not lines:
         return Extraction(None, "no ####")
-    answer = END_TAG.sub("", SPECIAL_TOKEN.sub("", rest.partition("\n")[0]).strip())
+    rest = lines[-1]
+    if len(lines) > 1 and HEADING.match(rest) and re.match(r"[-−$£€]?\s?[\d.]", lines[-2]):
+        rest = lines[-2]  # "#### Check" behind the answer is a heading
+    first, _, next_lines = rest.partition("\n")
+    if not first.strip() and re.match(r"\s*[-−$£€]?\s?[\d.][\d,.]*\s*(?:\n|\Z)", next_lines):
+        first = next_lines.strip().partition("\n")[0]
+    answer = END_TAG.sub("", SPECIAL_TOKEN.sub("", first).strip())
+    answer = REMARK.sub("", answer)
     answer = COUNTED.sub("", answer)
     answer = re.sub(r"(?<=\d)\s*\\?%\Z", "", answer)  # the number is what stands there; its unit is the question's
     return Extraction(answer) if answer else Extraction(None, "nothing after the last ####")
@@ -247,7 +254,8 @@ CLOSING = {
     for mark, pattern in (("$$", r"\$\$"), ("$", r"(?<!\\)\$"), (r"\[", r"\\\]"), (r"\(", r"\\\)"))
 }
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.])[-−+]?(?:\d{1,3}(?:[,  ]\d{3}){1,20}(?:\.\d+)?(?!\d)|\d+(?::\d+)+"
+    r"(?<![A-Za-z0-9_.])[-−+]?(?:\d{1,3}(?:[  ]\d{3}){1,20},\d{1,2}(?!\d)"
+    r"|\d{1,3}(?:[,  ]\d{3}){1,20}(?:\.\d+)?(?!\d)|\d+(?::\d+)+"
     r"|\d+(?:[.,]\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?|\.\d+)"
     r"(?:\s*(?:\\?%|percent|pct))?"
 )
@@ -291,13 +299,24 @@ HASH_LINE = re.compile(
 LONGEST_HASH_LINE = 80
 
 
+DENIED = re.compile(
+    r"(?:\b(?:is|are|was|be)\s+(?:definitely\s+|certainly\s+)?not|\bisn't|\bcannot\s+be|\bcan't\s+be|\bnot)\s+(?:equal\s+to\s+)?\$?[-−]?\d[\d,]*(?:\.\d+)?\$?"
+    r"(?=[\s.,;!]|\Z)(?:\s*,?\s*but\b)?"
+)
+"""A number that is said not to be the answer."""
+EITHER = re.compile(r"(?<![\w.,/])(-?\d[\d,]*(?:\.\d+)? or -?\d[\d,]*(?:\.\d+)?)[\s.$]*\Z")
+
+
 def candidates(text: str, choice: bool = False, reference: str = "") -> Iterator[str]:
     r"""Readings of a whole response, best first, as math-verify ranks them; the first that can be read is taken.
 
     A last line ``#### 18``, "final answer is ..." and ``\boxed`` (whichever stands last), then "answer: ...", then the
     last formula, then the last number. With ``choice`` (the reference is a letter) the letter is looked for instead.
     """
-    said = text.rpartition("</think>")[2].strip() or text
+    said = DENIED.sub(" ", text.rpartition("</think>")[2].strip() or text)
+    if not choice and (hedge := EITHER.search(said)):
+        yield hedge.group(1)
+        return
     last = SPECIAL_TOKEN.sub("", said.rstrip()).rpartition("\n")[2].strip()
     if len(last) <= LONGEST_HASH_LINE and HASH_LINE.match(last):
         yield unit_letter(_hash(last).text or "", reference)
@@ -420,5 +439,7 @@ def _without_formulas(text: str, filler: str) -> str:
 
 
 def decimal_comma(text: str) -> str:
-    """``2,74`` and ``0,111`` with a point; ``1,234`` stays, its comma separates thousands."""
+    """``2,74``, ``0,111`` and ``1 234,5`` with a point; ``1,234`` stays, its comma separates thousands."""
+    if re.fullmatch(r"-?\d{1,3}(?:[ .\u00a0\u202f]\d{3})+,\d+", text.strip()):
+        return re.sub(r"[ .\u00a0\u202f]", "", text.strip()).replace(",", ".")
     return DECIMAL_COMMA.sub(r"\1.\2", text)

@@ -12,6 +12,7 @@ from typing import Any
 from rewards.extract import find_boxed
 from rewards.verdict import Outcome, Verdict
 
+END_TOKENS = re.compile(r"(?:\s*(?:<\|[^|<>]{1,40}\|>|</s>|<eos>|<end_of_turn>))+\s*\Z")
 TAG = re.compile(r"</?(?:think|answer)>")
 
 
@@ -19,7 +20,8 @@ class R1FormatVerifier:
     """1.0 where the text is ``<think>reasoning</think> <answer>answer</answer>``, else 0.0 (DeepSeek-R1, section 2.2).
 
     The rule: the tags ``<think>``, ``</think>``, ``<answer>``, ``</answer>`` occur exactly once each, in this order
-    and in lower case; nothing but white space stands before ``<think>``, between ``</think>`` and ``<answer>``, and
+    and in lower case, but the tags of the answer may be named in the thought; tokens that end a turn do not count;
+    nothing but white space stands before ``<think>``, between ``</think>`` and ``<answer>``, and
     after ``</answer>``; both elements hold more than white space. Options: ``require_answer=False`` asks only for
     one ``<think>...</think>`` at the start, followed by more than white space and free of answer tags;
     ``allow_surrounding_text=True`` admits text between and after the elements.
@@ -43,6 +45,10 @@ class R1FormatVerifier:
 
     def _fault(self, text: str) -> str | None:
         wanted = ["<think>", "</think>"] + (["<answer>", "</answer>"] if self.require_answer else [])
+        text = END_TOKENS.sub("", text)
+        thought, closed, rest = text.rpartition("</think>")
+        if closed:  # the tags of the answer may be named in the thought
+            text = re.sub(r"</?answer>", "", thought) + closed + rest
         found = TAG.findall(text)
         if found != wanted:
             return f"tags {' '.join(found) or 'none'}, wanted {' '.join(wanted)}"

@@ -28,6 +28,7 @@ from rewards.mathematics.reader import (
     other_name,
     read,
     same_words,
+    several_choices,
     words,
 )
 from rewards.verdict import BadReference, Outcome, Verdict
@@ -35,6 +36,18 @@ from rewards.verdict import BadReference, Outcome, Verdict
 PLAIN = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\Z|-?\.\d+\Z")
 SIMPLE_FRACTION = re.compile(r"(-?)(?:\\[dt]?frac\{(\d{1,30})\}\{(\d{1,30})\}|(\d{1,30})\s*/\s*(\d{1,30}))\Z")
 FORMS = ("evaluated", "any")
+SIGNS = ("optional", "required")
+SEVERAL = re.compile(r"[,;、]|\\text\s*\{[^{}]*\band\b|\band\b|\\q?quad|\\\\|\\pm|\\begin")
+"""What a reference with several members holds."""
+APPROXIMATE = re.compile(r"[\s$]*(?:\\approx|≈|\\sim|about|approximately)\s*")
+BLANKS = re.compile(r"\s*\$[^$;]+\$(?:\s*[;；]\s*\$[^$;]+\$)+\s*")
+"""Blanks to be filled in order: ``$5$;$10$``."""
+CURRENCIES = {
+    "$": re.compile(r"\\\$|\bUSD\b|\bdollars?\b|US\$|\A\$(?=\d)[^$]*\Z"),
+    "€": re.compile(r"€|\\euro\b|\bEUR\b|\beuros?\b"),
+    "£": re.compile(r"£|\\pounds\b|\bGBP\b"), "¥": re.compile(r"¥|\bJPY\b|\byen\b|\byuan\b|\bRMB\b"),
+    "₹": re.compile(r"₹|\bRs\b|\bINR\b|\brupees?\b"),
+}  # fmt: skip
 CENTS = re.compile(r"\bcents?\b|\\?¢")
 THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 MAX_PLAIN = 60
@@ -47,20 +60,32 @@ class MathVerifier:
 
     Args: extract: where the answer stands in the completion, one of `rewards.extract.MODES`; second_stage: whether
     math-verify and sympy are asked about what the own reader does not know; cache: how many verdicts are remembered
-    by (reference, extracted answer).
+    by (reference, extracted answer); form: ``evaluated``, an answer must be worked out as far as the reference, or
+    ``any`` (rewards/README.md; None: ``any`` with lenient extraction, else ``evaluated``); percent_sign and
+    base_subscript: ``optional``, ``25\\%`` answers 25 and ``52`` answers ``52_8``, or ``required``, they do not.
     Scores: 1.0 CORRECT; 0.0 WRONG, NO_ANSWER, UNREADABLE.
     """
 
     lowest_score = 0.0
 
     def __init__(
-        self, extract: str = "boxed", second_stage: bool = True, cache: int = 10_000, form: str | None = None
+        self,
+        extract: str = "boxed",
+        second_stage: bool = True,
+        cache: int = 10_000,
+        form: str | None = None,
+        percent_sign: str = "optional",
+        base_subscript: str = "optional",
     ) -> None:
         check_mode(extract)
         self.extract = extract
         self.form = form or ("any" if extract == "lenient" else "evaluated")
         if self.form not in FORMS:
             raise ValueError(f"form: {form!r} is none of {', '.join(FORMS)}")
+        for name, asked in (("percent_sign", percent_sign), ("base_subscript", base_subscript)):
+            if asked not in SIGNS:
+                raise ValueError(f"{name}: {asked!r} is none of {', '.join(SIGNS)}")
+        self.signs = percent_sign == "optional", base_subscript == "optional"
         self.second_stage = second_stage
         self.cache = cache
         self._known: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
@@ -85,6 +110,8 @@ class MathVerifier:
             reading = read(text)
         except Unreadable as error:
             raise BadReference(f"reference {text!r:.200} cannot be read: {error}") from None
+        if choice_of_reference(text) is not None:
+            return
         if reading.node is None and not words(reading):
             raise BadReference(f"reference {text!r:.200} cannot be read: {reading.reason}")
         if reading.node is None and text.count("{") != text.count("}"):
@@ -97,7 +124,7 @@ class MathVerifier:
         gold = _reference_text(reference)
         if self.extract == "lenient":
             return self._grade_lenient(completion, gold)
-        found = extract(completion, self.extract)
+        found = extract(completion, self.extract, parts=SEVERAL.search(gold) is not None)
         if found.text is None:
             return Verdict(0.0, Outcome.NO_ANSWER, {"reason": found.reason})
         return self.grade_answer(unit_letter(found.text, gold) if self.extract == "hash" else found.text, gold)
@@ -145,11 +172,18 @@ class MathVerifier:
             return Verdict(0.0, Outcome.UNREADABLE, detail | {"reason": f"longer than {MAX_TEXT} characters"})
         if r"\$" in gold and CENTS.search(answer):
             return _verdict(False, detail | {"stage": "units"})
+        if _currency(answer) != _currency(gold) and _currency(answer) and _currency(gold):
+            return _verdict(False, detail | {"stage": "units"})
+        if BLANKS.fullmatch(gold) and ";" in answer.replace("；", ";"):
+            return self._blanks(answer, gold, detail)
         quick = _plain_verdict(answer.strip(), gold.strip())
         if quick and self.form == "evaluated" and not _is_plain_form(answer.strip(), gold.strip()):
             return _verdict(False, detail | {"stage": "form", "reason": "not written as the reference is"})
         if quick is not None:
             return _verdict(quick, detail | {"stage": "plain"})
+        letters = several_choices(gold)
+        if letters is not None:
+            return _verdict(several_choices(answer, loose=True) == letters, detail | {"stage": "choice"})
         letter = choice_of_reference(gold)
         if letter is not None:
             chosen = choice_of_answer(answer)
@@ -169,6 +203,15 @@ class MathVerifier:
         except Unreadable as error:
             return Verdict(0.0, Outcome.UNREADABLE, detail | {"reason": str(error)})
 
+    def _blanks(self, answer: str, gold: str, detail: dict[str, Any]) -> Verdict:
+        """Blanks separated by semicolons keep their order."""
+        golds, answers = (re.split("[;；]", text) for text in (gold, answer))
+        right = len(golds) == len(answers) and all(
+            self._judge(mine.strip().strip("$"), theirs.strip().strip("$")).score == 1.0
+            for mine, theirs in zip(answers, golds, strict=True)
+        )
+        return _verdict(right, detail | {"stage": "blanks"})
+
     def _read_reference(self, gold: str) -> Reading:
         """The reference as a tree; lenient: a sentence stands for the answer in it, and all its boxes are meant."""
         if self.extract != "lenient":
@@ -181,6 +224,8 @@ class MathVerifier:
         return golden
 
     def _compare(self, golden: Reading, answer: str, detail: dict[str, Any]) -> Verdict:
+        if "." in golden.text and (approximate := APPROXIMATE.match(answer)):
+            answer = answer[approximate.end() :]
         given = read(answer)
         if golden.domain and given.domain and golden.domain[1] != given.domain[1]:
             return _verdict(False, detail | {"stage": "domain"})
@@ -209,35 +254,42 @@ class MathVerifier:
     def _same(self, golden: Reading, given: Reading) -> bool:
         """Whether two trees are the same answer; lenient ones also by the last side of their equations."""
         from rewards.mathematics.compare import matches
+        from rewards.mathematics.families import same_family
         from rewards.mathematics.interpret import last_side, names_value
-        from rewards.mathematics.scalars import SCALARS
+        from rewards.mathematics.scalars import SCALARS, Signs
 
         assert golden.node is not None
         assert given.node is not None
         gold, answer = golden.node, given.node
+        signs = Signs(*self.signs)
+        if same_family(gold, golden.domain, answer, given.domain):
+            return True
         if (golden.domain or given.domain) and "mod" not in (golden.domain or given.domain or ()):
             answer = _with_parameter(golden, given)
         if self.extract != "lenient":
-            return matches(gold, answer)
+            return matches(gold, answer, signs=signs)
         if answer.op == "list" and answer.value == "or" and gold.op in SCALARS:  # 3/4, or 75 %
             return all(matches(gold, member) for member in answer.args)
         asked = last_side(gold) if names_value(gold) else gold
         ends = asked, last_side(answer, as_equation=asked.op == "rel")
         try:
-            if matches(gold, answer, bare_tuples=True):
+            if matches(gold, answer, bare_tuples=True, signs=signs):
                 return True
         except Unreadable:
             if ends[1] == answer:
                 raise
-        return ends != (gold, answer) and matches(*ends, bare_tuples=True)
+        return ends != (gold, answer) and matches(*ends, bare_tuples=True, signs=signs)
 
     def _form_fault(self, golden: Reading, given: Reading) -> str:
         from rewards.mathematics.form import fault
-        from rewards.mathematics.interpret import interpret
+        from rewards.mathematics.interpret import interpret, named_value, reference_meaning
 
         assert golden.node is not None
         assert given.node is not None
-        return fault(interpret(golden.node), interpret(given.node))
+        gold, answer = reference_meaning(golden.node), interpret(given.node)
+        if gold.op != "rel" and (value := named_value(answer)) is not None:
+            answer = value
+        return fault(gold, answer)
 
     def _without_thousands(self, golden: Reading, answer: str) -> bool:
         """``100,200`` may be a number or a list: the reference's other reading counts where it is a list."""
@@ -249,11 +301,11 @@ class MathVerifier:
         return matches(gold.node, given.node)
 
     def _check_value(self, text: str, reading: Reading) -> None:
-        from rewards.mathematics.interpret import FALSE, expand, interpret
+        from rewards.mathematics.interpret import FALSE, expand, reference_meaning
         from rewards.mathematics.scalars import check_value
 
         assert reading.node is not None
-        meaning = interpret(reading.node)
+        meaning = reference_meaning(reading.node)
         if meaning.op == FALSE:
             raise BadReference(f"reference {text!r:.200} contradicts itself: {meaning.value}")
         try:
@@ -266,12 +318,13 @@ class MathVerifier:
 def _with_parameter(golden: Reading, given: Reading) -> Node:
     """The answer with its parameter named as in the reference: k in one family may be n in the other."""
     from rewards.mathematics.evaluate import substitute, symbols
+    from rewards.mathematics.families import unlabelled
 
     gold, answer = golden.node, given.node
     assert gold is not None
     assert answer is not None
     name = golden.domain[0] if golden.domain else given.domain[0] if given.domain else ""
-    free, others = symbols(gold), symbols(answer)
+    free, others = symbols(unlabelled(gold)), symbols(unlabelled(answer))
     if golden.domain and given.domain:
         theirs = given.domain[0]
     else:
@@ -283,6 +336,14 @@ def _with_parameter(golden: Reading, given: Reading) -> Node:
     if theirs == name or name in others:
         return answer
     return substitute(answer, theirs, Node("sym", (), name))
+
+
+def _currency(text: str) -> str:
+    """The sign of the one currency that a text names, or ""."""
+    if text.isdigit():
+        return ""
+    found = [sign for sign, pattern in CURRENCIES.items() if pattern.search(text)]
+    return found[0] if len(found) == 1 else ""
 
 
 def _verdict(right: bool, detail: dict[str, Any]) -> Verdict:

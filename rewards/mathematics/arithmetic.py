@@ -145,7 +145,7 @@ class Arithmetic:
             name in FUNCTIONS
             or name in GREEK
             or name in BIG
-            or name in ("frac", "sqrt", "pi", "infty", "binom", "imath")
+            or name in ("frac", "sqrt", "pi", "infty", "binom", "imath", "basisi", "basisj", "basisk")
         )
 
     def _power(self) -> Node:
@@ -250,6 +250,8 @@ class Arithmetic:
             inner = self._sum()
             self._expect("|", r"\rvert")
             self.in_bars -= 1
+            if inner.op == "matrix":
+                return Node("fn", (inner,), "det")
             return Node("fn", (inner,), "abs")
         if token in (r"\lfloor", r"\lceil"):
             inner = self._sum()
@@ -286,6 +288,8 @@ class Arithmetic:
     def _name(self, token: str) -> Node:
         if token in FUNCTIONS:
             return self._function(token)
+        if token == "C" and (chosen := self._chosen()) is not None:
+            return chosen
         if (called := self._called(token)) is not None:
             return called
         node = E if token == "e" else IMAGINARY if token == "i" else Node("sym", (), token)
@@ -312,6 +316,19 @@ class Arithmetic:
         self.at += skipped + len(inside) + 2
         return Node("fn", tuple(Node("sym", (), token) for token in inside[::2]), name)
 
+    def _chosen(self) -> Node | None:
+        """C(10, 3) as a binomial coefficient; None for anything else."""
+        rest = self.tokens[self.at : self.at + 5]
+        if (
+            rest[:1] != ["("]
+            or rest[2:3] != [","]
+            or rest[4:5] != [")"]
+            or not (rest[1].isdigit() and rest[3].isdigit())
+        ):
+            return None
+        self.at += 5
+        return Node("fn", (num(int(rest[1])), num(int(rest[3]))), "binom")
+
     def _subscript(self, node: Node) -> Node:
         self.at += 1
         return Node("sym", (), f"{node.value}_{raw(self._argument_tokens())}")
@@ -332,6 +349,8 @@ class Arithmetic:
             return Node("fn", (top, self._argument(split_digits=True)), "binom")
         if name in BIG:
             return self._big(name)
+        if name in ("basisi", "basisj", "basisk"):
+            return Node("sym", (), "\\" + name)
         if name in FUNCTIONS:
             return self._function(name)
         constants = {"pi": PI, "infty": INFINITY, "emptyset": Node("set"), "R": Node("reals"), "imath": IMAGINARY}
@@ -349,7 +368,10 @@ class Arithmetic:
         while self._peek() in ("_", "^"):
             mark = self._next()
             bounds[mark] = raw(self._argument_tokens())
-        return Node("big", (self._term(),), (name, bounds["_"], bounds["^"]))
+        body = self._term()
+        if bounds["_"].startswith("i="):  # an index, not the imaginary unit
+            body = renamed(body, IMAGINARY, Node("sym", (), "i"))
+        return Node("big", (body,), (name, bounds["_"], bounds["^"]))
 
     def _function(self, name: str) -> Node:
         base: Node | None = None
@@ -395,7 +417,16 @@ def _apply(name: str, args: tuple[Node, ...], base: Node | None) -> Node:
     name = {"log": "ln", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}.get(name, name)
     if name == "exp":
         return power(E, args[0])
+    if name == "cis":
+        return add(Node("fn", args, "cos"), Node("mul", (IMAGINARY, Node("fn", args, "sin"))))
     return Node("fn", args, name)
+
+
+def renamed(node: Node, old: Node, new: Node) -> Node:
+    """The tree with one leaf replaced."""
+    if node == old:
+        return new
+    return Node(node.op, tuple(renamed(arg, old, new) for arg in node.args), node.value) if node.args else node
 
 
 def raw(tokens: list[str]) -> str:

@@ -78,6 +78,8 @@ def ball(node: Node, trial: int) -> Any:
             return _big(node, trial)
         case "based":
             return flint.acb(based_value(node))
+        case "cases":
+            return _piece(node, trial)
     raise Unreadable(f"{node.op} has no value")
 
 
@@ -166,6 +168,8 @@ def _function(node: Node, trial: int) -> Any:
     if any(_bits(arg) > MAX_ARGUMENT_BITS for arg in args):
         raise TooLarge(f"{node.value} of a number too large")
     function = _functions().get(node.value)
+    if node.value == "doublefactorial":
+        raise Undefined  # of integers only, which are exact
     if function is None:
         return _opaque(node.value, args, trial)
     if not all(map(is_accurate, args)):
@@ -197,16 +201,8 @@ def _functions() -> dict[str, Callable[..., Any]]:
         "binom": lambda n, k: (n + 1).gamma() * (k + 1).rgamma() * (n - k + 1).rgamma(), "sgn": acb.sgn,
         "floor": real(lambda x: x.floor()), "ceil": real(lambda x: x.ceil()),
         "max": real(lambda *args: _extreme(args, "max")), "min": real(lambda *args: _extreme(args, "min")),
-        "doublefactorial": _double_factorial,
     }  # fmt: skip
     return table
-
-
-def _double_factorial(x: Any) -> Any:
-    """``n!!`` for an integer; by the gamma function for others, as for odd ones: ``(2k-1)!! = (2k)!/(2^k k!)``."""
-    acb = _flint().acb
-    half = acb(1) / 2
-    return acb(2) ** ((x + 1) * half) * (x * half + 1).gamma() / acb.pi().sqrt()
 
 
 def _extreme(args: tuple[Any, ...], name: str) -> Any:
@@ -214,6 +210,40 @@ def _extreme(args: tuple[Any, ...], name: str) -> Any:
     for arg in args[1:]:
         result = getattr(result, name)(arg)
     return result
+
+
+def _piece(node: Node, trial: int) -> Any:
+    """The value of a piecewise function: of the first row whose condition holds."""
+    for value, condition in zip(node.args[::2], node.args[1::2], strict=True):
+        if condition.op == "else" or _holds(condition, trial):
+            return ball(value, trial)
+    raise Undefined
+
+
+def _holds(condition: Node, trial: int) -> bool:
+    numbers = [ball(member, trial) for member in condition.args]
+    if not all(map(is_real, numbers)):
+        raise Undefined
+    verdicts = []
+    for left, operator, right in zip(numbers, condition.value, numbers[1:], strict=False):
+        a, b = left.real, right.real
+        if operator not in ("<", "<=", ">", ">=", "=", "!="):
+            raise Unreadable(f"a condition with {operator!r}")
+        equal = bool((a - b).is_zero())
+        if not equal and (a - b).contains(0):
+            raise Undefined
+        below = not equal and bool(a < b)
+        verdicts.append(
+            {
+                "<": below,
+                "<=": below or equal,
+                ">": not below and not equal,
+                ">=": not below,
+                "=": equal,
+                "!=": not equal,
+            }[operator]
+        )
+    return all(verdicts)
 
 
 def _opaque(name: str, args: list[Any], trial: int) -> Any:

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from rewards.mathematics.evaluate import equal, proportional, substitute, symbols
-from rewards.mathematics.interpret import FALSE, expand, interpret
+from rewards.mathematics.interpret import FALSE, expand, interpret, named_value, reference_meaning
 from rewards.mathematics.nodes import INFINITY, Node, Unreadable, add, neg, num
 from rewards.mathematics.regions import FLIPPED, Piece, Region, joined, to_region
-from rewards.mathematics.scalars import SCALARS, scalars_match
+from rewards.mathematics.scalars import SCALARS, Signs, scalars_match
 
 MAX_MEMBERS = 64
 CONSTANTS = frozenset(("a", "A", "b", "B", "c", "C", "d", "D", "k", "K", "m", r"\lambda", r"\alpha"))
 """Names that are given to the arbitrary constant of a family of functions."""
 
 
-def matches(gold: Node, answer: Node, bare_tuples: bool = False) -> bool:
+def matches(gold: Node, answer: Node, bare_tuples: bool = False, signs: Signs = Signs()) -> bool:  # noqa: B008  # frozen
     """Whether the answer says what the reference says.
 
-    ``bare_tuples``: brackets are loose, ``1, 2`` and ``{1, 2}`` may stand for ``(1, 2)``.
+    ``bare_tuples``: brackets are loose, ``1, 2`` and ``{1, 2}`` may stand for ``(1, 2)``. ``signs``: see `Signs`.
     Raises `Unreadable` for an answer that has no value.
     """
-    return Comparison(bare_tuples).matches(interpret(gold), interpret(answer))
+    return Comparison(bare_tuples, signs).matches(reference_meaning(gold), interpret(answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Comparison:
     """The rules, by the kind of the reference."""
 
     bare_tuples: bool = False
+    signs: Signs = Signs()  # noqa: RUF009  # frozen
 
     def matches(self, gold: Node, answer: Node) -> bool:
         """Both sides interpreted."""
@@ -44,6 +45,8 @@ class Comparison:
             return self._collections(gold, answer)
         if gold.op == "tuple" and self._tuples(gold, answer):
             return True
+        if gold.op == "tuple" and answer.op == "rel" and answer.args[0].op in ("matrix", "tuple"):
+            answer = answer.args[-1]
         if gold.op == "matrix":
             return self._matrices(gold, answer)
         if gold.op == "rel" and self._relations(gold, answer):
@@ -53,8 +56,10 @@ class Comparison:
             return (gold.op, answer.op) != ("tuple", "tuple") and self._regions(region, other)
         if len(values := expand(gold)) > 1:
             return self._collections(Node("list", values), answer)
+        if gold.op in SCALARS and answer.op == "rel" and (value := named_value(answer)) is not None:
+            answer = value
         if gold.op in SCALARS and answer.op in SCALARS:
-            return scalars_match(gold, answer)
+            return scalars_match(gold, answer, self.signs)
         return False
 
     # -- labels ------------------------------------------------------------------------------------------------------
@@ -124,6 +129,9 @@ class Comparison:
             golds, answers = tuple(dict.fromkeys(golds)), tuple(dict.fromkeys(answers))
         if len(golds) != len(answers) or len(golds) > MAX_MEMBERS:
             return False
+        calls = _only_call(golds), _only_call(answers)
+        if all(calls) and calls[0] != calls[1]:
+            return False
         names = _only_name(golds), _only_name(answers)
         if all(names):
             if names[0] != names[1]:
@@ -177,6 +185,10 @@ class Comparison:
         return self._in_order(gold.args, members)
 
     def _matrices(self, gold: Node, answer: Node) -> bool:
+        if answer.op == "tuple" and answer.args and all(row.op == "tuple" for row in answer.args):  # [[1,2],[3,4]]
+            cells = [cell for row in answer.args for cell in row.args]
+            sizes = (len(answer.args), len(answer.args[0].args))
+            return gold.value == sizes and self._in_order(gold.args, cells)
         if answer.op == "tuple":
             return gold.value[1] == 1 and self._in_order(gold.args, answer.args)
         return answer.op == "matrix" and gold.value == answer.value and self._in_order(gold.args, answer.args)
@@ -260,6 +272,12 @@ def _head(label: Node) -> str:
 
 def _is_function(label: Node) -> bool:
     return label.op == "fn" and label.value != "abs"
+
+
+def _only_call(items: Sequence[Node]) -> str:
+    """f of ``f(x) = x, f(x) = 2x``, or ""."""
+    names = {item.args[1].value for item in items if item.op == "label" and item.args[1].op == "fn"}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _only_name(items: Sequence[Node]) -> str:

@@ -30,7 +30,18 @@ from rewards.mathematics.exact import exact, exactly_equal
 from rewards.mathematics.nodes import IMAGINARY, MINUS_ONE, PI, Node, Unreadable, add, mul, neg, num, power
 from rewards.mathematics.separation import separation_bits
 
-__all__ = ["based_value", "contains", "equal", "exact", "number_of", "proportional", "sample", "substitute", "symbols"]
+__all__ = [
+    "based_value",
+    "contains",
+    "equal",
+    "exact",
+    "is_constant",
+    "number_of",
+    "proportional",
+    "sample",
+    "substitute",
+    "symbols",
+]
 
 PRECISIONS = (128, 512, 2048, 8192)
 """Bits, one after the other; the last is the precision in which a difference that cannot be told from 0 counts as 0
@@ -106,6 +117,21 @@ def proportional(left: Node, right: Node) -> int:
         return 0
     ratio = top / bottom
     return 0 if not is_real(ratio) else 1 if ratio.real > 0 else -1
+
+
+def is_constant(node: Node, within: Node) -> bool:
+    """Whether a function has one real value at all sample points where the other is real, and at three at least."""
+    with precision(CONFIRMING):
+        real = []
+        for trial in range(len(RANGES)):
+            number, other = _value(node, trial), _value(within, trial)
+            if number is None or other is None:
+                continue
+            if is_real(number):
+                real.append(number)
+            elif is_real(other):
+                return False  # ln x beside ln|x|
+        return len(real) >= 3 and all((number - real[0]).contains(0) for number in real[1:])
 
 
 def _value(node: Node, trial: int) -> Any:
@@ -260,9 +286,9 @@ def _sympy_agrees(difference: Node) -> bool:
 def _same_function(left: Node, right: Node) -> bool:
     if _agree_everywhere(left, right):
         return True
-    if not any(contains(side, "fn", name) for side in (left, right) for name in ("floor", "ceil")) and not any(
-        contains(side, "big") for side in (left, right)
-    ):
+    if not any(
+        contains(side, "fn", name) for side in (left, right) for name in ("floor", "ceil", "doublefactorial")
+    ) and not any(contains(side, "big") for side in (left, right)):
         return False
     names = sorted(symbols(left) | symbols(right))
     return set(names) <= INTEGERS and all(

@@ -207,6 +207,8 @@ def _exact_function(name: str, values: list[Fraction]) -> Fraction | None:
         return Fraction((math.gcd if name == "gcd" else math.lcm)(*integers))
     if name == "gamma" and 0 < integers[0] <= 1000:
         return Fraction(math.factorial(integers[0] - 1))
+    if name == "doublefactorial" and -1 <= integers[0] <= 300:
+        return Fraction(math.prod(range(integers[0], 0, -2)))
     if name == "factorial" and 0 <= integers[0] <= 1000:
         return Fraction(math.factorial(integers[0]))
     if name == "binom" and len(integers) == 2 and 0 <= integers[1] <= integers[0] <= 1000:

@@ -157,7 +157,7 @@ def _look(node: Node, found: Counter[str], functions: set[Node]) -> None:
         case "big":
             found[f"{node.value[0]} left standing"] = 1
             return
-        case "based":
+        case "based" if node.value[1] != 10:
             found["digits in a base"] = 1
         case "ratio":
             members = [arg.value for arg in node.args if arg.op == "num" and arg.value.denominator == 1]
@@ -198,7 +198,12 @@ def _degree_below(term: Node) -> int:
     below = (
         f.args[0] if f.args[1] == MINUS_ONE else f for f in _factors(term) if f.op == "pow" and _negative(f.args[1])
     )
-    return sum(max(1, _degree(factor)) for factor in below if symbols(factor) and factor.op != "fn")
+    return sum(max(1, _degree(factor)) for factor in below if symbols(factor) and _is_divisor(factor))
+
+
+def _is_divisor(factor: Node) -> bool:
+    """Functions below the line (sines, factorials) and powers of numbers make no quotient of polynomials."""
+    return factor.op != "fn" and not (factor.op == "pow" and not symbols(factor.args[0]))
 
 
 def _degree(node: Node) -> int:

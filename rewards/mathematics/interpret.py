@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import product as cartesian
 
 from rewards.mathematics.evaluate import equal, number_of, sample, symbols
 from rewards.mathematics.matrices import matrix_arithmetic
-from rewards.mathematics.nodes import MINUS_ONE, Node, Unreadable, neg
+from rewards.mathematics.nodes import MINUS_ONE, Node, Unreadable, mul, neg, num, power
 
 FALSE = "false"
 """The op of an answer that contradicts itself, such as ``3 = 5``; its value says how."""
@@ -31,9 +32,30 @@ def interpret(node: Node) -> Node:
             return Node("set", tuple(dict.fromkeys(member for arg in node.args for member in arg.args)))
         case "rel":
             return _relation(node)
-        case "add" | "mul" | "pow" | "fn":
+        case "add" | "mul" | "pow" | "fn" | "sym":
             return matrix_arithmetic(node)
     return node
+
+
+def reference_meaning(node: Node) -> Node:
+    """`interpret` for a reference, which is taken at its word: ``\\log(0.01) = -2`` says -2, to base 10."""
+    meaning = interpret(node)
+    if meaning.op == FALSE and node.op == "list":  # y = c x^2 and y = -x, each at its word
+        meaning = Node("list", tuple(map(reference_meaning, node.args)), node.value)
+    if meaning.op != FALSE or node.op != "rel" or set(node.value) != {"="} or len(node.args) != 2:
+        return meaning
+    left, right = node.args
+    if right.op in ("num", "dec", "mul", "add", "pow", "fn") and (
+        left.op in ("matrix", "tuple") or _in_base_ten(left, right) or _close(left, right)
+    ):
+        return right
+    return meaning
+
+
+def _in_base_ten(left: Node, right: Node) -> bool:
+    if not any(arg.op == "fn" and arg.value == "ln" for arg in (left, *left.args)):
+        return False
+    return _all_equal([mul(left, power(Node("fn", (num(10),), "ln"), MINUS_ONE)), right])
 
 
 def last_side(node: Node, as_equation: bool = False) -> Node:
@@ -55,7 +77,7 @@ def names_value(node: Node) -> bool:
 
 
 def _relation(node: Node) -> Node:
-    members, operators = list(node.args), list(node.value)
+    members, operators = [matrix_arithmetic(member) for member in node.args], list(node.value)
     if operators == ["~"] and _is_label(members[0]):
         operators = ["="]
     if operators == ["in"] and members[1].op == "set" and _is_label(members[0]):
@@ -73,11 +95,26 @@ def _relation(node: Node) -> Node:
         if all(not symbols(member) for member in members) and "in" not in operators and members[0].op in NUMERIC:
             return Node(FALSE, (), "a statement about numbers alone")
         return Node("rel", tuple(members), tuple(operators))
+    if members[-1].op == "dec" and len(members) > 1 and not symbols(members[-2]) and _rounds(members[-2], members[-1]):
+        members, operators = members[:-1], operators[:-1]  # = 3464.1 behind 2000 sqrt 3
+        if not operators:
+            return members[0]
     first, rest = members[0], members[1:]
+    if first.op == "matrix" or _is_inverse(first):
+        last = matrix_arithmetic(rest[-1])
+        return (
+            _labels(first, last)
+            if last.op == "matrix" or first.op == "matrix"
+            else Node("rel", tuple(members), tuple(operators))
+        )
     numbers = [member for member in members if not symbols(member)]
     if len(members) > 2 and len(numbers) < len(rest):  # a = b = c, x = y = 3
         if not _all_equal(numbers):
             return Node(FALSE, (), "its sides differ")
+        if numbers == members[-1:] and not all(_is_label(member) for member in members[:-1]):
+            if _is_label(first):
+                return _labels(first, members[-1])  # A = pi r^2 = 49 pi
+            return Node("rel", (first, members[-1]), ("=",))
         if numbers == members[-1:] and all(_is_label(member) for member in members[:-1]):
             return Node("list", tuple(_labels(member, members[-1]) for member in members[:-1]))
         if all(member.op == "sym" for member in members):
@@ -85,7 +122,7 @@ def _relation(node: Node) -> Node:
     if _is_label(first) and (
         (first.op == "fn" and _is_call(first)) or not any(symbols(first) & symbols(member) for member in rest)
     ):
-        if not _all_equal(rest):
+        if not _all_equal([member for member in rest if not symbols(member)] or rest):
             return Node(FALSE, (), "its sides differ")
         return _labels(first, rest[-1])
     if all(not symbols(member) for member in members):
@@ -111,6 +148,54 @@ def label_name(node: Node) -> str:
         return str(node.value)
     inner = ",".join(label_name(arg) for arg in node.args)
     return f"{node.value or ''}({inner})" if node.op in ("fn", "tuple", "ratio") else inner
+
+
+def named_value(node: Node) -> Node | None:
+    """The value that an equation ends in, where its left side names what was asked for: ``m + n = 7``, ``|S| = 7``.
+
+    None for an equation in one unknown, which asks to be solved.
+    """
+    if node.op != "rel" or node.value != ("=",) or symbols(node.args[-1]):
+        return None
+    left = node.args[0]
+    if left.op == "mul" and len(left.args) == 2 and left.args[0].op == "sym" and left.args[0].value in CALLED:
+        return node.args[-1] if left.args[1].op == "rel" or not symbols(left.args[1]) else None  # f(2), P(X > 1)
+    if left.op in ("big", "matrix") or (left.op == "fn" and (left.value not in NAMED_FUNCTIONS or _is_size(left))):
+        return node.args[-1]
+    names = symbols(left)
+    return node.args[-1] if len(names) > 1 or (len(names) == 1 and _is_segment(left)) else None
+
+
+CALLED = frozenset("fghpqFGHPQSTV")
+EQUATED = "sin cos tan cot sec csc ln abs arcsin arccos arctan sqrt floor ceil factorial"
+NAMED_FUNCTIONS = frozenset(EQUATED.split())
+
+
+def _is_size(node: Node) -> bool:
+    """|S|, the number of members of a set."""
+    inner = node.args[0]
+    return node.value == "abs" and inner.op == "sym" and inner.value[:1].isupper()
+
+
+def _is_segment(node: Node) -> bool:
+    return node.op == "mul" and all(arg.op == "sym" and arg.value.isupper() for arg in node.args)
+
+
+def _is_inverse(node: Node) -> bool:
+    """A^{-1} or A^T, the name of a matrix made from another."""
+    return node.op == "pow" and node.args[0].op == "sym" and node.args[0].value.isupper() and node.args[1] in (
+        MINUS_ONE, Node("sym", (), "T"),
+    )  # fmt: skip
+
+
+def _rounds(exact_value: Node, rounded: Node) -> bool:
+    """Whether a decimal of one place or more is a number rounded, which it is not exactly."""
+    value, digits = rounded.value
+    try:
+        number = number_of(exact_value)
+    except Unreadable:
+        return False
+    return digits > 0 and number is not None and number != value and abs(number - value) <= Fraction(1, 2 * 10**digits)
 
 
 def _is_call(node: Node) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise, permutations
 
-from rewards.mathematics.nodes import Node, add, mul, neg
+from rewards.mathematics.nodes import MINUS_ONE, Node, add, mul, neg, num
 
 MAX_DETERMINANT = 4
 """The largest matrix whose determinant is written out (24 products)."""
@@ -12,6 +12,10 @@ MAX_DETERMINANT = 4
 
 def matrix_arithmetic(node: Node) -> Node:
     """The matrix or number that an expression of matrices stands for; everything else as it is."""
+    if node.op == "pow" and node.args[0].op == "tuple" and node.args[1] == Node("sym", (), "T"):
+        return Node("matrix", node.args[0].args, (len(node.args[0].args), 1))
+    if (vector := _of_basis(node)) is not None:
+        return vector
     if not _holds_matrix(node):
         return node
     args = tuple(matrix_arithmetic(arg) for arg in node.args)
@@ -29,6 +33,31 @@ def matrix_arithmetic(node: Node) -> Node:
         case "fn" if node.value == "det" and len(args) == 1 and matrices:
             return _determinant(args[0])
     return Node(node.op, args, node.value)
+
+
+BASIS = tuple(Node("sym", (), f"\\basis{name}") for name in "ijk")
+
+
+def _of_basis(node: Node) -> Node | None:
+    """``i + 2j`` of unit vectors as the point (1, 2), with k as (1, 2, 0); None for anything else."""
+    found: dict[Node, Node] = {}
+    waiting = [(node, 1)]
+    while waiting:
+        term, sign = waiting.pop()
+        factors = term.args if term.op == "mul" else (term,)
+        if term.op == "add":
+            waiting += [(arg, sign) for arg in term.args]
+            continue
+        if term.op == "mul" and len(factors) == 2 and factors[0] == MINUS_ONE and factors[1].op in ("add", "mul"):
+            waiting.append((factors[1], -sign))
+            continue
+        units = [factor for factor in factors if factor in BASIS]
+        if len(units) != 1 or units[0] in found:
+            return None
+        rest = tuple(factor for factor in factors if factor not in BASIS)
+        found[units[0]] = neg(mul(*rest)) if sign < 0 and rest else mul(*rest) if rest else num(sign)
+    size = 3 if BASIS[2] in found else 2
+    return Node("tuple", tuple(found.get(unit, num(0)) for unit in BASIS[:size]), "()")
 
 
 def _holds_matrix(node: Node) -> bool:

@@ -44,6 +44,8 @@ class Node(NamedTuple):
     rel           members of a chain                          the operators between them
     label         the answer behind the label                 the label's text
     text          -                                           words
+    cases         value and condition, row by row             -
+    else          -                                           -
     ============  ==========================================  =========================================
     """
 
@@ -107,7 +109,9 @@ def minus_plus(node: Node) -> Node:
 
 
 def double_factorial(node: Node) -> Node:
-    """``7!!`` = 7 * 5 * 3 * 1, which is not (7!)!; raises `Unreadable` for what is no integer from 0 to 300."""
+    """``7!!`` = 7 * 5 * 3 * 1, which is not (7!)!; raises `Unreadable` for a number that is none from 0 to 300."""
+    if node.op not in ("num", "dec"):
+        return Node("fn", (node,), "doublefactorial")
     if node.op != "num" or node.value.denominator != 1 or not 0 <= node.value <= 300:
         raise Unreadable("a double factorial of something else than an integer from 0 to 300")
     return num(Fraction(math.prod(range(int(node.value), 0, -2))))

@@ -9,6 +9,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₙₖₐₓ", "0123456789nkax")
+SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉ₙₖₐₓ]+")
 SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 SYMBOLS = {
     "π": r"\pi ",
@@ -56,6 +58,40 @@ SYMBOLS = {
     "¼": r"\frac{1}{4}",
     "¾": r"\frac{3}{4}",
     "∀": r"\forall ",
+    "º": r"\degree ",
+    "˚": r"\degree ",
+    "∶": ":",
+    "：": ":",
+    "⁄": "/",
+    "∛": r"\sqrt[3] ",
+    "∜": r"\sqrt[4] ",
+    "⅓": r"\frac{1}{3}",
+    "⅔": r"\frac{2}{3}",
+    "⅕": r"\frac{1}{5}",
+    "⅖": r"\frac{2}{5}",
+    "⅗": r"\frac{3}{5}",
+    "⅘": r"\frac{4}{5}",
+    "⅙": r"\frac{1}{6}",
+    "⅚": r"\frac{5}{6}",
+    "⅛": r"\frac{1}{8}",
+    "⅜": r"\frac{3}{8}",
+    "⅝": r"\frac{5}{8}",
+    "⅞": r"\frac{7}{8}",
+    "′": "'",
+    "″": "''",
+    "∖": r"\setminus ",
+    "∧": r"\land ",
+    "∨": r"\lor ",
+    "≡": r"\equiv ",
+    "∉": r"\notin ",
+    "ℤ": r"\Z ",
+    "ℕ": r"\N ",
+    "ℚ": r"\Q ",
+    "ℂ": r"\C ",
+    "γ": r"\gamma ",
+    "δ": r"\delta ",
+    "μ": r"\mu ",
+    "σ": r"\sigma ",
 }
 # Escapes that JSON or Python has eaten: "\text" read as tab + "ext", "\frac" as form feed + "rac".
 EATEN = [
@@ -70,6 +106,8 @@ HIDDEN = re.compile("[\u200b-\u200d\u2060\ufeff\u00ad]")
 """Characters without width; those that change the direction of writing are none of them."""
 SPACES = re.compile(r"\s{2,}")
 """Long runs would cost a rule with several optional spaces the square or the cube of their length."""
+NEW_LINE = re.compile(r"(?<=[\w}\])])[ \t]*\n\s*(?=\\?[A-Za-z][\w{}()]{0,20}\s*=)")
+"""Between two equations, each on its line."""
 CONTROL = re.compile("[\t\r\x08\x0b\x0c]")
 DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!%$])")
 
@@ -141,18 +179,32 @@ RULES: list[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[str
         re.compile(r"(?<=[\d}])\s*\b(km|m|cm|ft|mi|miles|meters|feet)\s*/\s*(s|sec|second|h|hr|hour|min)\b"),
         r"\\text{\1/\2}",
     ),
+    (
+        ("\\text", "\\math"),
+        re.compile(r"(\\(?:text|mathrm|mbox|rm)\s*\{[^{}$]*)\^\s*\{\s*(-?\d)\s*\}((?:[^{}$]|\^\{-?\d\})*\})"),
+        lambda match: re.sub(r"\^\{(-?\d)\}", r"^\1", re.sub(r"\\[,; ]", " ", f"{match[1]}^{match[2]}{match[3]}")),
+    ),
     (("\\!",), re.compile(r",\s*\\!\s*(?=\d{3})"), ","),
     (
         ("\\!", "\\phantom", "\\label", "\\tag"),
         re.compile(r"(?<!\\)\\!|\\phantom\s*\{[^{}]*\}|\\(?:label|tag)\s*\{[^{}]*\}"),
         "",
     ),
-    ((",", ":"), re.compile(r"\{\s*([,:])\s*\}"), r"\1"),
+    (("{,}",), re.compile(r"(?<!\d)(0|\d+(?=\{,\}(?:\d{1,2}|\d{4,})(?!\d)))\{,\}(?=\d)"), r"\1."),
+    ((",", ":"), re.compile(r"(?<!\\text)(?<!\\mbox)\{\s*([,:])\s*\}"), r"\1"),
     ((")_",), re.compile(r"\((\d+)\)(?=_)"), r"\1"),
     (
-        ("C_",),
-        re.compile(r"(?<![A-Za-z\\])C_(?:\{([^{}]+)\}|(\w))\s*\^\s*(?:\{([^{}]+)\}|(\w))"),
+        ("C_", "C}_"),
+        re.compile(
+            r"(?<![A-Za-z\\])(?:C|\\(?:mathrm|text)\{\s*C\s*\})_(?:\{([^{}]+)\}|(\w))\s*\^\s*(?:\{([^{}]+)\}|(\w))"
+        ),
         lambda match: rf"\binom{{{match[1] or match[2]}}}{{{match[3] or match[4]}}}",
+    ),
+    (("quad",), re.compile(r"(?<=[\d}])\s*\\q?quad\s*(?=-?\d|-?\\(?:frac|sqrt))"), ", "),
+    (
+        ("quad",),
+        re.compile(r"(?<==)((?:(?!quad)[^=,;])+?)\s*\\q?quad(?![a-zA-Z])(?=\s*\\?[A-Za-z][\w{}()]*\s*=)"),
+        r"\1, ",
     ),
     (("\\,", "\\;", "\\ ", "~"), re.compile(r"(?<=\d)(?:\\[,; ]|~)(?=\d{3}(?!\d))"), ","),
     (
@@ -160,6 +212,33 @@ RULES: list[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[str
         re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad|\\hspace\s*\{[^{}]*\}|\\enspace"),
         " ",
     ),
+    (
+        ("\\over", "choose", "\\root"),
+        re.compile(
+            r"\{\s*((?:[^{}]|\{[^{}]*\})*?)\s*\\(over|choose)(?![a-zA-Z])\s*((?:[^{}]|\{[^{}]*\})*?)\s*\}"
+            r"|\\root\s*(\{[^{}]*\}|\w)\s*\\of\s*(\{[^{}]*\}|\w)"
+        ),
+        lambda match: (
+            rf"\sqrt[{match[4].strip('{}')}]{{{match[5].strip('{}')}}}"
+            if match[4]
+            else rf"\{'frac' if match[2] == 'over' else 'binom'}{{{match[1]}}}{{{match[3]}}}"
+        ),
+    ),
+    (("\\lbrace",), re.compile(r"\\lbrace(?![a-zA-Z])"), r"\\{"),
+    (("\\rbrace",), re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
+    (
+        ("\\mathbf", "\\hat", "\\vec", "\\boldsymbol", "\\bm"),
+        re.compile(r"\\(?:mathbf|hat|vec|boldsymbol|bm)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\s([ijk])(?![a-zA-Z]))"),
+        lambda match: rf"\basis{match[1] or match[2]} ",
+    ),
+    (("\\\\[",), re.compile(r"\\\\\[-?[\d.]+\s*(?:pt|mm|cm|em|ex)\]"), r"\\\\"),
+    (("\\bigcup",), re.compile(r"\\bigcup(?=\s*[\[(\]])"), r"\\cup"),
+    (
+        ("\\text", "\\math"),
+        re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{\s*(-\s*\d[\d.,]*|\d+\s*:\s*\d+)\s*\}"),
+        r"\1",
+    ),
+    (("to",), re.compile(r"(?<=\d)\s*\\text\s*\{\s*to\s*\}\s*(?=\d)"), ":"),
     (("frac",), re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (("binom",), re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
     (
@@ -169,19 +248,26 @@ RULES: list[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[str
     ),
     (("\\mathbb",), re.compile(r"\\mathbb\s*\{?\s*([A-Z])\s*\}?"), r"\\\1 "),
     (
-        ("\\math", "\\bold", "\\vec", "\\over", "\\hat", "\\bar"),
-        re.compile(r"\\(?:mathcal|mathscr|mathfrak|boldsymbol|vec|overrightarrow|hat|bar|overline)\s*\{([A-Za-z])\}"),
+        ("\\math", "\\bold", "\\bm", "\\vec", "\\over", "\\hat", "\\bar"),
+        re.compile(
+            r"\\(?:mathcal|mathscr|mathfrak|boldsymbol|bm|vec|overrightarrow|hat|bar|overline)\s*\{([A-Za-z]|-?\d[\d.]*)\}"
+        ),
         r"\1",
     ),
     (
         ("\\operatorname", "\\mathop"),
         re.compile(r"\\(?:operatorname|mathop)\s*\*?\s*\{\s*\\?(?:text\s*\{)?([A-Za-z]+)\}?\s*\}"),
-        r"\\\1 ",
+        lambda match: match[1] if len(match[1]) == 1 else rf"\{match[1]} ",
+    ),
+    (
+        ("tg",),
+        re.compile(r"\\(arc)?(c?)tg(?![a-zA-Z])"),
+        lambda match: rf"\{match[1] or ''}{'cot' if match[2] else 'tan'} ",
     ),
     (
         ("circ", "degree"),
         re.compile(
-            r"\^\s*\{?\s*\\(?:circ|textcirc|degree)(?![a-zA-Z])\s*\}?|\\textdegree|\\degree"
+            r"\^\s*(?:\{\s*\\(?:circ|textcirc|degree)\s*\}|\\(?:circ|textcirc|degree)(?![a-zA-Z]))|\\textdegree|\\degree"
             r"|\\text\s*\{\s*degrees?\s*\}|(?<=[\d}])\s*degrees?\b"
         ),
         r"\\deg ",
@@ -242,11 +328,14 @@ def normalise(text: str) -> str:
     if CONTROL.search(text):
         for pattern, repaired in EATEN:
             text = pattern.sub(repaired, text)
+    if "\n" in text:
+        text = NEW_LINE.sub(", ", text)
     text = SPACES.sub(" ", text)
     if not text.isascii():
         text = HIDDEN.sub("", text)
         text = CIRCLED.sub(lambda match: ", ".join(f"({ord(c) - 0x245F})" for c in match.group() if c >= "①"), text)
         text = SUPERSCRIPT_RUN.sub(lambda match: "^{" + match.group().translate(SUPERSCRIPTS) + "}", text)
+        text = SUBSCRIPT_RUN.sub(lambda match: "_{" + match.group().translate(SUBSCRIPTS) + "}", text)
         for symbol, command in SYMBOLS.items():
             text = text.replace(symbol, command)
         text = unicodedata.normalize("NFKC", text)

@@ -7,6 +7,8 @@ from rewards.mathematics.nodes import Node, TooLarge, Unreadable
 from rewards.mathematics.tokens import collapse_brackets, join_thousands, tokenise
 
 MAX_LENGTH = 8_000
+CONDITION_WORDS = ("if", "for", "when", "where", "as")
+ELSE_WORDS = ("otherwise", "else", "elsewhere")
 
 RELATIONS = {
     "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", r"\leq": "<=", r"\geq": ">=",
@@ -38,7 +40,8 @@ class Parser(Arithmetic):
         found = False
         while self._accept(",", ";", "&and", "&or"):
             found = True
-        return found
+        before = self.tokens[self.at - 1] if self.at else ""
+        return found or (before.startswith("&unit:") and self._peek()[:1].isdigit())  # 2 hours 30 minutes
 
     def _answer(self, stop: frozenset[str]) -> Node:
         self.depth += 1
@@ -88,8 +91,14 @@ class Parser(Arithmetic):
         names: list[str] = []
         while self._peek().startswith("&unit:") or (names and self._peek() in ("/", "^", "per")):
             token = self._next()
+            if names and token.startswith("&unit:") and names[-1] != "/":
+                names.append("*")
             if token == "^":
-                names.append("^" + raw(self._argument_tokens()))
+                exponent = raw(self._argument_tokens())
+                if names[-1].endswith("^-1"):  # m/s, squared below the line
+                    names[-1] = names[-1].removesuffix("1") + exponent
+                else:
+                    names.append("^" + exponent)
             else:
                 names.append(token.removeprefix("&unit:"))
         return Node("unit", (node,), "".join(names)) if names else node
@@ -121,8 +130,8 @@ class Parser(Arithmetic):
     def _set(self) -> Node:
         if self._accept(r"\}"):
             return Node("set")
-        if self._peek().isalpha() and self.tokens[self.at + 1 : self.at + 2] == [":"]:
-            self.at += 2  # {x : condition}
+        if (colon := self._behind_name()) and self.tokens[colon : colon + 1] == [":"]:
+            self.at = colon + 1  # {x : condition}, {(x, y) : condition}
         self.in_bars += 1  # a bar here is "such that", not the beginning of an absolute value
         inner = self._answer(frozenset([r"\}", "|", r"\mid"]))
         self.in_bars -= 1
@@ -135,9 +144,56 @@ class Parser(Arithmetic):
             return inner.args[1]
         return Node("set", inner.args if inner.op == "list" else (inner,))
 
+    def _behind_name(self) -> int:
+        """Where a name, or a point of names, that opens a set-builder ends; 0 where there is none."""
+        if self._peek().isalpha():
+            return self.at + 1
+        if self._peek() == "(" and ")" in self.tokens[self.at :]:
+            end = self.tokens.index(")", self.at)
+            if all(token.isalpha() or token == "," for token in self.tokens[self.at + 1 : end]):
+                return end + 1
+        return 0
+
+    def _said(self) -> str:
+        """The words of the next token, or ""."""
+        return (
+            self._peek().partition(":")[2].strip(" ,.").lower()
+            if self._peek().startswith(("&words:", "&unit:"))
+            else ""
+        )
+
+    def _cases(self) -> Node:
+        """A piecewise function, or a system: its rows as relations."""
+        rows: list[list[Node]] = [[]]
+        end = next((at for at in range(self.at, len(self.tokens)) if self.tokens[at].startswith(r"\end")), self.at)
+        marks = [at for at in range(self.at, end) if self.tokens[at] == "&" and self.tokens[at + 1] in RELATIONS]
+        for at in reversed(marks):
+            del self.tokens[at]  # x &= 3
+        while not self._peek().startswith(r"\end"):
+            if self._accept(r"\\"):
+                rows.append([])
+            elif self._accept("&") or self._accept(",") or self._accept(";") or self._accept("."):
+                continue
+            elif self._said() in CONDITION_WORDS:
+                self.at += 1
+            elif self._said() in ELSE_WORDS:
+                self.at += 1
+                rows[-1].append(Node("else"))
+            else:
+                rows[-1].append(self._item())
+        self.at += 1
+        rows = [row for row in rows if row]
+        if rows and all(len(row) == 1 for row in rows):
+            return Node("list", tuple(row[0] for row in rows)) if len(rows) > 1 else rows[0][0]
+        if not rows or any(len(row) != 2 or row[1].op not in ("rel", "else") for row in rows):
+            raise Unreadable("the rows of a piecewise function are no value and condition")
+        return Node("cases", tuple(cell for row in rows for cell in row))
+
     def _matrix(self, token: str) -> Node:
         name = token.partition("{")[2].rstrip("}*")
-        if name not in ("pmatrix", "bmatrix", "matrix", "Bmatrix", "array", "smallmatrix"):
+        if name in ("cases", "dcases", "rcases", "aligned", "align", "gathered", "split", "alignedat"):
+            return self._cases()
+        if name not in ("pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "array", "smallmatrix"):
             raise Unreadable(f"the environment {name!r} is not known")
         if name == "array" and self._peek() == "{":
             self._argument_tokens()
@@ -151,7 +207,8 @@ class Parser(Arithmetic):
         rows = [row for row in rows if row]
         if not rows or len({len(row) for row in rows}) > 1:
             raise Unreadable("the rows of a matrix have different lengths")
-        return Node("matrix", tuple(cell for row in rows for cell in row), (len(rows), len(rows[0])))
+        matrix = Node("matrix", tuple(cell for row in rows for cell in row), (len(rows), len(rows[0])))
+        return Node("fn", (matrix,), "det") if name == "vmatrix" else matrix
 
 
 def _tuple(inner: Node, brackets: str) -> Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 from rewards.mathematics.nodes import Node, TooLarge, Unreadable
@@ -34,6 +35,10 @@ NAMED_SET = re.compile(
 )
 MODULUS = re.compile(r"\s*\(?\s*\\?(?:pmod|mod|bmod)\s*\{?\s*(\w+)\s*\}?\s*\)?\Z")
 UNREAD_LABEL = re.compile(r"(?=\s*\\(?!text|exists|forall|begin|neg))[^=<>,;\d]{1,40}(?==(?!=)[^=<>]*\Z)")
+NAME_ALONE = re.compile(
+    r"(?:(?!\\(?:text|neq|leq|geq|exists|forall|begin|neg|in|pm|cup|approx)(?![a-zA-Z]))[^=<>,;?!&\n]){1,40}"
+)
+"""What may stand before an equals sign as a name that cannot be read otherwise: ``P(A \\mid B)``, ``(a+b)_{\\max}``."""
 DERIVATIVE = re.compile(r"^\s*\\frac\s*\{\s*d\s*\w?\s*\}\s*\{\s*d\s*\w\s*\}\s*=")
 EXTREME = re.compile(r"^\s*\\?(?:max|min)(?:imum)?\s*(?:\\?\{[^{}]*\}|[A-Za-z](?:\([a-z]\))?)?\s*=")
 MATHEMATICAL = re.compile(r"[=<>+*/^|\\∀]|(?<![A-Za-z])-|-(?![A-Za-z])")
@@ -75,6 +80,33 @@ FILLERS = frozenset(
 """Words that a short answer leaves out."""
 CONNECTIVES = frozenset(("and", "or", "but", "maybe", "unless", "if"))
 SAME_WORDS = {"solutions": "solution", "roots": "root", "primes": "prime", "triangles": "triangle", "doesn't": "not"}
+ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+ORDINALS = "zeroth first second third fourth fifth sixth seventh eighth ninth tenth"
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+NUMBER_WORDS = {
+    **{word: str(value) for value, word in enumerate(f"{ONES} eighteen nineteen".split())},
+    **{word: str(value) for value, word in enumerate(ORDINALS.split()) if value},
+    **{ten: str(10 * tens) for tens, ten in enumerate(TENS.split(), 2)},
+    **{
+        f"{ten}-{one}": str(10 * tens + ones)
+        for tens, ten in enumerate(TENS.split(), 2)
+        for ones, one in enumerate(ONES.split()[1:10], 1)
+    },
+}
+REMARK = re.compile(
+    r"(?<=[\d})])[\s,.;]*(?:\\text\s*\{\s*)?\(\s*"
+    r"(?:since|because|as|i\.e\.|that is|which|where|from|by|using)\b.*\)\s*\}?\Z",
+    re.DOTALL,
+)
+"""What explains a value behind it: ``55 (since 1 + ... + 10 = 55)``."""
+FRENCH_INTERVAL = r"[\[\]]([^\[\],;]+)[,;]([^\[\],;]+)[\[\]]"
+FRENCH = re.compile(rf"(?:[A-Za-z]\s*\\in\s*)?{FRENCH_INTERVAL}(?:\s*(?:\\cup|\\cap)\s*{FRENCH_INTERVAL})*\Z")
+BUILDER = re.compile(r"\\\{\s*([a-z])\s*(?:\\mid|\||:)\s*(\1\s*=.*\\in.*)\\\}\Z", re.DOTALL)
+"""A family as a set: {x | x = ..., k in Z}."""
+OPEN_DECIMAL = re.compile(r"(-?\d+\.\d*?)(\d)(\2{2,})?\s*(?:\\ldots|…)\s*\Z")
+UNDEFINED = re.compile(
+    r"(?:d\.?n\.?e\.?|(?:it |the limit )?does not exist|doesn't exist|undefined|not defined)\Z", re.IGNORECASE
+)
 WORDS = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?", re.UNICODE)
 ARTICLES = frozenset(("a", "an", "the"))
 
@@ -101,14 +133,25 @@ def read(text: str, thousands: bool = True) -> Reading:
     normal = normalise(text)
     if not normal:
         raise Unreadable("an empty answer")
+    normal = _rewritten(normal)
     plain = TEXT_COMMAND.sub(r"\1", normal).strip()
-    if len(plain) > 2 and plain.isalpha() and "\\" not in plain:
+    if UNDEFINED.match(plain):
+        return Reading(r"\text{does not exist}", None, "words")
+    if (
+        len(plain) > 2
+        and plain.isalpha()
+        and "\\" not in plain
+        and plain.lower() != "none"
+        and plain.lower() not in NUMBER_WORDS
+    ):
         return Reading(normal, None, "words")
     if plain[:1] == "0" and PROGRAMMED.match(plain):
         raise Unreadable(f"{plain!r} is a number of a programming language")
     if DATE.match(plain):
         return Reading(normal, None, "a date")
-    if NO_SOLUTION.match(plain):
+    if (value := NUMBER_WORDS.get(plain.lower())) is not None:
+        return Reading(value, Node("num", (), Fraction(value)))
+    if NO_SOLUTION.match(plain) or plain.lower() == "none":
         return Reading(normal, Node("set"))
     if ALL_REALS.match(plain):
         return Reading(normal, Node("reals"))
@@ -124,7 +167,43 @@ def read(text: str, thousands: bool = True) -> Reading:
                 return Reading(normal, Parser("y " + trimmed[match.end() :], thousands).parse(), domain=domain)
             except (Unreadable, RecursionError):
                 pass  # the reason above is the one to tell
+        left, equals, right = trimmed.rpartition("=")
+        if equals and NAME_ALONE.fullmatch(left) and re.search("[A-Za-z]", left):
+            try:
+                return Reading(normal, Parser("y = " + right, thousands).parse(), domain=domain)
+            except (Unreadable, RecursionError):
+                pass
         return Reading(normal, None, str(error))
+
+
+def _rewritten(normal: str) -> str:
+    """Notation for which there is another one: remarks, French intervals, sets of a family, decimals that go on."""
+    if "(" in normal and (match := REMARK.search(normal)) and match.start():
+        normal = normal[: match.start()]
+    if ("]" in normal or "[" in normal) and FRENCH.match(normal):
+        intervals = list(re.finditer(r"[\[\]]([^\[\]]+)[\[\]]", normal))
+        if any(match.group()[0] == "]" or match.group()[-1] == "[" for match in intervals):
+            for match in reversed(intervals):
+                opening = "[" if match.group()[0] == "[" else "("
+                closing = "]" if match.group()[-1] == "]" else ")"
+                inside = match.group(1).replace(";", ",")
+                normal = f"{normal[: match.start()]}{opening}{inside}{closing}{normal[match.end() :]}"
+    if r"\in" in normal and (match := BUILDER.match(normal)):
+        normal = match.group(2).strip()
+    if normal.endswith((r"\ldots", "…")) and (match := OPEN_DECIMAL.match(normal)):
+        lead, digit, more = match.groups()
+        if more:  # 0.333...
+            value = Fraction(lead + "0") + Fraction(int(digit), 9) / 10 ** len(lead.partition(".")[2])
+            value = (
+                value
+                if not lead.startswith("-")
+                else Fraction(lead + "0") - Fraction(int(digit), 9) / 10 ** len(lead.partition(".")[2])
+            )
+            return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+        return lead + digit
+    if r"\\" in normal and r"\begin" not in normal:
+        normal = re.sub(r"\s*\\\\\s*", ", ", normal)
+    return normal
 
 
 def _without_domain(normal: str) -> tuple[str, tuple[str, str] | None]:
@@ -168,6 +247,10 @@ def same_words(gold: Reading, answer: Reading) -> bool:
     said, theirs = words(gold), words(answer)
     if not said or not theirs:
         return False
+    if "no" in (said[0], theirs[0]) and ["none"] in (said, theirs) and min(len(said), len(theirs)) == 1:
+        return True
+    if said[0] == theirs[0] == "infinitely":
+        said, theirs = ([word for word in side if not word.startswith("solution")] for side in (said, theirs))
     if said[0] in ("yes", "no") and said[0] == theirs[0] and 1 in (len(said), len(theirs)):
         if CONNECTIVES & {*said, *theirs}:
             return False
@@ -177,13 +260,21 @@ def same_words(gold: Reading, answer: Reading) -> bool:
 
 def _content(said: list[str]) -> list[str]:
     kept = [SAME_WORDS.get(word, word) for word in said if word not in FILLERS]
+    if len(kept) > 1 and kept[-1] in ("triangle", "line", "lines"):
+        kept.pop()  # isosceles
     return [word for word in kept if word not in ("n", "k", "m", "p")] or kept
 
 
 def words(reading: Reading) -> list[str]:
     """The words of an answer for comparing text: lower case, no articles, no punctuation."""
-    plain = TEXT_COMMAND.sub(r" \1 ", reading.text)
-    return [word for word in WORDS.findall(plain.lower()) if word not in ARTICLES]
+    plain = TEXT_COMMAND.sub(r" \1 ", reading.text).strip()
+    found = WORDS.findall(plain)
+    # the letter A, as in "Player A", is no article
+    return [
+        word if word == "A" and at else word.lower()
+        for at, word in enumerate(found)
+        if word.lower() not in ARTICLES or (word == "A" and at)
+    ]
 
 
 def choice_of_reference(text: str) -> str | None:
@@ -202,15 +293,44 @@ def content_of_choice(text: str) -> str:
     return match.group(1) if match else ""
 
 
+OTHER_CHOICE = re.compile(
+    r"\b(?:or|and)\s+(?:option\s+|choice\s+)?(?:\([A-J]\)|[A-J](?![A-Za-z']))|(?<![A-Za-z\d])\([A-J]\)(?!\s*[=<>])"
+)
+DENIED = re.compile(r"(?:is|are|was)(?:\s+not|n't)\b|(?:is|are|was)\s+(?:wrong|incorrect|false)\b|not\b|isn't\b")
+SEVERAL_CHOICES = re.compile(r"\(?[A-H]\)?(?:\s*(?:[,;、&]|\band\b|\s)?\s*\(?[A-H]\)?)+")
+
+
+def several_choices(text: str, loose: bool = False) -> frozenset[str] | None:
+    """The letters of a multiple choice with several right ones: ``ACD``, ``A, C``, ``A and C``; else None.
+
+    A reference lists them in order; an answer (``loose``) in any.
+    """
+    if not text or text[0] not in "ABCDEFGH($\\[{":
+        return None
+    plain = TEXT_COMMAND.sub(r"\1", normalise(text)).strip(" {}[]")
+    if not SEVERAL_CHOICES.fullmatch(plain):
+        return None
+    letters = re.findall(r"[A-H]", plain)
+    if len(letters) < 2 or len(set(letters)) < len(letters) or (not loose and letters != sorted(letters)):
+        return None
+    return frozenset(letters)
+
+
 def choice_of_answer(text: str) -> str | None:
     """The letter that an answer chooses: ``b``, ``(B)``, ``B. 12``; None where it is no single choice."""
     plain = re.sub(r"^(?:option|choice|answer)\s+", "", TEXT_COMMAND.sub(r"\1", normalise(text)).strip(), flags=re.I)
+    if re.fullmatch(r"[\[{]\s*\(?[A-Ja-j]\)?\s*[\]}]", plain):
+        plain = plain[1:-1].strip()
     match = CHOICE.match(plain)
     if match is None:
         return None
     if match.group(1).islower() and re.match(r"\s+\w", plain[match.end(1) :]):
         return None  # "a man" is no choice of A
     rest = plain[match.end(1) :].lstrip(") .:")
-    if re.match(r"(?:(?:,|and|or|&)\s*)?\(?[A-J]\)?(?![A-Za-z])", rest):
-        return None  # two letters are no choice
+    if (
+        re.match(r"(?:(?:,|and|or|&)\s*)?\(?[A-J]\)?(?![A-Za-z])", rest)
+        or OTHER_CHOICE.search(rest)
+        or (plain[match.end(1) :][:1] not in (".", ":", ")") and DENIED.match(rest))
+    ):
+        return None  # two letters are no choice, nor is one that is denied
     return match.group(1).upper()

@@ -41,10 +41,8 @@ def to_region(node: Node) -> Region | None:
             return Region(None, (Piece(*node.args, low == "[", high == "]"),))
         case "reals":
             return Region(None, (Piece(neg(INFINITY), INFINITY, False, False),))
-        case "minus" if node.args[0].op == "reals" and node.args[1].op == "set":
-            return _without_points(expand(node.args[1]))
-        case "minus" if node.args[0].op == "reals" and node.args[1].op == "tuple":
-            return _outside(to_region(node.args[1]))
+        case "minus":
+            return _minus(to_region(node.args[0]), node.args[1])
         case "union":
             pieces: list[Piece] = []
             for arg in node.args:
@@ -56,32 +54,63 @@ def to_region(node: Node) -> Region | None:
                     return None
             return Region(None, tuple(pieces))
         case "list" if node.value == "or":
-            parts = [to_region(arg) for arg in node.args if arg.op == "rel"]
-            if len(parts) < len(node.args) or None in parts or len({part.variable for part in parts if part}) != 1:
+            parts = [_part(arg) for arg in node.args]
+            if None in parts or len({part.variable for part in parts if part}) != 1:
                 return None
             return Region(
                 next(part.variable for part in parts if part),
                 tuple(piece for part in parts if part for piece in part.pieces),
             )
-        case "list" if len(node.args) == 2 and all(arg.op == "rel" for arg in node.args):
-            return _both(*map(to_region, node.args))
+        case "list" if len(node.args) > 1 and all(arg.op == "rel" for arg in node.args):
+            return _all_of([to_region(arg) for arg in node.args])
         case "rel":
             return _region_of_relation(node.args, node.value)
     return None
 
 
-def _both(first: Region | None, second: Region | None) -> Region | None:
-    """``x > 1 and x < 3``: a half-line to the right and one to the left that overlap."""
-    if first is None or second is None or first.variable != second.variable:
+def _part(node: Node) -> Region | None:
+    """A relation, or a label as a point: ``x < 0 or x = 1/2``."""
+    if node.op == "label" and node.args[1].op == "sym" and node.args[0].op in SCALARS:
+        return Region(node.args[1].value, tuple(Piece(point, point, True, True) for point in expand(node.args[0])))
+    return to_region(node) if node.op == "rel" else None
+
+
+def _all_of(regions: list[Region | None]) -> Region | None:
+    r"""``x > 1 and x < 3``, ``x \in (0, 2), x \ne 1``: what lies in all regions; None where that is nothing."""
+    first, *others = regions
+    for other in others:
+        if first is None or other is None or first.variable != other.variable:
+            return None
+        first = Region(first.variable, _common(first.pieces, other.pieces))
+    return first if first is not None and first.pieces else None
+
+
+def _common(first: tuple[Piece, ...], second: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    found = []
+    for one in first:
+        for other in second:
+            lows = sorted(((_place(p.low), not p.low_closed, p) for p in (one, other)), key=lambda end: end[:2])
+            highs = sorted(((_place(p.high), p.high_closed, p) for p in (one, other)), key=lambda end: end[:2])
+            low, high = lows[-1], highs[0]
+            if low[0] < high[0] or (low[0] == high[0] and low[2].low_closed and high[2].high_closed):
+                found.append(Piece(low[2].low, high[2].high, low[2].low_closed, high[2].high_closed))
+    return tuple(found)
+
+
+def _minus(region: Region | None, taken: Node) -> Region | None:
+    """A region without points, or without an interval or a union."""
+    if region is None or any(_place(end) is None for piece in region.pieces for end in (piece.low, piece.high)):
         return None
-    halves = sorted((*first.pieces, *second.pieces), key=lambda piece: piece.high != INFINITY)
-    if len(halves) != 2 or halves[0].high != INFINITY or halves[1].low != neg(INFINITY):
-        return None
-    right, left = halves
-    ends = _place(right.low), _place(left.high)
-    if ends[0] is None or ends[1] is None or not ends[0] < ends[1]:
-        return None
-    return Region(first.variable, (Piece(right.low, left.high, right.low_closed, left.high_closed),))
+    if taken.op == "set":
+        outside = _without_points(expand(taken))
+    else:
+        outside = Region(None, (Piece(neg(INFINITY), INFINITY, False, False),))
+        inner = to_region(taken)
+        for piece in inner.pieces if inner else ():
+            around = _outside(Region(None, (piece,)))
+            outside = Region(None, _common(outside.pieces, around.pieces)) if around else outside
+        outside = outside if inner else None
+    return Region(region.variable, _common(region.pieces, outside.pieces)) if outside else None
 
 
 def joined(region: Region) -> Region:

@@ -14,7 +14,7 @@ THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d])|(?<![\d.])\d{1,3}(
 FUNCTION_NAMES = """
 sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc asin acos atan
 sinh cosh tanh coth arsinh arcosh artanh ln log lg exp sqrt cbrt abs floor ceil
-gcd lcm max min arg det deg dim ker Re Im sgn binom
+cis gcd lcm max min arg det deg dim ker Re Im sgn binom
 """
 SYMBOL_NAMES = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma tau
@@ -64,6 +64,21 @@ K kelvin
 Pa pascal
 mol mole
 ha hectare
+eV electronvolt
+B byte bytes
+C coulomb
+F farad
+T tesla
+Wb weber
+atm atmosphere
+bar
+cal calorie
+kcal kilocalorie
+ohm
+euro euros EUR
+yen JPY
+rupee rupees
+yuan RMB
 acre
 celsius
 fahrenheit
@@ -83,6 +98,53 @@ PRODUCTS = frozenset(("at", "as", "am", "an", "by", "my", "us"))
 FUNCTIONS = frozenset(FUNCTION_NAMES.split())
 GREEK = frozenset(SYMBOL_NAMES.split())
 UNITS = {name: line.split()[0] for line in UNIT_NAMES.strip().splitlines() for name in line.split()}
+PREFIXES = ("p", "n", "u", "μ", "m", "c", "d", "k", "M", "G", "T")
+PREFIXED = (
+    "m",
+    "g",
+    "s",
+    "A",
+    "V",
+    "W",
+    "J",
+    "N",
+    "Pa",
+    "Hz",
+    "mol",
+    "L",
+    "eV",
+    "B",
+    "T",
+    "C",
+    "F",
+    "bar",
+    "cal",
+    "Wh",
+    "b",
+)
+"""Units that take the prefixes of the SI; a prefixed unit is a unit of its own: nothing is converted."""
+WORDS_NOT_UNITS = frozenset(("pm", "nb", "mb", "cd", "cC", "dC", "MA", "TA", "cF", "dF", "mT", "dB"))
+UNITS |= {
+    prefix + name: ("u" if prefix == "μ" else prefix) + name
+    for prefix in PREFIXES
+    for name in PREFIXED
+    if prefix + name not in UNITS and prefix + name not in WORDS_NOT_UNITS
+}
+LONG_PREFIXES = {
+    "pico": "p", "nano": "n", "micro": "u", "milli": "m", "centi": "c", "deci": "d", "kilo": "k", "mega": "M",
+    "giga": "G", "tera": "T",
+}  # fmt: skip
+LONG_NAMES = {
+    "metre": "m", "meter": "m", "gram": "g", "second": "s", "ampere": "A", "amp": "A", "volt": "V", "watt": "W",
+    "joule": "J", "newton": "N", "pascal": "Pa", "hertz": "Hz", "mole": "mol", "litre": "L", "liter": "L",
+    "electronvolt": "eV", "byte": "B", "bit": "b", "ohm": "ohm", "calorie": "cal",
+}  # fmt: skip
+UNITS |= {
+    long + name: UNITS.get(short + LONG_NAMES[name], short + LONG_NAMES[name])
+    for long, short in LONG_PREFIXES.items()
+    for name in LONG_NAMES
+    if long + name not in UNITS
+}
 NO_UNIT = frozenset(NO_UNIT_NAMES.split())
 """Words that make a text behind a number more than the name of what was counted."""
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -158,8 +220,18 @@ def _text_tokens(words: str, before: list[str]) -> list[str]:
         follows_number = bool(before) and (before[-1][-1:].isdigit() or before[-1] == "}")
         follows_number |= before[-1:] == ["/"] and before[-2:-1] != [] and before[-2].startswith("&unit:")
         return [f"&unit:{UNITS[words]}"] if follows_number and words in UNITS else [words]
-    if words.replace(".", "", 1).replace(",", "").isdigit():
+    if words.replace(".", "", 1).replace(",", "").isdigit() or re.fullmatch(r"-?\d+(?:/\d+|:\d+)?", words):
         return tokenise(words)
+    if not before and (amount := re.fullmatch(r"(-?\d[\d.,]*)\s+([A-Za-z][A-Za-z .]*)", words)):
+        return [*tokenise(amount[1].rstrip(".,")), *_text_tokens(amount[2], ["0"])]
+    if (
+        counted_and := re.fullmatch(
+            r"(hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|years?|days?|weeks?)\s+and", words
+        )
+    ) and before:
+        return [*_text_tokens(counted_and[1], before), "&and"]
+    if before and (compound := compound_unit(words)):
+        return [f"&unit:{compound}"]
     scale, _, counted = plain.partition(" ")
     if scale in SCALES and before and (before[-1][-1:].isdigit() or before[-1] == "}"):
         return ["*", str(SCALES[scale]), *(_text_tokens(counted, ["0"]) if counted else [])]
@@ -171,6 +243,31 @@ def _text_tokens(words: str, before: list[str]) -> list[str]:
     if before and re.fullmatch(r"[A-Za-z .'/-]+", words) and not NO_UNIT & set(plain.split()):
         return [f"&unit:{words.lower()}"]
     return [f"&words:{words}"]
+
+
+COMPOUND = re.compile(r"([A-Za-zΩμ]+)(?:\^?\{?(-?\d)\}?)?")
+
+
+def compound_unit(words: str) -> str:
+    """``m/s^2``, ``m s^{-2}`` and ``m·s^-2`` as one name, ``m*s^-2``; "" for anything else."""
+    text = re.sub(r"\\cdot|\\[,; ]|[·⋅*]", " ", words.strip(" .")).replace("per ", "/").strip()
+    if not re.search(r"[/ ]|\^\s*\{?-", text):
+        return ""
+    powers: dict[str, int] = {}
+    sign = 1
+    for piece in re.findall(r"/|\(|\)|[^\s/()]+", text):
+        if piece in "()":
+            continue
+        if piece == "/":
+            sign = -1
+            continue
+        match = COMPOUND.fullmatch(piece)
+        if match is None or match[1] not in UNITS:
+            return ""
+        name = UNITS[match[1]]
+        powers[name] = powers.get(name, 0) + sign * int(match[2] or 1)
+        sign = sign if "(" in text else 1
+    return "*".join(name + (f"^{power}" if power != 1 else "") for name, power in sorted(powers.items()) if power)
 
 
 def unit_name(words: str) -> str:

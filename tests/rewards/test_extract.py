@@ -78,7 +78,15 @@ def test_answer_tag(text: str, answer: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("work\n#### 72", "72"), ("#### 1\n#### 1,234\nmore", "1,234"), ("72", None), ("#### \n72", None), ("####", None)],
+    [
+        ("work\n#### 72", "72"),
+        ("#### 1\n#### 1,234\nmore", "1,234"),
+        ("72", None),
+        ("#### \n72", "72"),
+        ("#### \nso it is", None),
+        ("#### 42 (since 6*7=42)", "42"),
+        ("####", None),
+    ],
 )
 def test_hash(text: str, answer: str | None) -> None:
     assert extract(text, "hash").text == answer

@@ -73,8 +73,8 @@ POLICY: list[tuple[str, list[str], list[str]]] = [
     ("1.5", ["3/2"], ["1.5000004", "1.49"]),
     # percents, units, degrees, money
     (r"75\%", ["75%", "75 percent", "75", "0.75", r"\frac34"], ["7500", "0.0075", r"7.5\%"]),
-    ("75", ["75"], [r"75\%", "0.75"]),
-    ("100", ["100 dollars"], [r"1\%", r"100\%"]),
+    ("75", ["75", r"75\%"], ["0.75"]),
+    ("100", ["100 dollars", r"100\%"], [r"1\%"]),
     (r"5\text{ cm}", ["5", "5 cm", r"5\,\mathrm{cm}", "5 centimeters"], ["5 km", r"5\text{ cm}^2", "6 cm"]),
     (r"15\mbox{ cm}^2", [r"15\text{ cm}^{2}", "15"], [r"15\text{ cm}^3"]),
     (r"90^\circ", ["90", "90°", r"\frac{\pi}{2}", r"90^{\circ}"], [r"\pi", "45"]),
@@ -82,7 +82,7 @@ POLICY: list[tuple[str, list[str], list[str]]] = [
     (r"60^\circ 42'", ["60°42'", r"60.7^\circ"], [r"60^\circ", r"60^\circ 43'"]),
     (r"\$18.90", ["18.9", "$18.90", "18.90 dollars"], ["18.91"]),
     # bases, times, ratios
-    ("101_2", ["101_2", "101_{2}"], ["101", "5", "110_2"]),
+    ("101_2", ["101_2", "101_{2}", "101"], ["5", "110_2", "110", "101_3"]),
     ("5", ["101_2"], ["101_3"]),
     ("10:30", ["10:30"], [r"\frac13", "1:3", "10.5"]),
     ("2:3", ["4:6", "2/3"], ["3:2", "2:4"]),
@@ -261,7 +261,7 @@ def test_lenient_policy(reference: str, right: list[str], wrong: list[str]) -> N
         r"$x=\boxed{12}$ or $x=\boxed{-12}$",
         r"$x=\boxed{10}$ and $y=\boxed{12}$",
         r"\boxed{12} is wrong.",
-        r"\boxed{12}\%",
+        r"\boxed{0.12}\%",
     ],
 )
 def test_boxes_that_do_not_commit_to_the_answer(completion: str) -> None:
