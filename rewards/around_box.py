@@ -20,6 +20,9 @@ BEHIND = re.compile(
 )
 ARGUMENT = re.compile(r"(?:\\[dt]?frac|\\sqrt|[\^_])\s*(?:\{[^{}]*\}\s*)?\{\s*\Z")
 ADJACENT = re.compile(r"[_^/]|\s?\\(?:pi|sqrt|frac|cdot|times|text|mathrm)(?![a-zA-Z])")
+NOTABLE = re.compile(r"(?:[-−+<>≠≤≥\d/*{]|\\(?:neq?|[lg]eq?(?:slant)?|lt|gt|cdot|times))[\s$(\[\\]*\Z")
+PLAIN_ENDS = ("$", "", ".", "\n", ",")
+"""What is seen at once to change nothing: the box ends its formula, and no sign stands before it."""
 END = re.compile(
     r"\$|\\[)\]]|[\n=<>,;]|\.(?!\d)|\\(?:approx|quad|qquad|implies|Rightarrow|text\{\s*(?:and|or|so|as)\b)"
 )
@@ -102,6 +105,8 @@ def is_mention(text: str, start: int, end: int, content: str | None) -> bool:
 def completed(text: str, start: int, end: int, content: str) -> str | None:
     """The content of a box with what the formula around it adds; None where the box is a part of something larger."""
     before = text[max(0, start - 60) : start]
+    if not NOTABLE.search(before) and text[end : end + 1] in PLAIN_ENDS and not SCALE.match(text, end):
+        return content
     inside = _inside_formula(text, start)
     if (match := RELATED.search(before)) and (inside or match["name"]):
         return f"{match['name'] or 'x'} {match['relation']} {content}"
@@ -131,7 +136,7 @@ def completed(text: str, start: int, end: int, content: str) -> str | None:
 
 def withdrawn(rest: str, answer: str) -> str:
     """Why what follows the last box takes its answer back, or ""."""
-    if not rest or rest.isspace():
+    if not rest.strip(" \n\t$.)]}*"):
         return ""
     if WITHDRAWN.search(rest):
         return "the last box is withdrawn by what follows it"

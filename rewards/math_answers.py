@@ -42,6 +42,25 @@ SEVERAL = re.compile(r"[,;、]|\\text\s*\{[^{}]*\band\b|\band\b|\\q?quad|\\\\|\\
 APPROXIMATE = re.compile(r"[\s$]*(?:\\approx|≈|\\sim|about|approximately)\s*")
 BLANKS = re.compile(r"\s*\$[^$;]+\$(?:\s*[;；]\s*\$[^$;]+\$)+\s*")
 """Blanks to be filled in order: ``$5$;$10$``."""
+MONEY = (
+    "\\$",
+    "€",
+    "£",
+    "¥",
+    "₹",
+    "euro",
+    "pound",
+    "dollar",
+    "USD",
+    "EUR",
+    "GBP",
+    "yen",
+    "Rs",
+    "INR",
+    "rup",
+    "RMB",
+    "JPY",
+)
 CURRENCIES = {
     "$": re.compile(r"\\\$|\bUSD\b|\bdollars?\b|US\$|\A\$(?=\d)[^$]*\Z"),
     "€": re.compile(r"€|\\euro\b|\bEUR\b|\beuros?\b"),
@@ -124,7 +143,7 @@ class MathVerifier:
         gold = _reference_text(reference)
         if self.extract == "lenient":
             return self._grade_lenient(completion, gold)
-        found = extract(completion, self.extract, parts=SEVERAL.search(gold) is not None)
+        found = extract(completion, self.extract, parts=len(gold) > 2 and SEVERAL.search(gold) is not None)
         if found.text is None:
             return Verdict(0.0, Outcome.NO_ANSWER, {"reason": found.reason})
         return self.grade_answer(unit_letter(found.text, gold) if self.extract == "hash" else found.text, gold)
@@ -172,9 +191,9 @@ class MathVerifier:
             return Verdict(0.0, Outcome.UNREADABLE, detail | {"reason": f"longer than {MAX_TEXT} characters"})
         if r"\$" in gold and CENTS.search(answer):
             return _verdict(False, detail | {"stage": "units"})
-        if _currency(answer) != _currency(gold) and _currency(answer) and _currency(gold):
+        if any(mark in gold for mark in MONEY) and (mine := _currency(gold)) and _currency(answer) not in ("", mine):
             return _verdict(False, detail | {"stage": "units"})
-        if BLANKS.fullmatch(gold) and ";" in answer.replace("；", ";"):
+        if ";" in gold and BLANKS.fullmatch(gold) and ";" in answer.replace("；", ";"):
             return self._blanks(answer, gold, detail)
         quick = _plain_verdict(answer.strip(), gold.strip())
         if quick and self.form == "evaluated" and not _is_plain_form(answer.strip(), gold.strip()):

@@ -297,6 +297,7 @@ OTHER_CHOICE = re.compile(
     r"\b(?:or|and)\s+(?:option\s+|choice\s+)?(?:\([A-J]\)|[A-J](?![A-Za-z']))|(?<![A-Za-z\d])\([A-J]\)(?!\s*[=<>])"
 )
 DENIED = re.compile(r"(?:is|are|was)(?:\s+not|n't)\b|(?:is|are|was)\s+(?:wrong|incorrect|false)\b|not\b|isn't\b")
+CHOICES_BEGIN = re.compile(r"[\s$(\[{]*(?:\\\w+\s*\{\s*\(?)?[A-H](?![a-z])")
 SEVERAL_CHOICES = re.compile(r"\(?[A-H]\)?(?:\s*(?:[,;、&]|\band\b|\s)?\s*\(?[A-H]\)?)+")
 
 
@@ -305,7 +306,7 @@ def several_choices(text: str, loose: bool = False) -> frozenset[str] | None:
 
     A reference lists them in order; an answer (``loose``) in any.
     """
-    if not text or text[0] not in "ABCDEFGH($\\[{":
+    if not text or text[0] not in "ABCDEFGH($\\[{" or not CHOICES_BEGIN.match(text):
         return None
     plain = TEXT_COMMAND.sub(r"\1", normalise(text)).strip(" {}[]")
     if not SEVERAL_CHOICES.fullmatch(plain):
