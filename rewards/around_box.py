@@ -26,7 +26,7 @@ PLAIN_ENDS = ("$", "", ".", "\n", ",")
 END = re.compile(
     r"\$|\\[)\]]|[\n=<>,;]|\.(?!\d)|\\(?:approx|quad|qquad|implies|Rightarrow|text\{\s*(?:and|or|so|as)\b)"
 )
-SCALE = re.compile(r"\s*(?:\$|\\\)|\*\*)*\s*(?P<scale>hundred|thousand|million|billion|trillion|dozen)\b")
+SCALE = re.compile(r"(?:\s|\$|\\\)|\*\*){0,9}(?P<scale>hundred|thousand|million|billion|trillion|dozen)\b")
 ALTERNATIVE = re.compile(
     r"\A(?:\$|\\\)|\\\]|\*\*|[\s,.])*\b(?:or|alternatively|possibly|perhaps|maybe)\b,?\s+"
     r"(?:it (?:is|could be)\s+)?(?:maybe|perhaps|possibly|even|else)?\s*"
@@ -41,7 +41,7 @@ CORRECTED = re.compile(
     r"\b(?:wait|no|actually|sorry|oops|correction|hmm|hold on|rather|i mean(?:t)?)\b[,.!:;\s—–-]{1,4}"
     r"(?:[^.\n]{0,40}?[\s,])??"
     r"(?:it(?:'s| is| must be| should be)|that(?:'s| is)|this is|make (?:it|that)|should be|i meant?|the answer is|=)"
-    r"\s*(?:\$|\\\()?\s*"
+    r"\s{0,9}(?:\$|\\\()?\s{0,9}"
     r"(?P<claim>(?:[-−]\s*)?[\d\\.][^\n$]{0,80})",
     re.IGNORECASE,
 )
@@ -58,7 +58,7 @@ WITHDRAWN = re.compile(
     rf"(?:(?:is|was|it's)\s+{WRONG}|(?:this|that|which|it)(?:'s| is| was) {WRONG})\b{REALLY}"
     r"|\b(?:wait|actually|no|hmm|sorry|oh|oops|hold on)\b[,.!\s—–-]{1,4}(?:[^.\n]{0,30}\b)?"
     rf"(?:that|this|it|which)(?:'s| is| was) {WRONG}\b{REALLY}"
-    rf"|(?:^|[.!?\n]\s*)(?:but\s+)?(?:that|it|my answer|the answer above)(?:'s| is| was) {WRONG}\b{REALLY}"
+    rf"|(?:^|[.!?\n]\s{0,9})(?:but\s+)?(?:that|it|my answer|the answer above)(?:'s| is| was) {WRONG}\b{REALLY}"
     r"|\bscratch that\b|\bi (?:was|am) wrong\b(?! (?:earlier|before|at first))"
     r"|\bdisregard (?:that|this|my|the (?:above|previous|boxed))\b"
     r"|\bi made an? (?:mistake|error)\b(?!\s+(?:earlier|before|above|previously|initially|at first|in my first))",
@@ -85,7 +85,7 @@ MENTION = re.compile(
     re.IGNORECASE,
 )
 PART = re.compile(
-    r"(?:^|\n)[\s*#>-]*(?:\*\*)?(?:part\s+)?\(?(?P<part>[a-h]|[1-9]|i{1,3}|iv|v)\s*[).:]"
+    r"(?:^|\n)[ \t*#>-]{0,12}(?:part\s+)?\(?(?P<part>[a-h]|[1-9]|i{1,3}|iv|v)\s*[).:]"
     r"|(?<=[\s.,;])\((?P<inline>[a-h]|i{1,3}|iv|v)\)",
     re.IGNORECASE,
 )

@@ -215,7 +215,7 @@ RULES: list[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[str
     (
         ("\\over", "choose", "\\root"),
         re.compile(
-            r"\{\s*((?:[^{}]|\{[^{}]*\})*?)\s*\\(over|choose)(?![a-zA-Z])\s*((?:[^{}]|\{[^{}]*\})*?)\s*\}"
+            r"\{\s*((?:[^{}]|\{[^{}]*\}){0,120}?)\s*\\(over|choose)(?![a-zA-Z])\s*((?:[^{}]|\{[^{}]*\}){0,120}?)\s*\}"
             r"|\\root\s*(\{[^{}]*\}|\w)\s*\\of\s*(\{[^{}]*\}|\w)"
         ),
         lambda match: (
