@@ -58,7 +58,7 @@ WITHDRAWN = re.compile(
     rf"(?:(?:is|was|it's)\s+{WRONG}|(?:this|that|which|it)(?:'s| is| was) {WRONG})\b{REALLY}"
     r"|\b(?:wait|actually|no|hmm|sorry|oh|oops|hold on)\b[,.!\s—–-]{1,4}(?:[^.\n]{0,30}\b)?"
     rf"(?:that|this|it|which)(?:'s| is| was) {WRONG}\b{REALLY}"
-    rf"|(?:^|[.!?\n]\s{0,9})(?:but\s+)?(?:that|it|my answer|the answer above)(?:'s| is| was) {WRONG}\b{REALLY}"
+    rf"|(?:^|[.!?\n]\s{{0,9}})(?:but\s+)?(?:that|it|my answer|the answer above)(?:'s| is| was) {WRONG}\b{REALLY}"
     r"|\bscratch that\b|\bi (?:was|am) wrong\b(?! (?:earlier|before|at first))"
     r"|\bdisregard (?:that|this|my|the (?:above|previous|boxed))\b"
     r"|\bi made an? (?:mistake|error)\b(?!\s+(?:earlier|before|above|previously|initially|at first|in my first))",
