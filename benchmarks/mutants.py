@@ -80,11 +80,15 @@ TESTS: dict[str, tuple[str, ...]] = {
     "rlvr/runlog/metrics.py": ("tests/runlog/test_metrics.py",),
     "rlvr/state/checkpoint.py": ("tests/state",),
     "rlvr/state/register.py": ("tests/state/test_register.py",),
-    "rlvr/state/resume.py": ("tests/state/test_resume.py",),
+    "rlvr/state/resume.py": ("tests/state/test_find_checkpoint.py", "tests/state/test_resume.py"),
     "rlvr/state/saver.py": ("tests/state/test_saver.py", "tests/state/test_checkpoint.py"),
     "rewards/extract.py": ("tests/rewards/test_extract.py",),
-    "rewards/math_answers.py": ("tests/rewards/test_math_answers.py",),
-    "rewards/pool.py": ("tests/rewards/test_pool.py", "tests/rewards/test_pool_faults.py"),
+    "rewards/math_answers.py": ("tests/rewards/test_math_cache.py", "tests/rewards/test_math_answers.py"),
+    "rewards/pool.py": (
+        "tests/rewards/test_pool_queue.py",
+        "tests/rewards/test_pool.py",
+        "tests/rewards/test_pool_faults.py",
+    ),
     "rewards/programs.py": ("tests/rewards/test_programs_verdicts.py", "tests/rewards/test_programs.py"),
 }
 """For each module the tests that are to notice its faults."""
