@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _reader_is_gone() -> bool:
-    """True if nobody reads standard output any more, as behind ``| head``; what is left to write is then dropped."""
+    """True if standard output is closed, as after ``| head``; the rest of the output is then dropped."""
     poll = select.poll()
     poll.register(sys.stdout, select.POLLOUT)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -84,7 +84,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _setting_with_dashes(rest: Sequence[str]) -> str | None:
-    """What the first of ``--learner.lr=1e-4`` and ``--learner.lr 1e-4`` should have been."""
+    """Suggests the override meant by the first ``--learner.lr=1e-4`` or ``--learner.lr 1e-4``."""
     for index, argument in enumerate(rest):
         key, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("--") and key.partition(".")[0] in Recipe.model_fields:

@@ -13,6 +13,6 @@ class RlvrError(Exception):
 
 
 class InputError(RlvrError):
-    """What was given cannot be run: recipe, data, model, plug-in, launch or installed packages."""
+    """The input cannot be run: recipe, data, model, plug-in, launch or installed packages."""
 
     exit_status = 2

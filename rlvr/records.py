@@ -68,7 +68,7 @@ class RepetitionStop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn; the same for all requests of a phase.
+    """Sampling parameters, the same for all requests of a phase.
 
     The engine returns log-probabilities of the distribution that it samples from, after `temperature`; with
     `top_p`, `top_k` or `min_p` at work these lie above the policy's own by the log of the mass that was kept, and a
@@ -185,7 +185,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """The G completions to one visit of one problem, told apart by id, never by the prompt's text."""
+    """The G completions to one visit of one problem; groups are identified by id, never by the prompt's text."""
 
     problem: Problem
     visit: int
@@ -252,7 +252,7 @@ class SharedPrompts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStatistics:
-    """What a loss needs to know of all tokens of its optimiser step, on all ranks, so that micro-batches cannot change
+    """Statistics over all tokens of an optimiser step, on all ranks, so that micro-batches cannot change
     it; under the policy before the first update on the batch (`rlvr.learn.losses.statistics`)."""
 
     positive_tokens: float
@@ -271,7 +271,7 @@ class StepStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What one forward and backward pass sees: rows of samples, padded on the right or packed one after another,
+    """The input of one forward and backward pass: rows of samples, padded on the right or packed one after another,
     or all in one row with their common prompts once.
 
     Column ``t`` predicts ``targets[:, t]``; ids, targets and every per-token tensor are aligned to the predicted token.

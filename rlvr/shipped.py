@@ -17,7 +17,7 @@ def shipped_files() -> dict[str, Path]:
 
 
 def shipped_names() -> list[str]:
-    """What a user types: recipes without folder and ending, launch files as ``launch/cpu.yaml``."""
+    """The names that a user types: recipes without folder and suffix, launch files as ``launch/cpu.yaml``."""
     return [short_name(name) for name in shipped_files()]
 
 

@@ -27,7 +27,7 @@ def train(
     eval_problems: Rows | Mapping[str, Rows] | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
 ) -> RunResult:
-    """Train the recipe's model, as ``rlvr train`` does, and return what came of it.
+    """Train the recipe's model, as ``rlvr train`` does, and return its results.
 
     Args:
         recipe: what `rlvr.load_recipe` takes or returns.
@@ -98,7 +98,7 @@ def _filled(
     recipe: Recipe, folder: Path, problems: Rows | None, rewards: Sequence[Any] | None,
     eval_problems: Rows | Mapping[str, Rows] | None,
 ) -> Recipe:  # fmt: skip
-    """The recipe with what Python gave in place of its own problems and rewards; files are written to `folder`."""
+    """The recipe with the given problems and rewards in place of its own; their files are written to `folder`."""
     data = recipe.model_dump(mode="json", by_alias=True)
     if rewards is not None:
         data["rewards"]["terms"] = make_terms(rewards, folder / "rewards")

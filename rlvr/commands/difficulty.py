@@ -84,6 +84,6 @@ def line_of(group: RolloutGroup) -> dict[str, Any]:
 
 
 def guesses_of(group: RolloutGroup) -> dict[str, Any]:
-    """What a line also has of a group that was sampled without reasoning."""
+    """The fields of a line about a group that was sampled without reasoning."""
     correct = problem_result(group).correct
     return {"guess_rate": sum(correct) / len(correct) if correct else None, "guesses": len(correct)}

@@ -58,7 +58,7 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 def _pass_rates(known: Sequence[float | None]) -> Table:
-    """How many problems the policy solves how often: what can be learned from lies between never and always."""
+    """A histogram of pass rates: problems solved sometimes, neither never nor always, are those to learn from."""
     rates = [rate for rate in known if rate is not None]
     table = Table(title="Pass rate of the policy", title_justify="left")
     table.add_column("solved")

@@ -39,7 +39,7 @@ def describe(path: Path) -> str:
 
 
 def _copy(path: Path, folder: Path) -> None:
-    """Write a shipped file and what it needs; files that stand there already are never changed."""
+    """Write a shipped file and the files it needs; existing files are never overwritten."""
     files = {folder / _place(needed): needed.read_bytes() for needed in [path, *_needs(path)]}
     for target, content in files.items():
         if target.exists() and (target == folder / _place(path) or target.read_bytes() != content):
@@ -51,7 +51,7 @@ def _copy(path: Path, folder: Path) -> None:
 
 
 def _place(path: Path) -> Path:
-    """Where in a folder a copy goes: a recipe at its top, a launch file in its ``launch/``, as commands name it."""
+    """The place of a copy within a folder: recipes at the top, launch files in ``launch/``, as commands name them."""
     place = path.relative_to(PACKAGE)
     return place.relative_to("recipes") if place.parts[0] == "recipes" else place
 

@@ -21,7 +21,7 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 def _check_host(host: str, is_public: bool) -> None:
-    """Weights travel unencrypted, and so does the token: nobody puts them on the internet without meaning to."""
+    """Weights and token travel unencrypted, so a public address must be asked for explicitly."""
     try:
         why = reachable_by_others(host)
     except OSError as error:

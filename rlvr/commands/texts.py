@@ -14,7 +14,7 @@ from rlvr.run.versions import check_versions
 
 
 def start(recipe: Recipe) -> tuple[Path, Accelerator]:
-    """What commands that learn from given texts do first: the folder that they will write, and the processes."""
+    """Set up a command that learns from given texts: its output folder and its processes."""
     check_versions("hf")
     folder = Path(recipe.run.output) / recipe.name / "policy"
     quiet_libraries()

@@ -179,8 +179,8 @@ class EmaBaseline(Section):
 
 
 class GreedyBaseline(Section):
-    """Reward of the greedy completion to the same problem (ReMax, 2310.10505): one more request a problem at
-    temperature 0, graded, shaped as a group of its own and never trained."""
+    """Reward of the greedy completion to the same problem (ReMax, 2310.10505): one more request per problem at
+    temperature 0, graded, shaped as its own group and never trained."""
 
     type: Literal["greedy"]
 

@@ -107,7 +107,7 @@ def load_recipe(
 
 
 def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[str, dict[str, Any]]:
-    """What to call a recipe in errors, and its sections as plain values that may be changed."""
+    """The recipe's name in error messages, and its sections as plain, mutable values."""
     if isinstance(source, Recipe):
         return f"recipe {source.name!r}", source.model_dump(mode="json", by_alias=True)
     if isinstance(source, Mapping):

@@ -170,7 +170,7 @@ class Rest(Section):
 
 
 class SamplerOptions(Section):
-    """What goes with each sampler: how its problems' success rates are counted, and what they decide."""
+    """Options of every sampler: how success rates are counted, and what they decide."""
 
     success: float = 1.0
     """A completion counts as a success if its reward, before shaping, is at least this."""
@@ -185,7 +185,7 @@ class SamplerOptions(Section):
 
 
 class ShuffledSampler(SamplerOptions):
-    """Every problem once an epoch, each epoch in an order of its own."""
+    """Every problem once per epoch, in a new order each epoch."""
 
     type: Literal["shuffled"] = "shuffled"
 

@@ -46,8 +46,9 @@ def markdown() -> str:
 
 
 def explain(key: str) -> str:
-    """What `docs/recipe.md` says about one key, as plain text: ``learner.lr``, ``rewards.terms.0.weight``, or a section
-    such as ``rollout.engine``, of which it lists the keys. Raises `RecipeError` for a key that no recipe has."""
+    """The entry of `docs/recipe.md` for one key, as plain text: ``learner.lr``, ``rewards.terms.0.weight``, or a
+    section such as ``rollout.engine``, of which it lists the keys. Raises `RecipeError` for a key that no recipe
+    has."""
     schema = json_schema()
     definitions: dict[str, Schema] = schema["$defs"]
     places: list[tuple[str, Schema]] = [("", schema)]
@@ -128,7 +129,7 @@ def _table(section: Schema) -> list[str]:
 
 
 def _values(field: Schema) -> str:
-    """What may stand there, in words."""
+    """The allowed values, in words."""
     if "const" in field:
         return f"`{field['const']}`"
     if "enum" in field:
@@ -157,7 +158,7 @@ def _values(field: Schema) -> str:
 
 
 def _sections(field: Schema) -> list[str]:
-    """Names of the sections that may stand at this key, in its items or among its alternatives."""
+    """Names of the sections allowed at this key, in its items or among its alternatives."""
     if "$ref" in field:
         return [field["$ref"].rpartition("/")[2]]
     inner = [*field.get("anyOf", []), *field.get("oneOf", [])]

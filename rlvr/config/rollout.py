@@ -13,7 +13,7 @@ from rlvr.config.speculative import Speculative
 
 
 class Rewards(Section):
-    """Who scores the completions, in killable processes beside the run."""
+    """How completions are graded, in killable processes beside the run."""
 
     terms: Annotated[list[RewardTerm], Field(min_length=1)]
     workers: PositiveInt = 1
@@ -46,7 +46,7 @@ DeviceList = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator
 
 
 class _Vllm(Section):
-    """What every vLLM engine is started with."""
+    """Settings of every vLLM engine."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     max_num_seqs: PositiveInt = 128
@@ -137,7 +137,7 @@ class HfEngineConfig(Section):
 
 
 class RepetitionStopConfig(Section):
-    """A completion ends, with a finish reason of its own, once its last tokens are the same pattern again and again."""
+    """End a completion, with its own finish reason, once its last tokens repeat one pattern."""
 
     shortest: PositiveInt = 1
     """Tokens of the shortest pattern that is looked for."""
@@ -187,7 +187,7 @@ class Rollout(Section):
     """Sequences whose log-probabilities are compared between engine and learner at each sync."""
 
     def filters(self) -> dict[str, float]:
-        """What leaves tokens out of the distribution that is sampled from."""
+        """The settings that remove tokens from the sampling distribution."""
         values: dict[str, tuple[float, float]] = {
             "top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0), "min_p": (self.min_p, 0.0)
         }  # fmt: skip

@@ -20,7 +20,7 @@ OnStale = Literal["wait", "drop", "mask"]
 
 
 class _Schedule(Section):
-    """What the rollout side asks any schedule."""
+    """The interface of all schedules."""
 
     overlaps: ClassVar[bool] = False
     """True where the engine goes on sampling while the learner computes."""
@@ -36,7 +36,7 @@ class _Schedule(Section):
 
     @property
     def stale_policy(self) -> OnStale:
-        """What happens at the bound."""
+        """What happens to groups at the staleness bound."""
         return "wait"
 
 

@@ -14,7 +14,8 @@ from rlvr.config.base import Section
 
 
 class NgramDrafts(Section):
-    """What followed the same last tokens earlier in prompt and completion: no other model, good where texts repeat."""
+    """Propose what followed the same tokens earlier in prompt and completion: needs no model, good for repetitive
+    texts."""
 
     type: Literal["ngram"]
     tokens: PositiveInt = 4
@@ -32,8 +33,8 @@ class NgramDrafts(Section):
 
 
 class SuffixDrafts(Section):
-    """What followed in this and earlier completions, by suffix trees (SuffixDecoding, 2411.04975); needs the package
-    arctic-inference."""
+    """Propose what followed in this and earlier completions, by suffix trees (SuffixDecoding, 2411.04975); needs the
+    package arctic-inference."""
 
     type: Literal["suffix"]
     tokens: PositiveInt = 24

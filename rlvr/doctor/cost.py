@@ -55,7 +55,7 @@ def estimate(
     recipe: Recipe, config: PretrainedConfig, weights: int, groups: Sequence[RolloutGroup], prompt: str,
     tokens_per_second: float, compared: Compared,
 ) -> Cost:  # fmt: skip
-    """What `recipe` will take, judged by a few groups: their lengths, their speed, and one pass of the learner."""
+    """Estimate the cost of `recipe` from a few groups: their lengths, their speed, and one pass of the learner."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     completions = recipe.rollout.prompts_per_step * recipe.rollout.group_size
     length = sum(len(rollout.ids) for rollout in rollouts) / len(rollouts)
@@ -105,7 +105,7 @@ def _bytes_of_a_step(recipe: Recipe, groups: Sequence[RolloutGroup], prompt: str
 
 
 def _checkpoints(recipe: Recipe) -> int:
-    """How many stand on the disk at the same time, at most."""
+    """The largest number of checkpoints on disk at any time."""
     run = recipe.run
     kept = min(run.keep, run.steps // run.save_every + 1) if run.save_every else 1
     lasting = run.steps // run.keep_every if run.keep_every else 0

@@ -32,12 +32,12 @@ def read_latest(path: Path, limit: int = TAIL) -> list[LoggedRollout]:
 
 
 def place(rollout: LoggedRollout) -> str:
-    """Where people find it: step, problem and sample."""
+    """How people find it: step, problem and sample."""
     return f"rollout {rollout['step']}/{rollout['problem_id']}/{rollout['sample']}"
 
 
 def shown(rollout: LoggedRollout, *, end: bool = False) -> str:
-    """The place and a piece of the text, its beginning or its end, with what it was compared with."""
+    """Its place, the beginning or end of its text, its reference and its reward."""
     text = rollout["text"]
     piece = repr(text) if len(text) <= EXCERPT else repr(text[-EXCERPT:]) if end else repr(text[:EXCERPT])
     dots = ("..." if end else "", "" if end else "...") if len(text) > EXCERPT else ("", "")
@@ -93,7 +93,7 @@ def examples(rule: str, rollouts: Sequence[LoggedRollout], recipe: Recipe) -> li
 
 
 def _error(rollout: LoggedRollout) -> str:
-    """What the verifier said of a completion that it could not score."""
+    """The verifier's error for a completion that it could not score."""
     for name, verdict in rollout["verdicts"].items():
         if verdict["score"] is None:
             return f"term {name!r} said {verdict['outcome']}: {str(verdict['detail'])[:300]}"

@@ -17,7 +17,7 @@ STYLES = {Grade.STOPS: "bold red", Grade.SLOWS: "bold yellow", Grade.NOTE: "bold
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What the doctor has seen of a recipe or a run."""
+    """The doctor's report on a recipe or a run."""
 
     subject: str
     """Name of the recipe, or the run's folder."""

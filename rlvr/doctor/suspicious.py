@@ -65,7 +65,7 @@ def causes_of(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def look(rollouts: Sequence[LoggedRollout], recipe: Recipe) -> list[Finding]:
-    """What the latest steps' completions show; nothing where there are too few."""
+    """Findings over the completions of the latest steps; none if there are too few."""
     if not rollouts:
         return []
     first, last = rollouts[0]["step"], rollouts[-1]["step"]

@@ -31,7 +31,7 @@ _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What engines find on the host of the process that starts them."""
+    """The devices of the host that starts the engines."""
 
     gpus: int = 0
     """Devices that this process sees; 0 is a CPU."""

@@ -35,7 +35,7 @@ def make_engine(
     warn: Callable[[str, str], None],
     say: Callable[[str], None] = lambda text: None,
 ) -> Engine:
-    """The recipe's engine, not started yet; `say` is told where servers of the run's own will be."""
+    """The recipe's engine, not started yet; `say` prints where the run's own servers will be."""
     settings = recipe.rollout.engine
     places = engine_places(settings, Host.here())
     if settings.type == "hf":
@@ -93,7 +93,7 @@ def _placed(settings: VllmSettings, here: Place, engines: int) -> VllmSettings:
 
 
 def vllm_settings(recipe: Recipe, model_len: int) -> VllmSettings:
-    """How the recipe's vLLM engines run; `model_len` is the length that its problems need."""
+    """Settings of the recipe's vLLM engines; `model_len` is the length that its problems need."""
     settings = recipe.rollout.engine
     if not isinstance(settings, VllmEngineConfig | VllmServersConfig):
         raise RecipeError(f"rollout.engine.type must be vllm or vllm_servers, got {settings.type!r}")

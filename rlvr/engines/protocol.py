@@ -37,7 +37,7 @@ class EngineDied(EngineError):
 
 
 class Engine(Protocol):
-    """What samples from the policy."""
+    """Samples from the policy."""
 
     @property
     def version(self) -> int:

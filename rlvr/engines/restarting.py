@@ -141,7 +141,7 @@ class RestartingEngine:
                 await self._revive(life, error)
 
     def measured(self) -> dict[str, float]:
-        """What the engine measured of itself since the last call."""
+        """The engine's own measurements since the last call."""
         return self.inner.measured()
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ import torch
 
 
 class Clock(Protocol):
-    """What measures the phases of an update."""
+    """Measures the phases of an update."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Counts the time inside the block."""

@@ -80,7 +80,7 @@ def adapted_layers(model: PreTrainedModel, config: Lora) -> dict[str, nn.Linear]
 
 
 def adapter_size(model: PreTrainedModel, config: Lora) -> int:
-    """How many numbers the adapters of ``model`` have together; raises as `adapted_layers` does."""
+    """Number of adapter parameters of ``model``; raises as `adapted_layers` does."""
     return sum(
         config.rank * (layer.in_features + layer.out_features) for layer in adapted_layers(model, config).values()
     )
@@ -143,7 +143,8 @@ def save_adapters(model: PreTrainedModel, tensors: Mapping[str, Tensor], folder:
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
-    """What `save_adapters` wrote, by the names of ``model``'s parameters. Raises `LoraError` if it does not fit."""
+    """Load what `save_adapters` wrote, by the names of ``model``'s parameters. Raises `LoraError` if it does not
+    fit."""
     path = folder / ADAPTER / "adapter_model.safetensors"
     if not path.is_file():
         raise LoraError(f"model.lora: {folder} holds no adapters; resume with the recipe that wrote it")

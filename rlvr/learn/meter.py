@@ -100,7 +100,7 @@ def size_metrics(
     model: PreTrainedModel, steps: Sequence[Sequence[MicroBatch]], texts: Sequence[Sequence[MicroBatch]],
     over_limit: int, epochs: int, device: torch.device,
 ) -> dict[str, float]:  # fmt: skip
-    """How much an update computed, over all ranks; given texts count in the operations alone."""
+    """Size of an update over all ranks; given texts count only towards the operations."""
     meter = Meter(device)
     for prefix, parts in (("", steps), ("text_", texts)):
         batches = [batch for step in parts for batch in step]

@@ -61,7 +61,7 @@ class TokenBatch:
 
 
 class Objective(Protocol):
-    """What `rlvr.learn.update.Learner` minimises."""
+    """The objective that `rlvr.learn.update.Learner` minimises."""
 
     temperature: float
     updates: int
@@ -165,7 +165,8 @@ class PolicyGradient:
     def _inputs(
         self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor, before: Tensor, meter: Meter
     ) -> TokenInputs:
-        """What the surrogate sees: ratios at the recipe's level, advantages without the KL in the reward."""
+        """The inputs of the surrogate: ratios at the recipe's level, and advantages, including a KL penalty in the
+        reward."""
         algorithm, completions = self.algorithm, CompletionTokens.of(batch)
         old = batch.behaviour_logprobs if algorithm.ratio.against == "behaviour" else before
         advantages = batch.advantages
@@ -244,7 +245,7 @@ class EntropyBonus:
 
     @property
     def coefficient(self) -> float:
-        """What multiplies the entropy in this rollout batch."""
+        """The entropy coefficient in this rollout batch."""
         match self.config:
             case NoEntropyBonus():
                 return 0.0
@@ -307,7 +308,7 @@ class NegativeLogLikelihood:
 
 @torch.no_grad()
 def measure_mismatch(old_logprobs: Float[Tensor, "B L"], batch: MicroBatch, algorithm: Algorithm, meter: Meter) -> None:
-    """How far the engine's log-probabilities are from the learner's on the tokens that the engine sampled.
+    """Measures the mismatch between the engine's and the learner's log-probabilities on the sampled tokens.
 
     With d = log pi_old - log mu over the trained tokens: mean |d|, k3 = exp(d) - d - 1 whose mean is KL(mu || pi_old),
     the largest rho = exp(d), the effective sample size (sum rho)^2 / (N sum rho^2), and what a correction did.

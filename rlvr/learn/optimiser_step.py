@@ -42,7 +42,7 @@ class NonFiniteError(RlvrError, FloatingPointError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
-    """What one rank brings to an optimiser step."""
+    """One rank's inputs to an optimiser step."""
 
     number: int
     """Of the step, 1 for the first of the run; for messages."""
@@ -107,7 +107,7 @@ class OptimiserStep:
         return outcome
 
     def _explain(self, number: int, bad: list[str]) -> str:
-        """What was not finite, in words."""
+        """Describes what was not finite."""
         names = [
             name
             for name, parameter in self._policy.model.named_parameters()

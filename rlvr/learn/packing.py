@@ -133,7 +133,7 @@ def empty_micro_batch() -> MicroBatch:
 
 
 def _check(samples: Sequence[TrainingSample]) -> None:
-    """What is not finite here would poison the whole update; it is found where it still has a name."""
+    """Refuse non-finite numbers here, where their sample is still known, before they poison the whole update."""
     for index, sample in enumerate(samples):
         if not math.isfinite(sample.advantage):
             raise ValueError(f"sample {index} (group {sample.group}): advantage is {sample.advantage}, must be finite")

@@ -17,7 +17,7 @@ from rlvr.learn.policy import Policy
 
 
 class PolicyWeights:
-    """What the policy's parameters are now, whole and with adapters merged; all ranks make every call."""
+    """The policy's current parameters, whole and with adapters merged; every call is collective."""
 
     def __init__(self, policy: Policy, backend: Backend, accelerator: Accelerator, lora: Lora | None) -> None:
         """``lora`` is the recipe's ``model.lora``."""

@@ -75,7 +75,7 @@ def shape(rollouts_G: Sequence[Rollout], shapings: Sequence[Shaping], step: int)
 
 
 def _terms(shaping: Shaping, rewards_G: list[float], rollouts_G: Sequence[Rollout], step: int) -> list[float]:
-    """What one shaping adds to each rollout of a group."""
+    """The amounts that one shaping adds to each rollout of a group."""
     lengths_G = [len(rollout.ids) for rollout in rollouts_G]
     match shaping:
         case KimiLength():

@@ -16,7 +16,7 @@ from rlvr.records import TrainingSample
 
 def rows_of(count: int, size: int, step: int, seed: int) -> list[int]:
     """The ``size`` row numbers of batch ``step`` (from 0) out of ``count`` rows: without replacement within an epoch,
-    each epoch in an order of its own, and no state but the number of the batch."""
+    each epoch in a new order, with no state but the number of the batch."""
     chosen: list[int] = []
     while len(chosen) < size:
         epoch, start = divmod(step * size + len(chosen), count)

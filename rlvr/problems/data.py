@@ -26,7 +26,7 @@ from rlvr.records import Problem, TrainingSample
 
 @dataclass(slots=True, kw_only=True)
 class Data:
-    """What a run trains and is measured on, and who judges it."""
+    """The problems that a run trains and evaluates on, with their reward terms."""
 
     train: list[Problem]
     eval_sets: list[tuple[EvalSet, list[Problem]]]

@@ -44,7 +44,7 @@ def add_difficulty(problems: Sequence[Problem], path: str) -> list[Problem]:
 
 
 def _fault(data: Mapping[str, Any]) -> str:
-    """What is wrong with a line, or nothing."""
+    """Describes what is wrong with a line; empty if nothing is."""
     if not isinstance(data.get("key"), str):
         return f"key must be a problem's key, got {data.get('key')!r}"
     for name, count in WEIGHED_BY.items():

@@ -38,7 +38,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What a training set shares with evaluation sets."""
+    """The overlap of a training set with evaluation sets."""
 
     train_size: int
     same: tuple[Pair, ...]

@@ -136,7 +136,7 @@ def _message(value: Any, where: str) -> Message:
 
 
 def read_reference(value: Any, form: ReferenceFormat, where: str) -> Any:
-    """What the verifiers grade against, taken out of its column. Raises `ProblemError`.
+    """The reference that verifiers grade against, read from its column. Raises `ProblemError`.
 
     ``gsm8k``: the text after the last ``####`` without thousands separators, as the data set's own script reads it;
     ``boxed``: the content of the last balanced ``\\boxed{}``; ``plain``: the value as it is.

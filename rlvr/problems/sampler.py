@@ -28,7 +28,7 @@ class SamplerExhausted(RlvrError, RuntimeError):
 
 @dataclass(slots=True)
 class _Past:
-    """What is known of a problem that has been drawn."""
+    """The history of a problem that has been drawn."""
 
     visits: int = 0
     """How often it was drawn."""
@@ -249,7 +249,7 @@ class ProblemSampler:
 
 
 def hardness(problem: Problem, settings: CurriculumSampler) -> float:
-    """How hard a curriculum takes a problem to be; only the order of the numbers counts. Raises `ProblemError`."""
+    """The difficulty of a problem for a curriculum; only the order matters. Raises `ProblemError`."""
     where = f"{problem.source or problem.id}: problems.sampler.column {settings.column!r}"
     if settings.column not in problem.meta:
         near = nearest(settings.column, problem.meta)

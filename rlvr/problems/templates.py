@@ -64,7 +64,7 @@ BEGUN_THOUGHT = re.compile(r"<think>(?:\s*</think>)?\s*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads before its first new token.
+    """The prompt: what the model reads before its first new token.
 
     Example: ``Prompt(ids=(1, 523, 99), text="... Assistant: <think>", prefill="<think>", source="gsm8k.jsonl:17")``.
     """
@@ -258,7 +258,7 @@ def _generation_eos(path: str) -> tuple[int, ...]:
 
 
 def _added_before(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What the tokenizer puts before a text by itself: BOS, or nothing."""
+    """The ids that the tokenizer prepends to a text: BOS, or nothing."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a", add_special_tokens=True)["input_ids"]
     for start in range(len(full) - len(plain) + 1):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Activity:
-    """Counts requests and gradings under way, measures busy time, and wakes whoever waits for a change; stateful."""
+    """Counts requests and gradings under way, measures busy time, and wakes those who wait for a change; stateful."""
 
     def __init__(self) -> None:
         self.running = 0

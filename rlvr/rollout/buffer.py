@@ -140,7 +140,7 @@ class Buffer:
         return pending.oldest + self._schedule.bound + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What each pending group has been given so far; finished ones are made again from it."""
+        """The journal of each pending group; finished groups are rebuilt from it."""
         groups = [
             {
                 "problem": pending.problem.id,

@@ -44,13 +44,13 @@ class Piece:
 
     @classmethod
     def sampled(cls, completion: Completion) -> Piece:
-        """What the policy wrote."""
+        """The text that the policy wrote."""
         return cls(completion.ids, True, completion.behaviour_logprobs, completion.weight_version, completion.text)
 
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """What a workflow works with: one visit of one problem."""
+    """The context of a workflow: one visit of one problem."""
 
     problem: Problem
     visit: int

@@ -44,7 +44,7 @@ class Gate:
         return any(place[0] == order and not future.done() for place, future in self._waiting)
 
     async def enter(self, place: Place, wanted: int) -> int:
-        """How many of the `wanted` tokens may be sampled now, at least one; waits until it is so."""
+        """Wait for admission; returns how many of the `wanted` tokens may be sampled now, at least one."""
         self.asked.add(place[0])
         while True:
             if self.is_open:

@@ -20,7 +20,7 @@ from rlvr.records import Completion
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """What the graders said of one text."""
+    """The graders' result for one text."""
 
     text: str
     verdicts: Mapping[str, Verdict]
@@ -56,7 +56,7 @@ class Journal:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Journal:
-        """What `state_dict` was made from."""
+        """The journal that `state_dict` was made from."""
         return cls(
             {name: [_unpacked(part) for part in parts] for name, parts in state["pieces"].items()},
             {name: [_graded(graded) for graded in gradings] for name, gradings in json.loads(state["graded"]).items()},

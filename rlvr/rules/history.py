@@ -112,7 +112,7 @@ class History:
 
     @property
     def is_comparable(self) -> bool:
-        """One step's problems are as hard as another's: a sampler that goes by success rates keeps the reward flat."""
+        """True if all steps' problems are equally hard; a sampler that uses success rates keeps the reward flat."""
         return self.recipe.problems.sampler.type == "shuffled"
 
     @property

@@ -57,7 +57,7 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
-    """What is so, what shows it and what to do, for each finding."""
+    """For each finding the message, the evidence and the advice."""
     return [
         line
         for finding in findings

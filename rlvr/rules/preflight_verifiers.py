@@ -225,7 +225,7 @@ def check_graders(
 def _reached(
     grader: Grader, problem: Problem, prompt: Prompt, stops: Sequence[str]
 ) -> tuple[set[str], set[str], set[str]]:
-    """What gets full marks: texts as they are; sampled texts behind the prefill; the same, cut at the stop strings."""
+    """The completions with full marks: as they are; after the prefill; and cut at the stop strings."""
     completions = right_completions(problem.reference)
     thinking = in_thought(problem, prompt)
     # behind an open thought nobody opens another or answers without closing it; without one nobody closes one
@@ -250,7 +250,7 @@ def _reached(
 
 
 def _rest(text: str, prefill: str) -> str:
-    """What is left of a completion that the prefill has begun, as in ``\\boxed{``; nothing if it has not."""
+    """The rest of a completion that the prefill has begun, as in ``\\boxed{``; nothing if it has not."""
     begun = next((size for size in range(min(len(text), len(prefill)), 0, -1) if prefill.endswith(text[:size])), 0)
     return text[begun:] if text[:begun].strip() else ""
 
@@ -270,7 +270,7 @@ def _always_right(name: str, *, alone: bool) -> Finding:
 
 
 def _steadiness(name: str, grader: Grader) -> Iterator[Finding]:
-    """Whether the verifier answers at all, in time, and the same twice."""
+    """Whether the verifier gives verdicts at all, in time, and the same ones twice."""
     raised = [(text, verdict) for (text, _), verdict in grader.verdicts.items() if verdict.outcome is Outcome.ERROR]
     if raised:
         share = len(raised) / len(grader.verdicts)
@@ -308,7 +308,7 @@ def _reason(verdict: Verdict) -> str:
 
 
 def _raised_at(verdict: Verdict) -> list[str]:
-    """The innermost place of a verifier's traceback and the line that stands there."""
+    """The innermost frame of a verifier's traceback, with its source line."""
     at = [line.strip() for line in str(verdict.detail.get("traceback", "")).splitlines()]
     frames = [index for index, line in enumerate(at) if line.startswith("File ")]
     return [": ".join(at[frames[-1] : frames[-1] + 2])] if frames else []
@@ -340,7 +340,7 @@ def disagreement(name: str, pairs: Sequence[tuple[tuple[tuple[str, str], Verdict
 
 
 def _reachable(name: str, best: Sequence[tuple[bool, bool, bool]], seen: Prompts) -> Iterator[Finding]:
-    """Whether template and stop strings leave a way to full marks."""
+    """Whether full marks can be reached with this template and its stop strings."""
     plain = any(reached[0] for reached in best)
     behind, whole = any(reached[1] for reached in best), any(reached[2] for reached in best)
     prompt = seen.prompts[0] if seen.prompts else None

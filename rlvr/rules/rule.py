@@ -10,7 +10,7 @@ from rlvr.rules.finding import Finding, Grade
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What one rule looks for; the code that decides stands beside it and calls `found`."""
+    """The description of a rule; the code that decides is next to it and calls `finding`."""
 
     name: str
     """In snake_case; the finding's `rule`."""

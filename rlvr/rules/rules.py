@@ -57,14 +57,14 @@ _PLACE = {rule.name: place for place, rule in enumerate(RULES)}
 
 
 def look(history: History) -> list[Finding]:
-    """What every rule finds, likely causes first, symptoms too."""
+    """The findings of all rules, likely causes first, symptoms included."""
     return [finding for watcher in WATCHERS if (finding := watcher(history)) is not None]
 
 
 def causes_of(findings: Sequence[Finding]) -> list[Finding]:
-    """Without those that another explains, which then stand behind it in the table.
+    """The findings that no other finding explains; a rule explains only rules after it in the table.
 
-    One that is milder than its rule explains no more than what stands in no table, the clock's findings.
+    A finding milder than its rule's grade explains only findings outside the table, those about time.
     """
     explained = set()
     for finding in findings:

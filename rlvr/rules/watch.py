@@ -27,7 +27,7 @@ class Watch:
         return next((finding for finding in findings if finding.rule in self._recipe.run.stop_on), None)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rules know of the run."""
+        """The history that the rules look at."""
         return {"history": self._history.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

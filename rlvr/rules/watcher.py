@@ -39,7 +39,7 @@ class Watcher:
     """Names of rules that are not worth acting on where this one has fired."""
 
     def __call__(self, history: History) -> Finding | None:
-        """What the rule finds; pure. Numbers that the run has not are left out of the evidence."""
+        """The rule's finding, if it fires; pure. Metrics that the run lacks are left out of the evidence."""
         finding = self.look(history, self.rule)
         return finding and dataclasses.replace(finding, evidence=tuple(filter(None, finding.evidence)))
 

@@ -58,7 +58,7 @@ from rlvr.sync.weight_sync import WeightSync
 
 @dataclass(slots=True, kw_only=True)
 class Coordinator:
-    """What only the process that decides has."""
+    """The parts of a run that only rank 0, which decides, has."""
 
     data: Data
     rollouts: Rollouts
@@ -217,7 +217,7 @@ def make_rollouts(
 
 
 def check_early(recipe: Recipe, accelerator: Accelerator) -> None:
-    """What would otherwise be found out only after the engine has started, or at the first checkpoint: the launcher's
+    """Check what would otherwise fail only after the engine has started, or at the first checkpoint: the launcher's
     settings, and plug-ins that cannot be found. Raises `LaunchError`, `RecipeError` or `PlugInError`."""
     check_gpus(os.environ, cuda=torch.cuda.is_available(), driver=DRIVER.exists())
     check_launch(accelerator, recipe.learner)

@@ -20,7 +20,8 @@ TEXT_COMMANDS = ("sft", "dpo")
 
 
 def check_given(recipe: Recipe, command: str) -> None:
-    """What `rlvr COMMAND` needs of a recipe. Raises `RecipeError` for a section, file or folder that is not there."""
+    """Check that a recipe has what `rlvr COMMAND` needs. Raises `RecipeError` for a section, file or folder that is not
+    there."""
     if command in TEXT_COMMANDS:
         if getattr(recipe, command) is None:
             raise RecipeError(f"{command}: the recipe has no such section; it needs path and steps")
@@ -37,7 +38,8 @@ def check_given(recipe: Recipe, command: str) -> None:
 
 
 def check_export(arguments: argparse.Namespace) -> None:
-    """What `rlvr export` copies and where to. Raises `RecipeError` unless there is a checkpoint and room for it."""
+    """Check what `rlvr export` copies and where to. Raises `RecipeError` unless there is a checkpoint and room for
+    it."""
     source, output = arguments.checkpoint, arguments.output
     if output.exists():
         raise RecipeError(f"output: {output} exists already; choose another folder")
@@ -66,7 +68,7 @@ def _file_of(key: str, source: Source) -> Iterator[tuple[str, str]]:
 
 
 def check_model_folder(name: str) -> None:
-    """Whether ``model.path`` can be loaded, as far as can be told without loading it; a name on the hub passes. Raises
+    """Check that ``model.path`` can be loaded, as far as possible without loading it; a name on the hub passes. Raises
     `RecipeError`."""
     path = Path(name)
     if is_run_folder(path):

@@ -46,7 +46,7 @@ def train(run: Run) -> None:
 
 
 def how_to_go_on(run: Run) -> str:
-    """What the same command will do behind a run that was interrupted."""
+    """What the same command will do after an interrupted run."""
     saved = run.saver.last or 0
     if saved == 0:
         return "no step was saved: the same command begins again"
@@ -57,7 +57,7 @@ def how_to_go_on(run: Run) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What the coordinator makes of one step's groups; the other ranks have an empty one."""
+    """The coordinator's batch from one step's groups; on the other ranks it is empty."""
 
     groups: list[RolloutGroup] = field(default_factory=list)
     samples: list[TrainingSample] | None = None

@@ -13,13 +13,13 @@ from rlvr.learn.lora import adapter_size
 
 
 def num_parameters(config: PretrainedConfig) -> int:
-    """How many weights a model has, from its configuration alone."""
+    """The number of parameters of a model, from its configuration alone."""
     with torch.device("meta"):
         return int(AutoModelForCausalLM.from_config(config).num_parameters())
 
 
 def count_adapters(recipe: Recipe, config: PretrainedConfig) -> int | None:
-    """How many weights ``model.lora`` adds and trains; None without it."""
+    """The number of parameters that ``model.lora`` adds and trains; None without it."""
     if recipe.model.lora is None:
         return None
     with torch.device("meta"):

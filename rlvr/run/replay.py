@@ -35,7 +35,7 @@ _BATCH, _RECIPE = "batch.pt", "recipe.yaml"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SampleReport:
-    """What one sample of a kept batch does under the weights it met."""
+    """The loss and gradient of one sample of a saved batch under the saved weights."""
 
     rank: int
     micro_batch: int

@@ -30,7 +30,7 @@ class VersionError(InputError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """What rlvr says about itself: the Python it needs, its requirements, and those of its extras."""
+    """rlvr's own requirements: Python, packages, and those of its extras."""
 
     python: SpecifierSet
     base: dict[str, Requirement]
@@ -76,7 +76,7 @@ def check_versions(engine: str) -> None:
 
 
 def _problem(wanted: Requirement) -> str | None:
-    """What is wrong with an installed package; None if nothing is."""
+    """Describes what is wrong with an installed package; None if nothing is."""
     installed = _installed(wanted.name)
     if installed is not None and wanted.specifier.contains(installed, prereleases=True):
         return None

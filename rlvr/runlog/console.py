@@ -19,7 +19,7 @@ _SMALL = 0.01
 
 
 def step_line(step: int, last: int, metrics: Mapping[str, float], width: int | None = None) -> str:
-    """One step in one line of plain text; what was not measured is left out.
+    """One step as one line of plain text; metrics that were not measured are left out.
 
     Each field has a width of its own, so that lines can be compared down the page. On a terminal of `width` columns the
     fields that matter least are left out, as many as it takes.
@@ -119,7 +119,7 @@ class Display:
         self._progress.stop()
 
     def start_screen(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """What will happen, as label and value."""
+        """Print what will happen, as labels and values."""
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")

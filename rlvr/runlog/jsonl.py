@@ -104,7 +104,7 @@ class JsonLines:
         return size - end
 
     def _last_line(self, end: int) -> tuple[int, bytes]:
-        """Where the last line before `end` starts, and the line."""
+        """The start of the last line before `end`, and the line."""
         start = self._start_of_last_line(end)
         return start, os.pread(self._file, end - start, start)
 

@@ -144,7 +144,7 @@ def _length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def sample_metrics(samples: Sequence[TrainingSample]) -> dict[str, float]:
-    """What the learner is given, after groups were left out and completions masked."""
+    """Metrics of what the learner is given, after groups were left out and completions masked."""
     return {"advantage/abs_max": max((abs(sample.advantage) for sample in samples), default=0.0)}
 
 

@@ -47,7 +47,7 @@ class RunLogError(RlvrError, RuntimeError):
 
 
 def run_folder(recipe: Recipe) -> Path:
-    """Where a run of this recipe keeps everything."""
+    """The folder of a run of this recipe."""
     return Path(recipe.run.output) / recipe.name
 
 
@@ -58,7 +58,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Everything that a run tells: to disk, to trackers, to people. Use it as a context manager.
+    """Logs a run: to disk, to trackers, to the console. Use it as a context manager.
 
     It is stateful: the counts of warnings belong in a checkpoint, or a resumed run would log other numbers.
     """
@@ -292,7 +292,7 @@ def rollout_record(
 
 
 def token_record(rollout: Rollout, kept: Sequence[float] | None) -> dict[str, Any]:
-    """What a line holds of its tokens: ids, and log-probabilities rounded to 5 digits. ``trainer_logprobs`` is None as
+    """The token fields of a line: ids, and log-probabilities rounded to 5 digits. ``trainer_logprobs`` is None as
     a whole where the learner has kept nothing, and at each token that it did not train."""
     record: dict[str, Any] = {
         "prompt_ids": list(rollout.prompt_ids),
@@ -351,7 +351,7 @@ def _free(folder: Path) -> str:
 
 
 def _tracker_errors(names: Sequence[str]) -> tuple[type[Exception], ...]:
-    """What a tracker raises when it cannot start."""
+    """The exceptions that a tracker raises when it cannot start."""
     if "wandb" not in names:
         return (OSError,)
     import wandb  # a second to import, so only where it is used

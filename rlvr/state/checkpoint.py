@@ -83,7 +83,7 @@ def load_latest(
 
 
 def decided_by_main(decide: Callable[[], T], accelerator: Accelerator) -> T:
-    """What `decide` returns or raises on the main process, on every rank."""
+    """Call `decide` on the main process and return or raise its outcome on every rank."""
     outcome: Any = None
     if accelerator.is_main_process:
         try:

@@ -209,7 +209,7 @@ def _shown(value: Any) -> str:
 
 
 def restored(checkpoint: Checkpoint, state: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was taken over from a checkpoint, in words, a line for each owner of state."""
+    """Describes what was restored from a checkpoint, one line per owner of state."""
     lines = [f"goes on after step {checkpoint.step}, from {checkpoint.path}; restored: policy"]
     for name, entry in state.items():
         parts = [f"{key} {value}" if isinstance(value, int | float) else key for key, value in entry["state"].items()]

@@ -223,7 +223,7 @@ def _seal(draft: Path, step: int, extra: dict[str, Any]) -> None:
 
 
 def _rename(draft: Path, target: Path) -> None:
-    """Put a finished draft in its place; one that stands there gives way and is never gone before."""
+    """Move a finished draft to its final name; an existing one is set aside first and removed last."""
     aside = target.parent / f".old_{target.name}"
     if target.exists():
         shutil.rmtree(aside, ignore_errors=True)

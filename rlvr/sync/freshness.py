@@ -63,7 +63,7 @@ class EngineSide(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupProof:
-    """What one group of parameters did in the self-test."""
+    """The result of the self-test for one group of parameters."""
 
     group: str
     parameters: int
@@ -239,7 +239,7 @@ class Probe:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next reading depends on."""
+        """The state that the next measurement depends on."""
         return {"learner": list(self._learner), "engine": list(self._engine), "noise": self._noise}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ class WeightSync:
         return metrics
 
     def _weights(self) -> Iterable[tuple[str, Tensor]]:
-        """What can be read again after the engine has died: copies where reading takes all ranks, or where the learner
+        """Weights that can be read again after the engine has died: copies if reading is collective, or if the learner
         may have moved on."""
         if self._keeps_copy or any(
             isinstance(parameter, DTensor) for parameter in self._learner.policy.model.parameters()

@@ -62,7 +62,7 @@ PRAGMA user_version = {FORMAT};
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the index is."""
+    """How much of the file is indexed."""
 
     place: int
     """Bytes of the file that it holds."""
@@ -100,7 +100,7 @@ class Index:
             yield database
 
     def progress(self) -> Progress:
-        """How far the index is, now."""
+        """How much of the file is indexed now."""
         size = self.rollouts.stat().st_size if self.rollouts.exists() else 0
         with self.reading() as database:
             meta = database.execute("SELECT * FROM meta").fetchone()
@@ -242,7 +242,7 @@ class _Batch:
 
 
 def _go_back_if_cut(database: sqlite3.Connection, file: int) -> bool:
-    """Forget the steps whose lines no longer stand in the file; true if there were any."""
+    """Forget the steps whose lines are no longer in the file; true if there were any."""
     meta = database.execute("SELECT * FROM meta").fetchone()
     if _stands(file, meta["place"] - meta["tail"], meta["tail"], meta["mark"]):
         return False
@@ -280,7 +280,7 @@ _FIELDS = {
 
 
 def _check(record: dict[str, Any]) -> None:
-    """Raise for a line that SQLite could not take: whoever wrote it was not rlvr, or the disk has changed it."""
+    """Raise for a line that SQLite could not store: it was not written by rlvr, or it was damaged on disk."""
     for key, kind in _FIELDS.items():
         if type(record[key]) is not kind or (kind is int and not fits(record[key])):
             raise ValueError(f"{key} is {record[key]!r:.60}, it must be {kind.__name__} of usual size")

@@ -124,7 +124,7 @@ class Rollouts:
     # ----------------------------------------------------------------------------------------------- one of something
 
     def overview(self) -> dict[str, Any]:
-        """What the run holds: first and last step, terms and their outcomes, reasons for ending."""
+        """Overview of a run: first and last step, terms and their outcomes, finish reasons."""
         with self.index.reading() as database:
             first, last, count = database.execute("SELECT min(step), max(step), count(*) FROM step").fetchone()
             (rollouts,) = database.execute("SELECT coalesce(sum(n), 0) FROM step_combo").fetchone()

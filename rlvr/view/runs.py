@@ -30,7 +30,7 @@ _PLACES = {metric.key: place for place, metric in enumerate(chain.from_iterable(
 
 
 class RunError(InputError, ValueError):
-    """What was given to view is no run; the message says what is missing."""
+    """The given folder is no run; the message says what is missing."""
 
 
 class Run:
@@ -54,7 +54,7 @@ class Run:
         self._lock = threading.Lock()
 
     def state(self) -> dict[str, Any]:
-        """What the page asks for every other second."""
+        """The state that the page polls every other second."""
         progress: Progress = self.index.progress()
         return {
             "label": self.label, "folder": str(self.folder), "metrics": self.metrics.revision,
@@ -138,7 +138,7 @@ class Metrics:
         return True
 
     def keys(self) -> dict[str, dict[str, Any]]:
-        """Every key that was logged, with what the glossary says of it."""
+        """Every key that was logged, with its glossary entry."""
         seen = dict.fromkeys(key for line in self._lines for key in line if key != "step")
         known = {key: metric for key in seen if (metric := find(key)) is not None}
         return {

@@ -49,7 +49,7 @@ HEADERS = {
 
 
 class Api:
-    """What the page can ask, by name: each method takes the query's parameters and returns JSON-able data."""
+    """The page's API by name: each method takes the query's parameters and returns JSON-able data."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = {run.label: run for run in runs}
@@ -57,7 +57,7 @@ class Api:
         self._suspects = lru_cache(maxsize=16)(lambda label, place: suspects(self.runs[label].rollouts))
 
     def names(self) -> list[str]:
-        """What can be asked."""
+        """The names of all calls."""
         return [name for name in vars(Api) if not name.startswith("_") and name not in ("names", "ask")]
 
     def ask(self, name: str, query: dict[str, str]) -> Any:
@@ -91,7 +91,7 @@ class Api:
         return self._run(query).recipe()
 
     def overview(self, query: dict[str, str]) -> Any:
-        """What the rollouts of a run hold."""
+        """Overview of a run's rollouts."""
         return self._run(query).rollouts.overview()
 
     def step(self, query: dict[str, str]) -> Any:
@@ -121,7 +121,7 @@ class Api:
         return self._run(query).rollouts.problems(order, query.get("search", ""), _integer(query, "offset") or 0)
 
     def solved(self, query: dict[str, str]) -> Any:
-        """How many groups of each step were solved never, sometimes, always."""
+        """The number of groups in each step solved never, sometimes and always."""
         return self._run(query).rollouts.solved()
 
     def problem(self, query: dict[str, str]) -> Any:

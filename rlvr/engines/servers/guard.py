@@ -93,7 +93,7 @@ class Guard:
             await send({"type": "http.response.body", "body": body})
 
     def _is_own(self, host: str) -> bool:
-        """Whether a Host header is an address or a name of this server; an address cannot be pointed elsewhere."""
+        """Whether a Host header is an IP address or one of this server's names; DNS cannot redirect an IP address."""
         name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
         try:
             ipaddress.ip_address(name)

@@ -148,7 +148,7 @@ class ServerPool:
                 server.is_updating = False
 
     async def _settle(self, server: Server, error: Exception | None) -> None:
-        """What an update came to: `ServerLost`, `EngineError` for a refusal, or a server with the new weights."""
+        """Finish an update: raises `ServerLost`, or `EngineError` for a refusal, or marks the server as updated."""
         if isinstance(error, ServerFault):
             await server.version()
             raise EngineError(f"the weights were refused, and {server} must be started again: {error}") from error
@@ -163,7 +163,7 @@ class ServerPool:
 
     @contextlib.asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Nothing is scheduled within on any server; requests in flight stay where they are. Blocks may overlap."""
+        """No server schedules anything inside the block; requests in flight stay. Blocks may overlap."""
         self._holds += 1
         try:
             await self._set_pauses()

@@ -32,7 +32,7 @@ _FOR_SERVERS: dict[str, Any] = {
 
 
 def free_port(host: str) -> int:
-    """A TCP port that nobody listens on now."""
+    """A free TCP port."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

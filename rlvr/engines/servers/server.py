@@ -35,12 +35,12 @@ class ServerLost(Exception):
 
 
 class ServerFault(Exception):
-    """The server responded with an error of its own or with nonsense."""
+    """The server responded with an internal error or with malformed content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a server must have been started with."""
+    """The settings that a server must have been started with."""
 
     model: str
     dtype: str
@@ -133,7 +133,7 @@ class Server:
         return str(_field(await self.ask("GET", "/weight_info"), "weight_version", str, self.url))
 
     async def pause(self) -> None:
-        """Nothing is scheduled afterwards; what is in flight stays."""
+        """Stop scheduling; requests in flight stay."""
         self.is_paused = True  # before the call: given up half-way it may have taken effect
         await self.ask("POST", "/pause?mode=keep&clear_cache=false")
 
@@ -284,7 +284,7 @@ _FIX = "; start it by `rlvr serve` with this run's recipe"
 
 
 def _is_same_model(first: str, second: str) -> bool:
-    """Whether two paths may be one model seen from two hosts: what they hold is proved by the weights sent."""
+    """Whether two paths may be the same model on two hosts; that it is the same is proved by the weights sent."""
     return Path(first).name == Path(second).name or Path(first).resolve() == Path(second).resolve()
 
 
@@ -295,7 +295,7 @@ def _field(response: Mapping[str, Any], key: str, kind: type, url: str) -> Any:
 
 
 def _message(text: str) -> str:
-    """What vLLM says is wrong, from the body of an error."""
+    """vLLM's error message, from the body of a response."""
     try:
         return str(json.loads(text)["error"]["message"])
     except (ValueError, KeyError, TypeError):

@@ -97,7 +97,7 @@ class VllmCore:
         return work.result()
 
     def died(self) -> EngineDied:
-        """The error for a core that is gone, with what its log says of it."""
+        """The error for a core that died, with the reason from its log."""
         reason = self.reason() or "no reason given, so it was killed"
         return EngineDied(f"the vLLM engine died: {reason}; its log is {self.log_file}")
 

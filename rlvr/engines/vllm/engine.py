@@ -37,7 +37,7 @@ from rlvr.records import Completion, Request
 
 @dataclass(frozen=True, slots=True)
 class _Life:
-    """What one start of the engine made; another start makes all of it anew."""
+    """Everything that one start of the engine creates; the next start creates it anew."""
 
     core: VllmCore
     pauses: Pauses

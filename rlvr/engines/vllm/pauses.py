@@ -62,7 +62,7 @@ class Pauses:
 
     @contextlib.asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Nothing is scheduled within; requests in flight stay where they are. Blocks may nest and overlap."""
+        """Nothing is scheduled inside the block; requests in flight stay. Blocks may nest and overlap."""
         llm = self._core.running()
         self._holds += 1
         try:

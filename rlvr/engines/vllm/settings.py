@@ -30,7 +30,7 @@ _FINISH_REASONS = ("stop", "length", "abort", "repetition")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
-    """How one vLLM engine runs, wherever it lives."""
+    """Settings of one vLLM engine, in process or in a server."""
 
     model: str
     """A Hugging Face folder."""

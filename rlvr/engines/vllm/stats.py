@@ -29,4 +29,4 @@ class StatLogger(StatLoggerBase):
         )
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say."""
+        """Required by vLLM; does nothing."""

@@ -42,7 +42,7 @@ class CompletionTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenInputs:
-    """What a loss may look at, per predicted token."""
+    """The inputs of a loss, per predicted token."""
 
     trainer_logprobs: Float[Tensor, "B L"]
     old_logprobs: Float[Tensor, "B L"]
