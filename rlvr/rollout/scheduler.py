@@ -181,7 +181,7 @@ class Scheduler:
         return idle and all(self._gate.has_waiting(pending.order) for pending in self.buffer.unfinished())
 
     async def settle(self) -> None:
-        """Finish what the schedule wants done before the weights change: with `one_step_ahead`, all that was begun."""
+        """Finish what the schedule wants done before the weights change: under `ahead`, everything begun."""
         if isinstance(self._schedule, OneStepAhead):
             await self._waiting.until(lambda: not self.buffer.unfinished())
 
