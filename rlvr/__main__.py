@@ -68,7 +68,7 @@ def _reader_is_gone() -> bool:
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments. Overrides may stand anywhere, also where argparse does not expect them: before the recipe, and
-    before and behind options."""
+    before and after options."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     changes = [argument for argument in rest if "=" in argument and not argument.startswith("-")]

@@ -280,7 +280,7 @@ class MicroBatch:
 
     ids: Int[Tensor, "B L"]
     positions: Int[Tensor, "B L"]
-    """Restart at 0 with each sample, and behind a shared prompt with each sample that continues it."""
+    """Restart at 0 with each sample, and after a shared prompt with each sample that continues it."""
     sequence: Int[Tensor, "B L"]
     """Index of the sample within this micro-batch, -1 on padding; a shared prompt counts as its first sample's."""
     targets: Int[Tensor, "B L"]

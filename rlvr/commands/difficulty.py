@@ -30,7 +30,7 @@ class Guess:
 
 
 def answer_at_once(template: str, prefill: str) -> str:
-    """The beginning of a completion that leaves no room for reasoning, behind the template's own prefill."""
+    """The beginning of a completion that leaves no room for reasoning, after the template's own prefill."""
     is_thinking = prefill.rstrip().endswith("<think>")
     if template in ("r1_zero", "r1_zero_think"):
         return " </think> <answer>" if is_thinking else " <think> </think> <answer>"

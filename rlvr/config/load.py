@@ -156,7 +156,7 @@ def is_run_folder(path: Path) -> bool:
 
 def load_recipe_of_run(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a run's folder with the model that it trained: its checkpoint ``best`` where ``run.keep_best`` made
-    one, else the last. `overrides` come behind, so that ``model.path`` can name another checkpoint.
+    one, else the last. `overrides` come last, so that ``model.path`` can name another checkpoint.
 
     Raises `RecipeError` if there is no checkpoint.
     """

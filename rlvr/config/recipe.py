@@ -56,7 +56,7 @@ class Model(Section):
     """Recompute activations in the backward pass: less memory, about a third more time. On a CPU the memory is well
     spent on larger micro-batches, whose matrix products run so much faster that the update takes less time in all."""
     compile: bool = False
-    """Compile each layer, and the softmax behind the head, by torch.compile: norms, activations, rotary embeddings and
+    """Compile each layer, and the softmax after the head, by torch.compile: norms, activations, rotary embeddings and
     blocks of logits pass through memory once or twice. The first step takes up to a minute longer; on a CPU a C++
     compiler must be installed. With ``gradient_checkpointing`` the compiler chooses what is computed again, within
     `kept_activations`, and a layer's last product is never repeated."""

@@ -52,7 +52,7 @@ STOP_UNSEEN = Rule(
 )  # fmt: skip
 END_IGNORED = Rule(
     "end_token_ignored", Grade.SLOWS,
-    f"at least {RUNS_THROUGH:.0%} of the completions go on behind a special token that ends turns, texts or sequences",
+    f"at least {RUNS_THROUGH:.0%} of the completions continue after a special token that ends turns, texts or sequences",
     "make it an eos_token_id of generation_config.json in the model's folder, so that it ends a completion",
 )  # fmt: skip
 EMPTY = Rule(
@@ -74,7 +74,7 @@ ALL_RIGHT = Rule(
 NONE_RIGHT = Rule(
     "none_right", Grade.STOPS,
     f"all completions, {EVIDENCE} or more, get the same reward and none full marks; with fewer completions, or where "
-    "only terms behind the first tell them apart, it slows learning",
+    "only later terms tell them apart, it slows learning",
     "take easier problems or a better base model, fine-tune on solutions first (`rlvr sft`), or give partial credit",
 )  # fmt: skip
 TOO_SMALL = Rule(
@@ -171,7 +171,7 @@ def check_sampled(
 
 
 def _sampled(rollout: Rollout, prefill: str) -> str:
-    """The text behind the prefill, which the text of a rollout begins with."""
+    """The text after the prefill, with which the text of a rollout begins."""
     return rollout.text.partition(prefill)[2]
 
 
@@ -247,7 +247,7 @@ def _tokens(
     if len(passed) >= RUNS_THROUGH * len(rollouts):
         name, _ = Counter(ending[tokens[0]] for _, tokens in passed).most_common(1)[0]
         yield END_IGNORED.finding(
-            f"{_of(passed, rollouts)} completions go on behind {name!r}, which ends none",
+            f"{_of(passed, rollouts)} completions continue after {name!r}, which ends none",
             evidence=shown([rollout for rollout, _ in passed]),
         )
     prefill = renderer.render(groups[0].problem).prefill

@@ -154,7 +154,7 @@ class Renderer:
 
     @contextmanager
     def beginning(self, text: str) -> Iterator[None]:
-        """Within the block every completion begins with `text`, behind the template's own prefill."""
+        """Within the block every completion begins with `text`, after the template's own prefill."""
         self._begin = text
         try:
             yield

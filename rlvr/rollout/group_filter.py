@@ -40,7 +40,7 @@ def scored_rollouts(group: RolloutGroup) -> tuple[Rollout, ...]:
 def term_scores(
     group: RolloutGroup, scored: Sequence[Rollout], terms: Sequence[Term]
 ) -> tuple[tuple[float, list[float]], ...]:
-    """(weight, scores_G) of each reward term of a problem; behind a closed gate a score is 0, as in the reward."""
+    """(weight, scores_G) of each reward term of a problem; with a closed gate a score is 0, as in the reward."""
     own = [term for term in terms if group.problem.verifiers is None or term.name in group.problem.verifiers]
     if not own:
         raise ValueError(f"baseline 'gdpo' needs the reward terms of problem {group.problem.id!r}, and got none")

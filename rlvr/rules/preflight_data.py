@@ -279,7 +279,7 @@ def _turn_end(recipe: Recipe, seen: Prompts) -> Iterator[Finding]:
 
 
 def _end_of_assistant(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The token behind a completion in a chat template, if there is one."""
+    """The token after a completion in a chat template, if there is one."""
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))

@@ -85,7 +85,7 @@ AGAINST_FORMAT = Rule(
 STOP_CUTS = Rule(
     "stop_cuts_answer", Grade.STOPS,
     "a verifier gives full marks to completions in some form, but to none once they are cut at `template.stop`",
-    "set template.stop to what stands behind the whole answer (</answer> for R1's tags), or to []",
+    "set template.stop to what follows the whole answer (</answer> for R1's tags), or to []",
 )  # fmt: skip
 NO_ROOM = Rule(
     "completion_does_not_fit", Grade.STOPS,
@@ -116,7 +116,7 @@ GRADER_RULES = (
 
 @dataclass(frozen=True, slots=True)
 class MadeCompletion:
-    """A right completion in one form, as a model would write it behind a prompt."""
+    """A right completion in one form, as a model would write it after a prompt."""
 
     sampled: str
     """What the model writes."""
@@ -139,7 +139,7 @@ def right_completions(reference: object) -> list[MadeCompletion]:
 
 
 def in_thought(problem: Problem, prompt: Prompt) -> bool:
-    """True where the prompt ends within a thought: ``<think>`` is open behind the question."""
+    """True where the prompt ends within a thought: ``<think>`` is open after the question."""
     question = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
     behind = prompt.text.rpartition(question.strip())[2] if question.strip() in prompt.text else prompt.text[-200:]
     return behind.rfind("<think>") > behind.rfind("</think>")
@@ -228,7 +228,7 @@ def _reached(
     """The completions with full marks: as they are; after the prefill; and cut at the stop strings."""
     completions = right_completions(problem.reference)
     thinking = in_thought(problem, prompt)
-    # behind an open thought nobody opens another or answers without closing it; without one nobody closes one
+    # after an open thought nothing opens another or answers without closing it; without one nothing closes one
     possible = [
         completion for completion in completions if (completion.thinks and not completion.opens_thought) == thinking
     ]
@@ -347,7 +347,7 @@ def _reachable(name: str, best: Sequence[tuple[bool, bool, bool]], seen: Prompts
     if plain and not behind and prompt is not None:
         end = f"the prefill {prompt.prefill!r}" if prompt.prefill else f"a prompt that ends with {prompt.text[-30:]!r}"
         yield AGAINST_FORMAT.finding(
-            f"reward term {name!r} gives full marks to no completion behind {end}, though it does without"
+            f"reward term {name!r} gives full marks to no completion after {end}, though it does without"
         )
     elif behind and not whole:
         yield STOP_CUTS.finding(

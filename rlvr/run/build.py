@@ -352,7 +352,7 @@ def _register_state(run: Run) -> None:
 
 
 def _restore(run: Run, resumed: checkpoint.Checkpoint | None) -> None:
-    """Take over a checkpoint, if there is one, and begin the log behind it."""
+    """Take over a checkpoint, if there is one, and begin the log after it."""
     if resumed is not None:
         run.learner.load_policy(resumed.path)
     state = checkpoint.restore(resumed, run.register, run.accelerator)

@@ -101,7 +101,7 @@ class RunLog:
                 raise RunLogError(f"lines of {file.path} cannot be set aside: {error}") from error
             if unreadable:
                 self.say(
-                    f"{file.path.name}: {unreadable} damaged lines behind step {after} are set aside in "
+                    f"{file.path.name}: {unreadable} damaged lines after step {after} are set aside in "
                     f"{file.damaged.name}"
                 )
             if removed:
@@ -143,7 +143,7 @@ class RunLog:
         kept_P_G: Sequence[Sequence[Sequence[float] | None]] | None = None,
     ) -> None:
         """Log the rollouts of one step: prompts as the model saw them, and the advantage of each completion (None where
-        it was not trained; a greedy completion comes behind its group, as sample -1). All lines are written or none;
+        it was not trained; a greedy completion comes after its group, as sample -1). All lines are written or none;
         does nothing under ``run.log_rollouts: false``.
 
         For the groups in `token_groups` tokens are written too, with what the learner has kept of their trained tokens
@@ -227,7 +227,7 @@ class RunLog:
             self.warn("lost_log_lines", f"{why}; going on without (run.on_disk_full: warn)")
 
     def start_trackers(self, done: int | None) -> None:
-        """Start the trackers, once, to log behind step `done`. Raises `RunLogError` if one refuses: call it before
+        """Start the trackers, once, to log from after step `done`. Raises `RunLogError` if one refuses: call it before
         anything that takes time."""
         names = self._recipe.run.trackers
         if self._tracking or not names:

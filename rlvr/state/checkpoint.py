@@ -218,7 +218,7 @@ def sha256(path: Path) -> str:
 
 
 def _recover(root: Path) -> None:
-    """Undo a replacement that was killed between its two renames; tidy up after one killed behind them."""
+    """Undo a replacement that was killed between its two renames; tidy up after one killed after them."""
     for aside in root.glob(".old_step_*"):
         target = root / aside.name.removeprefix(".old_")
         if target.exists():

@@ -127,7 +127,7 @@ def _find(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Checkpoin
 
 
 def _from_path(path: Path, folder: Path, say: Callable[[str], None], on_damaged: Any) -> Checkpoint | None:
-    """One checkpoint of this run (what came behind it is set aside), or one of another run to start from."""
+    """One checkpoint of this run (later ones are set aside), or one of another run to start from."""
     if not (path / MANIFEST).is_file() and not (path / "checkpoints").is_dir():
         raise RecipeError(
             f"run.resume: {str(path)!r} is neither a checkpoint, nor the folder of a run, nor one of "

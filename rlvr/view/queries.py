@@ -73,7 +73,7 @@ class Rollouts:
     # --------------------------------------------------------------------------------------------------------- lists
 
     def search(self, wanted: Filter, *, after: int | None = None, newest_first: bool = False) -> dict[str, Any]:
-        """A page of rollouts in the order of the file behind rollout `after`, and how many there are.
+        """A page of rollouts in the order of the file after rollout `after`, and how many there are.
 
         ``{"rows": [...], "more": bool, "count": n, "counted": bool}``; `counted` is False where `COUNTED` is a floor.
         """
@@ -279,7 +279,7 @@ class Rollouts:
     # ---------------------------------------------------------------------------------------------------------- lines
 
     def _records(self, rows: Sequence[sqlite3.Row]) -> Iterator[dict[str, Any]]:
-        """Lines of the file; an index may be a moment behind a file that is cut back, which `NotThere` says."""
+        """Lines of the file; an index may be a moment behind a file that was truncated, which `NotThere` says."""
         with self.index.rollouts.open("rb") as file:
             for row in rows:
                 try:

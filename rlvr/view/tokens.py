@@ -16,7 +16,7 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     A character whose bytes are spread over several tokens belongs to the token that completes it, the others are "".
     """
     result: list[str] = []
-    start = read = 0  # ids[start:read] have been told; the next ones are decoded behind them
+    start = read = 0  # ids[start:read] are done; the next ones are decoded after them
     for end in range(1, len(ids) + 1):
         shown = tokenizer.decode(list(ids[start:read]), skip_special_tokens=False)
         text = tokenizer.decode(list(ids[start:end]), skip_special_tokens=False)

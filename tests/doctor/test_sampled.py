@@ -114,7 +114,7 @@ def test_half_of_the_completions_cut_is_a_note_where_groups_still_teach() -> Non
 
 
 def test_an_end_of_text_that_ends_nothing() -> None:
-    """Tokens 0 and 2 are padding and end of text: completions that go on behind them run past the model's own end."""
+    """Tokens 0 and 2 are padding and end of text: completions that continue after them run past the model's own end."""
     assert rules(Outcome.CORRECT, Outcome.WRONG, first=1) == {"end_token_ignored": "slows learning"}
 
 

@@ -516,7 +516,7 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_lines_behind_the_checkpoints_step_are_set_aside_and_the_run_goes_on(tmp_path: Path, name: str) -> None:
     """Steps 1 to 5 with a damaged line among those of step 4; the run goes on after step 3: the good lines behind it
-    are removed, the damaged one is kept beside the file, and what is written next is right behind step 3."""
+    are removed, the damaged one is kept beside the file, and what is written next is right after step 3."""
     path = tmp_path / "metrics.jsonl"
     steps = [b'{"step": %d}' % step for step in range(1, 6)]
     path.write_bytes(b"\n".join([*steps[:4], DAMAGE[name], steps[4]]) + b"\n")
@@ -556,7 +556,7 @@ def test_a_resumed_run_says_what_it_has_set_aside(tmp_path: Path, accelerator: A
         log.start(1)
         log.step(2, {"reward/mean": 2.0})
     assert steps_in(path) == [1, 2]
-    assert "metrics.jsonl: 1 damaged lines behind step 1 are set aside in metrics.jsonl.damaged" in printed()
+    assert "metrics.jsonl: 1 damaged lines after step 1 are set aside in metrics.jsonl.damaged" in printed()
 
 
 def test_lines_reach_the_disk_when_asked_and_the_file_is_closed_once(

@@ -50,7 +50,7 @@ class Needs:
 
 
 class Server:
-    """A URL behind which `vllm serve` runs, now or later."""
+    """A URL at which `vllm serve` runs, now or later."""
 
     def __init__(self, url: str, index: int, timeout: float) -> None:
         """`timeout` is how many seconds any verb but a request for tokens may take."""

@@ -1,1 +1,1 @@
-"""vLLM as an engine, in this process or behind servers."""
+"""vLLM as an engine, in this process or in servers."""

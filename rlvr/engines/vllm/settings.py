@@ -155,7 +155,7 @@ def prompt_logprobs_parameters(last: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class VllmOutput:
-    """What vLLM returned for one request; `versions` are (version, first token, behind the last) of each span."""
+    """What vLLM returned for one request; `versions` are (version, first token, end) of each span."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
