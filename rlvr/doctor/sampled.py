@@ -52,7 +52,8 @@ STOP_UNSEEN = Rule(
 )  # fmt: skip
 END_IGNORED = Rule(
     "end_token_ignored", Grade.SLOWS,
-    f"at least {RUNS_THROUGH:.0%} of the completions continue after a special token that ends turns, texts or sequences",
+    f"at least {RUNS_THROUGH:.0%} of the completions continue after a special token that ends turns, texts or "
+    "sequences",
     "make it an eos_token_id of generation_config.json in the model's folder, so that it ends a completion",
 )  # fmt: skip
 EMPTY = Rule(

@@ -70,7 +70,8 @@ class Saver:
             self._tidy()
 
     def _tidy(self) -> None:
-        """Set the links, and remove what is not to be kept: a process killed after a checkpoint may not have done so."""
+        """Set the links, and remove what is not to be kept: a process killed after a checkpoint may not have done
+        so."""
         if saved := steps_in(self._root):
             try:
                 _point(self._root, "latest", saved[0][1].name)
