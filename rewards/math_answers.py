@@ -302,11 +302,12 @@ class MathVerifier:
     def _form_fault(self, golden: Reading, given: Reading) -> str:
         from rewards.mathematics.form import fault
         from rewards.mathematics.interpret import interpret, named_value, reference_meaning
+        from rewards.mathematics.scalars import SCALARS
 
         assert golden.node is not None
         assert given.node is not None
         gold, answer = reference_meaning(golden.node), interpret(given.node)
-        if gold.op != "rel" and (value := named_value(answer)) is not None:
+        if gold.op in SCALARS and (value := named_value(answer)) is not None:
             answer = value
         return fault(gold, answer)
 
