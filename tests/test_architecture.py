@@ -21,8 +21,9 @@ ROOMS = {
         "__init__", "check", "__main__",
     ),
     "rlvr": (
-        "errors", "shipped", "hub", "dtypes", "records", "config", "plugins", "state", "problems", "runlog", "engines",
-        "rollout", "learn", "sync", "rules", "run", "doctor", "view", "commands", "api", "__init__", "__main__",
+        "errors", "hosts", "control", "shipped", "hub", "dtypes", "records", "config", "plugins", "state", "problems",
+        "runlog", "engines", "rollout", "learn", "sync", "rules", "run", "doctor", "view", "commands", "api",
+        "__init__", "__main__",
     ),
 }  # fmt: skip
 """Modules and folders of each package; each imports only from those before it, and from itself."""

@@ -200,7 +200,8 @@ class RunConfig(Section):
     """Rules of docs/doctor.md that end the run, with a checkpoint and status 3, when they fire on it; all others warn
     the first time."""
     process_timeout: PositiveInt = 7200
-    """Seconds that one process may wait for the others before the run ends."""
+    """Seconds that the other processes wait for the first, which samples and decides, before the run ends. A collective
+    on GPUs, in which nobody waits for that, may take 10 minutes."""
     threads: PositiveInt | None = None
     """Cores that torch uses on a CPU; None takes all that the process may use."""
     peak_tflops: PositiveFloat | None = None

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+import rlvr.control as control
 from rlvr.config.recipe import LearnerConfig
 from rlvr.errors import InputError
 from rlvr.learn.policy import Policy
@@ -135,10 +136,7 @@ class Backend:
         ranks pass is not looked at."""
         reshard(self.module)
         parameters = dict(policy.model.named_parameters())
-        names = list(values)
-        if self._accelerator.num_processes > 1:
-            (names,) = broadcast_object_list([names])
-        for name in names:
+        for name in control.from_main(list(values)):
             parameter = parameters[name]
             value = values[name] if self._accelerator.is_main_process else _shape_of(parameter)
             parameter.copy_(spread(value.to(parameter.dtype), parameter))

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-import torch.distributed as dist
 from accelerate import Accelerator
 
+import rlvr.control as control
 from rlvr.config.recipe import LearnerConfig
 from rlvr.learn.objective import Objective
 from rlvr.learn.texts import GivenTexts, TextLikelihood
@@ -56,19 +56,10 @@ class Planner:
                 texts = self._plan_texts(objective, updates) if with_texts else []
                 plans = self._plan(samples, objective, keep, texts)
         finally:
-            plan = self._scatter(plans)
+            plan = control.scatter(plans)
         if plan is None:
             raise RuntimeError("rank 0 could not prepare this update and stopped; its message says why")
         return plan
-
-    def _scatter(self, plans: list[Plan] | None) -> Plan | None:
-        """This rank's plan, or None where rank 0 has none to give."""
-        ranks = self._accelerator.num_processes
-        if ranks == 1:
-            return plans[0] if plans else None
-        received: list[Plan | None] = [None]
-        dist.scatter_object_list(received, (plans or [None] * ranks) if self._accelerator.is_main_process else None)
-        return received[0]
 
     def _plan(
         self, samples: Sequence[TrainingSample], objective: Objective, keep: Collection[int],

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
+import rlvr.control as control
 from rlvr.config.recipe import Lora
 from rlvr.learn.backend import Backend
 from rlvr.learn.lora import is_adapter, load_adapters, merged, save_adapters
@@ -72,7 +73,7 @@ class PolicyWeights:
             if self._accelerator.is_main_process:
                 write(folder)
         finally:  # a disk that is full for rank 0 must not leave the others waiting
-            self._accelerator.wait_for_everyone()
+            control.wait()
 
     def load(self, folder: Path) -> None:
         """Take over the weights that `save` wrote; rank 0 reads them. The reference stays as it is."""

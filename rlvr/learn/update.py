@@ -24,6 +24,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
+import rlvr.control as control
 from rlvr.config.algorithm import Algorithm, GivenTextLikelihood
 from rlvr.config.recipe import LearnerConfig, Model
 from rlvr.learn.backend import Backend
@@ -242,8 +243,6 @@ class Learner:
         self.objective.load_state_dict(state["objective"])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
-        random = [state["random"]]
-        if self.accelerator.num_processes > 1:
-            dist.broadcast_object_list(random)
-        if len(random[0]) == self.accelerator.num_processes:
-            set_random_states(random[0][self.accelerator.process_index], self.accelerator.device)
+        random = control.from_main(state["random"])
+        if len(random) == self.accelerator.num_processes:
+            set_random_states(random[self.accelerator.process_index], self.accelerator.device)

@@ -21,12 +21,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+import rlvr.control as control
 from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.dtypes import DTYPES
 from rlvr.engines.devices import Host, engine_places
 from rlvr.engines.make import make_engine, most_new_tokens
+from rlvr.hosts import name_gloo_interface
 from rlvr.learn.advantages import MovingAverage
 from rlvr.learn.backend import check_launch
 from rlvr.learn.flops import peak_flops
@@ -137,14 +139,20 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """accelerate, as the launcher set it up; precision is the recipe's business, not the launcher's."""
     if recipe.run.threads is not None and not torch.cuda.is_available():
         torch.set_num_threads(recipe.run.threads)
-    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.run.process_timeout))
+    longest = recipe.run.process_timeout
+    on_gpus = torch.cuda.is_available()
+    seconds = min(longest, control.COLLECTIVE_SECONDS) if on_gpus else longest
+    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=seconds))
     folder = run_folder(recipe)
     # gradients lie in the buckets that ranks exchange, instead of beside them: 4 bytes a parameter
     data_parallel = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    return Accelerator(
+    name_gloo_interface(os.environ)
+    accelerator = Accelerator(
         log_with=list(recipe.run.trackers) or None, project_dir=str(folder), kwargs_handlers=[timeout, data_parallel],
-        cpu=not torch.cuda.is_available(),
+        cpu=not on_gpus,
     )  # fmt: skip
+    control.open_group(longest)
+    return accelerator
 
 
 def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> PretrainedConfig:
@@ -155,7 +163,7 @@ def prepare_model(recipe: Recipe, accelerator: Accelerator, say: Callable[[str],
         make = load_plugin(recipe.model.prepare, {}, positional=1)
         path.parent.mkdir(parents=True, exist_ok=True)
         make(recipe)
-    accelerator.wait_for_everyone()
+    control.wait()
     check_model_folder(recipe.model.path)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(recipe.model.path)
@@ -287,6 +295,7 @@ def _load(
             started = time.perf_counter()
             coordinator.rollouts.start()
             coordinator.log.say(f"the engine is ready after {time.perf_counter() - started:.0f} s")
+        control.wait()  # for rank 0, which has read the data and started the engine
         run = _make_run(recipe, folder, accelerator, coordinator, last=None if resumed is None else resumed.step)
         _register_state(run)
         _restore(run, resumed)
@@ -332,7 +341,7 @@ def _make_run(
     return Run(
         recipe=recipe, folder=folder, accelerator=accelerator, learner=learner, register=register, weights=weights,
         clock=StepClock(), done=0, coordinator=coordinator, peak_flops=_peak_flops(recipe, accelerator),
-        preemption=Preemption(lambda asked: _any_rank(asked, accelerator)),
+        preemption=Preemption(control.any_rank),
         saver=Saver(folder, register, accelerator, recipe.run, warn, last=last),
     )  # fmt: skip
 
@@ -375,15 +384,6 @@ def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
         return recipe.run.peak_tflops * 1e12 * processes
     name = recipe.model.dtype if recipe.model.autocast == "none" else recipe.model.autocast
     return peak_flops(accelerator.device, DTYPES[name]) * processes
-
-
-def _any_rank(asked: bool, accelerator: Accelerator) -> bool:
-    """True on every rank if it is true on one."""
-    if accelerator.num_processes == 1:
-        return asked
-    flag = torch.tensor(float(asked), device=accelerator.device)
-    torch.distributed.all_reduce(flag)
-    return bool(flag.item() > 0)
 
 
 def _no_warning(name: str, message: str) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
+import rlvr.control as control
 from rlvr.learn.optimiser_step import NonFiniteError
 from rlvr.learn.samples import advantages_of, groups_with_tokens, make_samples, places_of
 from rlvr.records import RolloutGroup, TrainingSample
@@ -141,6 +142,7 @@ def send_weights(run: Run, step: int) -> dict[str, float]:
     if run.coordinator is not None:
         with run.clock.phase("generate"):
             run.coordinator.rollouts.settle()
+    control.wait()
     with run.clock.phase("sync"):
         metrics = run.weights.send(version=step)
     run.done = step

@@ -24,9 +24,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+import rlvr.control as control
 from rlvr.errors import RlvrError
 from rlvr.state.register import StateRegister
 
@@ -90,8 +90,7 @@ def decided_by_main(decide: Callable[[], T], accelerator: Accelerator) -> T:
             outcome = decide()
         except (CheckpointError, ValueError) as error:
             outcome = error
-    if accelerator.num_processes > 1:
-        outcome = broadcast_object_list([outcome])[0]
+    outcome = control.from_main(outcome)
     if isinstance(outcome, Exception):
         raise outcome
     decision: T = outcome
@@ -110,10 +109,9 @@ def restore(
     if checkpoint is None:
         return {}
     saved = checkpoint.state() if accelerator.is_main_process else {}
-    if accelerator.num_processes > 1:
-        outline = broadcast_object_list([_outline(saved)])[0]
-        if not accelerator.is_main_process:
-            saved = {name: entry for name, entry in outline.items() if name in register.names()}
+    outline = control.from_main(_outline(saved))
+    if not accelerator.is_main_process:
+        saved = {name: entry for name, entry in outline.items() if name in register.names()}
     try:
         register.load_state_dict(saved)
     except ValueError as error:

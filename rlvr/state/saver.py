@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
 
+import rlvr.control as control
 from rlvr.config import RunConfig
 from rlvr.state.checkpoint import (
     FORMAT,
@@ -105,9 +105,7 @@ class Saver:
         Raises `CheckpointError` on every rank if it could not be written (what was there before is then untouched), or
         warns, as ``run.on_disk_full`` says.
         """
-        refused = self._outcome()
-        if self._accelerator.num_processes > 1:
-            refused = broadcast_object_list([refused])[0]
+        refused = control.from_main(self._outcome())
         if refused is None:
             return
         if self._settings.on_disk_full == "stop":

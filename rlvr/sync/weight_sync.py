@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+import rlvr.control as control
 from rlvr.engines.protocol import EngineError
 from rlvr.learn.update import Learner
 from rlvr.rollout.rollouts import Rollouts
@@ -42,10 +42,7 @@ class WeightSync:
         `keeps_copy` holds what was sent in memory, for an engine that may die while the learner changes the weights."""
         self._learner, self._rollouts, self._probe, self._keeps_copy = learner, rollouts, Probe(), keeps_copy
         self._observed: int | None = None
-        shared: list[Any] = [[tuple(ids[:PROBE_TOKENS]) for ids in probes if len(ids) > 1]]
-        if accelerator.num_processes > 1:
-            broadcast_object_list(shared)
-        self._sequences: list[tuple[int, ...]] = shared[0]
+        self._sequences = control.from_main([tuple(ids[:PROBE_TOKENS]) for ids in probes if len(ids) > 1])
 
     def prove(self, version: int) -> str:
         """The self-test of every group of parameters, which ends with the true weights as `version`; what it found, in
@@ -54,7 +51,7 @@ class WeightSync:
             engine=self._rollouts,
             parameters=dict(self._learner.policy.model.named_parameters()),
             weights=self._learner.named_weights,
-            logprobs=self._learner.logprobs,
+            logprobs=self._logprobs,
             sequences=self._sequences,
             version=version,
         )
@@ -74,7 +71,7 @@ class WeightSync:
             self._rollouts.load_weights(self._weights(), version)
         if not self._sequences:
             return {}
-        ours = self._learner.logprobs(self._sequences)
+        ours = self._logprobs(self._sequences)
         if self._rollouts is None:
             return {}
         before = self._probe.state_dict()
@@ -86,6 +83,11 @@ class WeightSync:
         if reading.followed is not None:
             metrics["sync/followed"] = reading.followed
         return metrics
+
+    def _logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The learner's, once rank 0 is done with the engine: sharded layers are gathered from all ranks."""
+        control.wait()
+        return self._learner.logprobs(sequences)
 
     def _weights(self) -> Iterable[tuple[str, Tensor]]:
         """Weights that can be read again after the engine has died: copies if reading is collective, or if the learner

@@ -204,3 +204,20 @@ def test_a_resumed_probe_reads_as_an_uninterrupted_one() -> None:
     second = Probe(window=4)
     second.load_state_dict(first.state_dict())
     assert [second.observe(*pair) for pair in pairs[9:]] == readings[9:]
+
+
+def test_rank_0_decides_how_far_parameters_are_moved(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another rank, whose numbers may differ in the last bit: it makes as many passes as rank 0 says."""
+    passes: list[int] = []
+
+    def logprobs(sequences: list[list[int]]) -> list[list[float]]:
+        passes.append(1)
+        return learner.logprobs(sequences)
+
+    decisions = iter([False, False, True] * 20)
+    monkeypatch.setattr("rlvr.control.from_main", lambda mine: next(decisions))
+    proofs = self_test(
+        engine=None, parameters=learner.parameters, weights=learner.weights, logprobs=logprobs, sequences=SEQUENCES,
+        version=7,
+    )  # fmt: skip
+    assert len(passes) == 1 + 3 * len(proofs)
