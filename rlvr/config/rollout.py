@@ -78,8 +78,9 @@ class VllmEngineConfig(_Vllm):
     """Where engines run: ``first`` is one beside rank 0, ``each`` one beside each rank of this node, a list such as
     ``[6, 7]`` one on each of these GPUs. More than one share the requests; each is a server of the run's own."""
     sleep: bool = False
-    """While the learner computes, the engine's weights wait in the host's memory and its keys and values are given up:
-    GPU memory for larger micro-batches, for some seconds a step. Not with a schedule that overlaps, nor on a CPU."""
+    """While the learner computes, the engine gives up the memory of its weights, keys and values, and gets it back with
+    the next weights: room for larger micro-batches, for some seconds a step. Not with a schedule that overlaps, nor on
+    a CPU."""
     restarts: NonNegativeInt = 3
     """How often an engine that died is started again, its requests with it, before the run stops."""
     timeout: PositiveFloat = 1800.0
@@ -104,7 +105,7 @@ class VllmServersConfig(_Vllm):
     """Where the file of weights lies, seen under the same path by the run and by all servers; None is the memory of
     this host, for servers on it under the same user."""
     address: str | None = None
-    """Where servers reach this host for NCCL; None asks the system."""
+    """Where servers reach this host for NCCL; None is its address on the way to them."""
     timeout: PositiveFloat = 120.0
     """Seconds without a response after which a server is taken to hang, and its requests go elsewhere. A step of its
     model and the loading of weights must take less."""

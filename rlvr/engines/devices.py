@@ -24,6 +24,8 @@ from rlvr.config import RecipeError, VllmEngineConfig, VllmServersConfig
 Devices = Literal["first", "each"] | Sequence[int]
 SHARED_SHARE, OWN_SHARE = 0.4, 0.9
 """vLLM's share of a GPU's memory where the recipe names none: beside a learner, and alone."""
+SPARE_SHARE = 0.05
+"""Of a GPU's memory, for the CUDA contexts of learner and engine and for the engine's layers as they are replaced."""
 _PARALLEL = ("tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size")
 """Arguments of vLLM that put one engine on several devices."""
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -115,6 +117,17 @@ def engine_places(engine: object, host: Host) -> list[Place]:
             "type vllm with devices: first on a GPU, or type vllm_servers with transfer: nccl"
         )
     return places
+
+
+def learner_share(engine: object, places: Sequence[Place], local_rank: int) -> float | None:
+    """The share of its GPU that the learner's allocator may fill, where an engine runs on it too: that engine would be
+    the one to run out of memory, at the next sync. None without a bound: no engine there, or one that sleeps."""
+    if not isinstance(engine, VllmEngineConfig | VllmServersConfig):
+        return None
+    if isinstance(engine, VllmEngineConfig) and engine.sleep:
+        return None
+    taken = [engine.gpu_memory_share or here.memory_share for here in places if local_rank in here.devices]
+    return 1.0 - sum(taken) - SPARE_SHARE if taken else None
 
 
 def _check_in_process(engine: VllmEngineConfig, host: Host) -> None:

@@ -124,6 +124,10 @@ class Backend:
         """Update the weights."""
         self._optimizer.step()
 
+    def drop_gradients(self) -> None:
+        """Forget the gradients, whose memory the engine can use until the next update."""
+        self._optimizer.zero_grad()
+
     def full_parameters(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
         """Each parameter of ``policy.model``, whole, one at a time."""
         reshard(self.module)

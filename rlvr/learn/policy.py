@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,26 @@ class Policy(nn.Module):
                 f"learner.packing: 'shared' does not work with {self._name()}, whose layers look at a window of "
                 f"{window} tokens; use packing: bucketed"
             )
+        if str(self.model.config._attn_implementation).startswith("flash_attention"):
+            with self._on_gpu():
+                self._check_packing(mode)
+        else:
+            self._check_packing(mode)
+
+    @contextlib.contextmanager
+    def _on_gpu(self) -> Iterator[None]:
+        """The model on this process's GPU, and back where it was."""
+        if not torch.cuda.is_available():
+            raise PolicyError("model.attention: 'flash_attention_2' needs a GPU, and torch sees none; use sdpa")
+        before = next(self.model.parameters()).device
+        self.cuda()
+        try:
+            yield
+        finally:
+            self.to(before)
+            torch.cuda.empty_cache()
+
+    def _check_packing(self, mode: Mode) -> None:
         ids = self._some_ids(12)
         prompt, first, second = ids.split([4, 5, 3], 1)
         samples = [_sample(torch.cat([prompt, completion], 1)[0].tolist(), prompt=4) for completion in (first, second)]
@@ -194,6 +215,19 @@ class Policy(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(next(self.model.parameters()).device.type, dtype=self.autocast, cache_enabled=False)
 
+    @contextlib.contextmanager
+    def _attention_of_any_device(self) -> Iterator[None]:
+        """FlashAttention has kernels for GPUs and 16 bits alone, and a model is loaded on the CPU: sdpa stands in,
+        where attention makes no difference to what is checked."""
+        config = self.model.config
+        chosen = config._attn_implementation
+        if str(chosen).startswith("flash_attention"):
+            config._attn_implementation = "sdpa"
+        try:
+            yield
+        finally:
+            config._attn_implementation = chosen
+
     @torch.no_grad()
     def _check_head(self) -> None:
         """Refuse logits that are anything but hidden states times head plus bias: soft caps, scales, extra layers."""
@@ -203,8 +237,10 @@ class Policy(nn.Module):
                 f"{self._name()} caps its logits softly (final_logit_softcapping: {cap}), which is not supported"
             )
         ids, head = self._some_ids(6), self.model.get_output_embeddings()
-        theirs = self.model(input_ids=ids, use_cache=False).logits
-        ours = nn.functional.linear(self._hidden(ids, torch.arange(6, device=ids.device)[None]), head.weight, head.bias)
+        with self._attention_of_any_device():
+            theirs = self.model(input_ids=ids, use_cache=False).logits
+            hidden = self._hidden(ids, torch.arange(6, device=ids.device)[None])
+        ours = nn.functional.linear(hidden, head.weight, head.bias)
         if not self._is_close(ours, theirs):
             raise PolicyError(
                 f"{self._name()} changes its logits after the linear head (a scale, a bias, another layer), by up to "

@@ -26,7 +26,7 @@ from rlvr.config import PlugIn, Recipe, RecipeError
 from rlvr.config.algorithm import GivenTextLikelihood
 from rlvr.config.groups import EmaBaseline
 from rlvr.dtypes import DTYPES
-from rlvr.engines.devices import Host, engine_places
+from rlvr.engines.devices import Host, engine_places, learner_share
 from rlvr.engines.make import make_engine, most_new_tokens
 from rlvr.hosts import name_gloo_interface
 from rlvr.learn.advantages import MovingAverage
@@ -296,6 +296,7 @@ def _load(
             coordinator.rollouts.start()
             coordinator.log.say(f"the engine is ready after {time.perf_counter() - started:.0f} s")
         control.wait()  # for rank 0, which has read the data and started the engine
+        _leave_memory_to_engine(recipe, accelerator)
         run = _make_run(recipe, folder, accelerator, coordinator, last=None if resumed is None else resumed.step)
         _register_state(run)
         _restore(run, resumed)
@@ -384,6 +385,17 @@ def _peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
         return recipe.run.peak_tflops * 1e12 * processes
     name = recipe.model.dtype if recipe.model.autocast == "none" else recipe.model.autocast
     return peak_flops(accelerator.device, DTYPES[name]) * processes
+
+
+def _leave_memory_to_engine(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Bound what the learner's allocator may fill of a GPU on which an engine runs too."""
+    is_first_host = accelerator.process_index == accelerator.local_process_index
+    if accelerator.device.type != "cuda" or not is_first_host:
+        return
+    engine = recipe.rollout.engine
+    share = learner_share(engine, engine_places(engine, Host.here()), accelerator.local_process_index)
+    if share is not None:
+        torch.cuda.set_per_process_memory_fraction(max(share, 0.05), accelerator.device)
 
 
 def _no_warning(name: str, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -64,6 +65,8 @@ class WeightSync:
     def send(self, version: int) -> dict[str, float]:
         """Send the weights as `version` and compare the probes; metrics on rank 0. Raises `EngineError` if the engine
         has other weights than the learner."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the engine needs memory for the new weights, beside its share
         if self._rollouts is None:
             for _ in self._learner.named_weights():  # gathering a sharded weight takes all ranks
                 pass

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlvr.config import RecipeError, VllmEngineConfig, VllmServersConfig
-from rlvr.engines.devices import Devices, Host, Place, engine_places, place
+from rlvr.engines.devices import Devices, Host, Place, engine_places, learner_share, place
 from rlvr.engines.servers.serve import _flags
 from rlvr.engines.vllm.settings import VllmSettings
 
@@ -131,3 +131,22 @@ def test_prompts_come_in_chunks_on_gpus_only() -> None:
     there = settings.arguments(on_cpu=False, gpu_transfer="x")
     assert "enable_chunked_prefill" not in there
     assert there["max_num_batched_tokens"] == 8192
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "rank", "share"),
+    [
+        ({}, ONE_GPU, 0, 0.55),  # 1 - 0.4 for the engine - 0.05 to spare
+        ({"gpu_memory_share": 0.25}, NODE, 0, 0.7),
+        ({"gpu_memory_share": 0.25}, NODE, 3, None),  # the engine is on the first GPU
+        ({"devices": "each"}, NODE, 3, 0.55),
+        ({"devices": [6, 7]}, SIX_OF_EIGHT, 5, None),
+        ({"sleep": True}, ONE_GPU, 0, None),
+    ],
+)
+def test_the_learner_leaves_an_engine_on_its_gpu_its_memory(
+    settings: dict[str, Any], host: Host, rank: int, share: float | None
+) -> None:
+    engine = VllmEngineConfig.model_validate({"type": "vllm", **settings})
+    found = learner_share(engine, engine_places(engine, host), rank)
+    assert found == (None if share is None else pytest.approx(share))

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from rlvr.engines.protocol import EngineDied, EngineError
 from rlvr.engines.servers import pool as server_pool
+from rlvr.engines.servers import transports
+from rlvr.engines.servers.server import ServerLost
 from rlvr.engines.servers.servers import VllmServers
-from rlvr.engines.servers.transports import FileTransport, _Everywhere
+from rlvr.engines.servers.transports import FileTransport, _Everywhere, learner_address
 from rlvr.engines.vllm.settings import VllmSettings, sampling_parameters
-from rlvr.engines.weights import read_manifest
+from rlvr.engines.weights import read_manifest, stored
 from rlvr.records import Completion, Request, Sampling
 from tests.engines.scripted_server import TOLD, ScriptedServer, token
 
@@ -685,6 +687,47 @@ def test_an_engine_that_is_not_running_says_so(tiny_tied: Path) -> None:
         asyncio.run(engine.generate(request(0)))
     asyncio.run(engine.close())
     asyncio.run(engine.close())
+
+
+def test_a_server_that_fails_while_it_receives_ends_the_broadcast() -> None:
+    """The broadcast would wait for ever for a peer that is gone: whoever hears of it first leaves the group."""
+
+    class Gone:
+        async def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+            raise ServerLost("http://there gave no answer for 120 s")
+
+    left: list[str] = []
+
+    async def story() -> _Everywhere:
+        client = _Everywhere(
+            [Gone()], [1], "7:run:1", asyncio.get_running_loop(), on_failure=lambda: left.append("group")  # type: ignore[list-item]
+        )  # fmt: skip
+        with pytest.raises(ServerLost):
+            await asyncio.to_thread(client.update_weights, {})
+        return client
+
+    client = asyncio.run(story())
+    assert left == ["group"]
+    assert isinstance(client.failure, ServerLost)
+
+
+def test_the_learners_address_is_the_one_that_servers_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what its own name stands for, which is 127.0.1.1 on Debian."""
+    assert learner_address(["http://127.0.0.1:1", "http://127.0.0.1:2"]) == "127.0.0.1"
+    monkeypatch.setattr(transports, "address_towards", lambda host: {"a": "10.0.0.1", "b": "10.1.0.1"}[host])
+    with pytest.raises(EngineError, match=r"rollout.engine.address: .*10\.0\.0\.1 from http://a:1.*name one"):
+        learner_address(["http://a:1", "http://b:1"])
+
+
+def test_nccl_sends_weights_in_the_order_in_which_they_come(tiny_tied: Path) -> None:
+    """In the order of the model folder, which is by name, layer 10 comes before layer 2: what comes earlier than it is
+    wanted would wait on the GPU."""
+    manifest = read_manifest(tiny_tied)
+    weights = list(reversed(list(stored(manifest, tiny_tied))))
+    source = transports._source(manifest, torch.float32, weights)
+    assert [one.name for one in source.metadata()] == [name for name, _ in weights]
+    once = transports._source(manifest, torch.float32, iter(weights))
+    assert [one.name for one in once.metadata()] == list(manifest.shapes)
 
 
 def test_nccl_ranks_of_the_servers_follow_each_other() -> None:

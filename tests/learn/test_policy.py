@@ -166,6 +166,17 @@ def test_autocast_keeps_no_copies_of_weights(model_folder: Folder) -> None:
     assert first is not second
 
 
+def test_flash_attention_is_checked_by_another_kernel_on_the_cpu() -> None:
+    """It has none for CPUs, where a model is loaded and its head checked; its packing is checked on the GPU."""
+    model = tiny_llama(tied=True)
+    model.config._attn_implementation = "flash_attention_2"
+    policy = Policy(model, head_chunk=8)
+    assert model.config._attn_implementation == "flash_attention_2"
+    policy.check_packing("bucketed")
+    with pytest.raises(PolicyError, match="'flash_attention_2' needs a GPU, and torch sees none; use sdpa"):
+        policy.check_packing("packed")
+
+
 def test_bfloat16_weights(model_folder: Folder) -> None:
     policy = Policy.load(Model(path=model_folder(tied=False), dtype="bfloat16"), head_chunk=64)
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}

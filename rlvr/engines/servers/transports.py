@@ -9,11 +9,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from rlvr.engines.protocol import EngineError
 from rlvr.engines.servers.serve import free_port
 from rlvr.engines.servers.server import Server, ServerFault, ServerLost
 from rlvr.engines.weights import Manifest, checked, staged
+from rlvr.hosts import address_towards
 
 Weights = Iterable[tuple[str, Tensor]]
 
@@ -98,9 +99,8 @@ class NcclTransport:
     """
 
     def __init__(self, manifest: Manifest, dtype: torch.dtype, address: str | None) -> None:
-        """`address` is where servers reach this host; None asks the system."""
-        self._manifest, self._dtype = manifest, dtype
-        self._address = address or socket.gethostbyname(socket.gethostname())
+        """`address` is where servers reach this host; None is the address on the way to the first of them."""
+        self._manifest, self._dtype, self._address = manifest, dtype, address
         self._tensors: Weights = ()
         self._is_spent = False
         self._sender: Any = None
@@ -122,12 +122,15 @@ class NcclTransport:
         loop = asyncio.get_running_loop()
         device = torch.cuda.current_device()
         group = [(server, server.lives) for server in servers]
+        client: _Everywhere | None = None
         try:
             sizes = [int((await server.ask("GET", "/get_world_size"))["world_size"]) for server in servers]
-            client = _Everywhere(servers, sizes, label, loop)
+            client = _Everywhere(servers, sizes, label, loop, on_failure=self._leave_group)
             await asyncio.to_thread(self._broadcast, client, device, group, 1 + sum(sizes))
-        except (ServerLost, ServerFault, EngineError, RuntimeError, ValueError) as error:
-            self._sender, self._group = None, []  # a group with a broken member is of no use
+        except (ServerLost, ServerFault, EngineError, RuntimeError, ValueError, OSError):
+            self._leave_group()  # a group with a broken member is of no use
+            if client is not None and client.failure is not None:
+                error = client.failure
             return [error if isinstance(error, EngineError) else ServerLost(f"NCCL transfer: {error}")] * len(servers)
         return [None] * len(servers)
 
@@ -136,14 +139,12 @@ class NcclTransport:
 
         torch.cuda.set_device(device)  # threads have a current device of their own
         torch.cuda.synchronize()  # the learner's last step
-        source = _source(self._manifest, self._dtype, lambda: checked(self._manifest, self._tensors))
+        source = _source(self._manifest, self._dtype, self._tensors)
         if self._group != group:
-            if self._sender is not None and self._sender.model_update_group is not None:
-                self._sender.model_update_group.destroy()
+            self._leave_group()
             client.everywhere("/shutdown_weight_transfer_engine")
-            start = NCCLTrainerInitInfo(
-                master_address=self._address, master_port=free_port(self._address), world_size=size, rank=0
-            )
+            address = self._address or learner_address([server.url for server, _ in group])
+            start = NCCLTrainerInitInfo(master_address=address, master_port=free_port(address), world_size=size, rank=0)
             self._sender = NCCLTrainerWeightTransferEngine.trainer_init(start, client=client, source=source)
             self._group = group
         self._sender.client, self._sender.source = client, source
@@ -152,18 +153,38 @@ class NcclTransport:
 
     def close(self) -> None:
         """Leave the group."""
-        if self._sender is not None and self._sender.model_update_group is not None:
-            self._sender.model_update_group.destroy()
-        self._sender, self._group = None, []
+        self._leave_group()
+
+    def _leave_group(self) -> None:
+        """Abort what the group is doing: a broadcast whose peer is gone ends by nothing else. From any thread."""
+        sender, self._sender, self._group = self._sender, None, []
+        if sender is not None and sender.model_update_group is not None:
+            sender.model_update_group.destroy()
+
+
+def learner_address(urls: Sequence[str]) -> str:
+    """Where all servers reach this host. Raises `EngineError` if some see it at another address than others."""
+    addresses = {url: address_towards(urlsplit(url).hostname or "") for url in urls}
+    if len(set(addresses.values())) > 1:
+        seen = ", ".join(f"{address} from {url}" for url, address in addresses.items())
+        raise EngineError(
+            f"rollout.engine.address: the servers see this host at several addresses ({seen}); name one that all reach"
+        )
+    return next(iter(addresses.values()))
 
 
 class _Everywhere:
     """vLLM's `VLLMWeightSyncClient` protocol, each verb to all servers at the same time; called from a thread."""
 
     def __init__(
-        self, servers: Sequence[Server], sizes: Sequence[int], label: str, loop: asyncio.AbstractEventLoop
-    ) -> None:
+        self, servers: Sequence[Server], sizes: Sequence[int], label: str, loop: asyncio.AbstractEventLoop,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """`on_failure` is called if a server fails while it receives."""
         self._servers, self._sizes, self._label, self._loop = servers, sizes, label, loop
+        self._on_failure = on_failure
+        self.failure: Exception | None = None
+        """What ended the broadcast: the broadcast itself only says that it was aborted."""
 
     def everywhere(self, path: str, body: Callable[[int], dict[str, Any]] | None = None) -> None:
         """POST to every server, with what `body` makes for its place in the list."""
@@ -189,8 +210,14 @@ class _Everywhere:
         self.everywhere("/start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
-        """vLLM's verb; returns when the broadcast has been received."""
-        self.everywhere("/update_weights", lambda _: {"update_info": update_info})
+        """vLLM's verb; returns when the broadcast has been received. It runs beside the broadcast, which waits for ever
+        for a server that is gone, and vLLM looks at its outcome only afterwards."""
+        try:
+            self.everywhere("/update_weights", lambda _: {"update_info": update_info})
+        except Exception as error:
+            self.failure = error
+            self._on_failure()
+            raise
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """vLLM's verb, with our label."""
@@ -199,23 +226,27 @@ class _Everywhere:
             server.is_half_updated = False
 
 
-def _source(manifest: Manifest, dtype: torch.dtype, tensors: Callable[[], Iterator[tuple[str, Tensor]]]) -> Any:
+def _source(manifest: Manifest, dtype: torch.dtype, tensors: Weights) -> Any:
     """The checked stream as vLLM's `WeightSource`, on the GPU in the engine's dtype.
 
-    Its metadata comes before the stream and in its order, which a stream that is read once cannot tell: the tensors are
-    taken in the manifest's order, so that a stream in another order waits in memory.
+    Its metadata comes before the stream and in its order. A stream that can be read once only cannot tell it: then it
+    is the manifest's, and what comes before its turn waits in memory.
     """
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
+    order = list(manifest.shapes)
+    if not isinstance(tensors, Iterator):
+        order = [name for name, _ in checked(manifest, tensors)]
+
     class Source(WeightSource):
         def metadata(self) -> list[Any]:
-            return [ParamMeta(name, dtype, shape) for name, shape in manifest.shapes.items()]
+            return [ParamMeta(name, dtype, manifest.shapes[name]) for name in order]
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
             waiting: dict[str, Tensor] = {}
-            names = iter(manifest.shapes)
+            names = iter(order)
             wanted = next(names, None)
-            for name, tensor in tensors():
+            for name, tensor in checked(manifest, tensors):
                 waiting[name] = tensor.detach()
                 while wanted in waiting:
                     yield wanted, waiting.pop(wanted).to(device="cuda", dtype=dtype).contiguous()

@@ -15,6 +15,12 @@ from rlvr.engines.vllm.pauses import Pauses
 from rlvr.engines.weights import Manifest, checked, staged
 
 
+def give_memory_back() -> None:
+    """Memory of the GPU that this process's allocator keeps without using it, to whoever asks for it next."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class WeightUpdates:
     """Replaces the weights of one life of the engine core, and lets it sleep without them."""
 
@@ -26,22 +32,30 @@ class WeightUpdates:
         """What the engine core reported last."""
 
     async def sleep(self) -> None:
-        """Weights to the host's memory, keys and values forgotten, until `load`. Written against vLLM's source, never
-        run: sleeping needs a GPU."""
+        """Weights, keys and values are forgotten until `load`, which brings all weights anyway. Written against vLLM's
+        source, never run: sleeping needs a GPU."""
         self._is_asleep = True
-        await self._core.call(self._core.running().sleep(level=1))
+        await self._core.call(self._core.running().sleep(level=2))
 
     async def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Replace the weights by Hugging Face parameter names; requests in flight wait and go on with the new ones."""
+        """Replace the weights by Hugging Face parameter names; requests in flight wait and go on with the new ones.
+
+        An engine that sleeps gets its memory for weights before, and that for keys and values after them: both beside
+        the copy that is handed over would be the moment with the highest peak of all.
+        """
         llm = self._core.running()
         if self._is_asleep:
-            await self._core.call(llm.wake_up())
-            self._is_asleep = False
+            give_memory_back()
+            await self._core.call(llm.wake_up(tags=["weights"]))
         if self._core.on_cpu:
             with staged(self._manifest, tensors, self._dtype) as path:
                 await self._replace(llm, {"path": path}, version)
         else:
             await self._replace_by_ipc(llm, checked(self._manifest, tensors), version)
+        if self._is_asleep:
+            give_memory_back()
+            await self._core.call(llm.wake_up(tags=["kv_cache"]))
+            self._is_asleep = False
 
     async def _replace(self, llm: Any, update: dict[str, Any], version: int) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
