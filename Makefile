@@ -14,7 +14,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 # For a test, with what importing its rubrics takes; all that it asks for would bring another version of datasets.
 RUBRICS := verifiers==0.3.1 renderers==0.1.12 prime-pydantic-config==0.4.3 tenacity==9.2.1
 
-.PHONY: setup demo quick test chromium lint format bench bench-learning mutants verifiers-check gpu-check smollm2 schema docs dist clean help
+.PHONY: setup demo quick test chromium lint format bench bench-learning mutants verifiers-check gpu-check vllm-contract smollm2 schema docs dist clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -102,6 +102,10 @@ verifiers-check:  ## tasks of verifiers 0.4 behind the adapter, in an environmen
 
 gpu-check: setup  ## on a machine with GPUs: weight sync, FSDP2, five steps each
 	$(BIN)/python benchmarks/gpu_check.py
+
+vllm-contract: setup  ## does vLLM VERSION have what rlvr takes from it? reads its wheel, installs nothing
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --dest build/vllm vllm==$(VERSION)
+	$(BIN)/python -m rlvr.engines.vllm.contract build/vllm/vllm-$(VERSION)-*.whl
 
 dist: setup  ## build and check what is released: sdist and wheel of rlvr, and of rewards alone
 	@tag=$$(git describe --exact-match --tags 2>/dev/null); version=$$($(BIN)/rlvr --version | cut -d' ' -f2); \

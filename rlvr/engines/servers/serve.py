@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from rlvr.engines.servers.guard import HOST_VARIABLE, TOKEN_VARIABLE, Guard, server_token
+from rlvr.engines.vllm.contract import check_installed
 from rlvr.engines.vllm.process import Scratch, reason_in, without_interrupt, without_launcher
 from rlvr.engines.vllm.settings import VllmSettings
 
@@ -70,7 +71,8 @@ def serve_environment(settings: VllmSettings, parent: int, host: str) -> dict[st
 
 
 def serve(settings: VllmSettings, transfer: str, host: str, port: int) -> None:
-    """Become `vllm serve`: does not return."""
+    """Become `vllm serve`: does not return. Raises `EngineError` for a vLLM that does not fit."""
+    check_installed()
     command = serve_command(settings, transfer, host, port)
     os.execve(command[0], command, without_launcher(os.environ) | serve_environment(settings, os.getpid(), host))
 
@@ -89,6 +91,8 @@ class ServedChild:
     def start(self) -> None:
         """Start it, or start it again on the same port; it responds some time later."""
         self.kill()
+        if not self.starts:
+            check_installed()
         self.starts += 1
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         port = int(self.url.rpartition(":")[2])

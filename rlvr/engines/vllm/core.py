@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from rlvr.engines.engine_stats import EngineStats
 from rlvr.engines.protocol import EngineDied, EngineError
+from rlvr.engines.vllm.contract import check_installed
 from rlvr.engines.vllm.process import (
     Scratch,
     child_environment,
@@ -52,6 +53,7 @@ class VllmCore:
     def _launch(self) -> Any:
         """Import vLLM and build its AsyncLLM, which starts the engine core and waits for it."""
         log_to(self.log_file)  # for what is logged while vLLM is imported
+        check_installed()
         import vllm
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
