@@ -170,7 +170,8 @@ class Learner:
                     is_first=epoch == 0 and (objective.needs_old or place == 0), keep=plan.keep[place],
                 )  # fmt: skip
                 outcomes.append(self._step.run(inputs, meter, logged, clock))
-        self.backend.drop_gradients()
+        if device.type == "cuda":
+            self.backend.drop_gradients()
         self.logged_logprobs = gather_logged_logprobs(logged) if any(plan.keep) else {}
         return {
             **update_metrics(meter.totals(), outcomes),
