@@ -492,7 +492,9 @@ def examine(module: str, mutants: Sequence[Mutant], copies: Queue[Copy], workers
         try:
             if near and copy.try_out(mutant, near, limit):
                 return False
-            return not copy.try_out(mutant, (), limit)
+            if survived := not copy.try_out(mutant, (), limit):
+                print(json.dumps(mutant.place, ensure_ascii=False), flush=True)
+            return survived
         finally:
             copies.put(copy)
 
@@ -544,8 +546,6 @@ def main() -> int:
             if not mutants:
                 continue
             survivors = examine(module, mutants, copies, arguments.workers)
-            for one in sorted(survivors, key=lambda one: one.start):
-                print(json.dumps(one.place, ensure_ascii=False), flush=True)
             result = Result(module, len(mutants), len(mutants) - len(survivors), left_out, time.monotonic() - began)
             results.append(result)
             print(json.dumps(asdict(result) | {"share": round(result.share, 4)}), flush=True)
