@@ -1,4 +1,4 @@
-"""The `rlvr` command: recipes, train, doctor, eval, generate, serve, sft, dpo, export, replay, view, schema."""
+"""The `rlvr` command: recipes, train, doctor, eval, generate, serve, sft, dpo, merge, export, replay, view, schema."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 
 from rlvr.config import Recipe, is_run_folder, load_recipe, load_recipe_of_run
+from rlvr.config.merge import MergeConfig, load_merge
 from rlvr.errors import InputError, RlvrError
 from rlvr.plugins import check_shadows
-from rlvr.run.given import check_export, check_given
+from rlvr.run.given import check_export, check_given, check_merge
 from rlvr.run.signals import PEER_GONE, Interrupted, interruptible
 from rlvr.view.arguments import add_view_arguments
 
@@ -79,7 +80,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if "overrides" in arguments:
         arguments.overrides = [*arguments.overrides, *changes]
-        _put_recipe_first(arguments, parser)
+        if arguments.command != "merge":
+            _put_recipe_first(arguments, parser)
     return arguments
 
 
@@ -121,9 +123,13 @@ def _run(arguments: argparse.Namespace) -> int:
         from rlvr.view.command import view
 
         return view(arguments)
-    given = [_recipe_of(arguments)] if "recipe" in arguments else []
-    for recipe in given:
-        check_given(recipe, arguments.command)
+    given: list[Recipe | MergeConfig] = []
+    if "recipe" in arguments:
+        check_given(recipe := _recipe_of(arguments), arguments.command)
+        given.append(recipe)
+    if arguments.command == "merge":
+        check_merge(merge := load_merge(arguments.merge, arguments.overrides), arguments.output)
+        given.append(merge)
     if arguments.command == "export":
         check_export(arguments)
     if arguments.command not in ("recipes", "schema") and os.environ.get("RANK", "0") == "0":
@@ -197,6 +203,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--no-engine", action="store_true", help="settings, data, template and verifiers only")
     command.add_argument("--json", action="store_true", help="print one JSON object")
+    text = "merge the weights of models of one architecture into a Hugging Face folder"
+    command = commands.add_parser("merge", help=text, description=text)
+    command.add_argument(
+        "merge", type=Path, metavar="MERGE", help="YAML file: method, models, weights (docs/merging.md)"
+    )
+    command.add_argument(
+        "output", type=Path, metavar="FOLDER", help="the folder to write; it must not exist or be empty"
+    )
+    _add_overrides(command, "change a setting of the merge: parameters.t=0.3 models.0.parameters.weight=0.7")
     text = "copy the model of a checkpoint into a plain Hugging Face folder"
     command = commands.add_parser("export", help=text, description=text)
     command.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's: its last one")
@@ -226,8 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_overrides(command: argparse.ArgumentParser) -> None:
-    text = "change a setting of the recipe: learner.lr=1e-5 name=second"
+def _add_overrides(
+    command: argparse.ArgumentParser, text: str = "change a setting of the recipe: learner.lr=1e-5 name=second"
+) -> None:
     command.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=text)
 
 

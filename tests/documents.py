@@ -82,7 +82,7 @@ def _rlvr_faults(words: list[str]) -> list[str]:
         word for word in words
         if word in ("RECIPE", "RUN", "FILE") or not PLACEHOLDER.search(word) or ("=" in word and word[0] != "[")
     ]  # fmt: skip
-    if words[0] in ("export", "replay"):  # these take folders, whatever their names
+    if words[0] in ("export", "merge", "replay"):  # these take files and folders, whatever their names
         real = words
     parser = _parser()
     parser.exit_on_error = False

@@ -22,7 +22,7 @@ ROOMS = {
     ),
     "rlvr": (
         "errors", "hosts", "control", "shipped", "hub", "dtypes", "records", "config", "plugins", "state", "problems",
-        "runlog", "engines", "rollout", "learn", "sync", "rules", "run", "doctor", "view", "commands", "api",
+        "runlog", "engines", "rollout", "learn", "sync", "rules", "run", "merge", "doctor", "view", "commands", "api",
         "__init__", "__main__",
     ),
 }  # fmt: skip

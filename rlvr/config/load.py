@@ -10,14 +10,17 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rlvr.config.base import Section
 from rlvr.config.recipe import Recipe
 from rlvr.errors import InputError
 from rlvr.shipped import find_shipped, shipped_names
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 RUN_RECIPE = "recipe.yaml"
 """The resolved recipe in a run's folder."""
@@ -99,11 +102,16 @@ def load_recipe(
         _override(data, shown_override, key, value)
     if _model_of(data)[0] != path and prepare is not None and not {"model", "model.prepare"} & {c[1] for c in changes}:
         data["model"]["prepare"] = None  # it makes the model that the recipe names, unless it is named again
+    return _validated(Recipe, data, shown)
+
+
+def _validated(model: type[SectionT], data: Mapping[str, Any], shown: str) -> SectionT:
+    """`data` as a section. Raises `RecipeError`."""
     try:
         # by way of JSON, whose strict rules are those of YAML: "4" and true are no numbers, a list is a tuple
-        return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
+        return model.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise RecipeError(f"{shown} cannot be run:\n" + "\n".join(_explain(error))) from None
+        raise RecipeError(f"{shown} cannot be run:\n" + "\n".join(_explain(error, model))) from None
 
 
 def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[str, dict[str, Any]]:
@@ -113,18 +121,37 @@ def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[str, dict[st
     if isinstance(source, Mapping):
         return "the recipe", copy.deepcopy(dict(source))
     path = locate_recipe(source)
+    data = _read_file(path, shown := f"recipe {str(path)!r}")
+    _find_template(data, path.parent)
+    return shown, data
+
+
+def _read_file(path: Path, shown: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from None
+        raise RecipeError(f"{shown} cannot be read: {error}") from None
     try:
         data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {str(path)!r} is not YAML: {error}") from None
+        raise RecipeError(f"{shown} is not YAML: {error}") from None
     if not isinstance(data, dict):
-        raise RecipeError(f"recipe {str(path)!r} must be a mapping of sections, got {type(data).__name__}")
-    _find_template(data, path.parent)
-    return f"recipe {str(path)!r}", data
+        raise RecipeError(f"{shown} must be a mapping of sections, got {type(data).__name__}")
+    return data
+
+
+def load_section(model: type[SectionT], path: Path, overrides: Sequence[str] = ()) -> SectionT:
+    """Read, override and check a YAML file that holds one section and is no recipe.
+
+    `overrides` are texts as on the command line. Raises `RecipeError` listing everything that is wrong.
+    """
+    if not path.is_file():
+        raise RecipeError(no_such_file(path))
+    data = _read_file(path, repr(str(path)))
+    for override in overrides:
+        _override(data, override, *_parse_override(override))
+    return _validated(model, data, repr(str(path)))
 
 
 def locate_recipe(path: str | Path) -> Path:
@@ -219,12 +246,13 @@ def _item(place: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _explain(error: ValidationError) -> list[str]:
-    """One line for each mistake: key, what is wrong, value, nearest right name."""
+def _explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """One line for each mistake in a `root`: key, what is wrong, value, nearest right name."""
     lines = []
     for fault in error.errors(include_url=False):
-        shown, models = _place(fault["loc"])
-        lines.append(f"  {shown or 'recipe'}: {_message(dict(fault), models, shown)}")
+        shown, models = _place(fault["loc"], root)
+        key = shown or ("recipe" if root is Recipe else "")
+        lines.append(f"  {key}{': ' if key else ''}{_message(dict(fault), models, shown)}")
     return lines
 
 
@@ -269,10 +297,10 @@ def _as_list(value: Any) -> str:
     return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=1000).strip()
 
 
-def _place(location: tuple[int | str, ...]) -> tuple[str, list[type[BaseModel]]]:
-    """The key at `location` as people write it, without the tags that pydantic puts there, and the models that may
-    stand there; for a key that does not exist, those of its section."""
-    models: list[type[BaseModel]] = [Recipe]
+def _place(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, list[type[BaseModel]]]:
+    """The key at `location` in a `root` as people write it, without the tags that pydantic puts there, and the models
+    that may stand there; for a key that does not exist, those of its section."""
+    models: list[type[BaseModel]] = [root]
     shown: list[str] = []
     for part in location:
         tagged = [model for model in models if part in _tags(model)] if len(models) > 1 else []

@@ -55,7 +55,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     from transformers import AutoConfig
 
-    folder, files = _files(folder)
+    folder, files = weight_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(folder / file, framework="pt") as stored:
@@ -68,7 +68,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def stored(manifest: Manifest, folder: str | Path) -> Iterator[tuple[str, Tensor]]:
     """The weights that the model folder itself holds, one file at a time."""
-    folder, files = _files(folder)
+    folder, files = weight_files(folder)
     for file in files:
         with safe_open(folder / file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 (not a mapping)
@@ -76,8 +76,11 @@ def stored(manifest: Manifest, folder: str | Path) -> Iterator[tuple[str, Tensor
                     yield name, weights.get_tensor(name)
 
 
-def _files(model: str | Path) -> tuple[Path, list[str]]:
-    """The model's folder and its safetensors files."""
+def weight_files(model: str | Path) -> tuple[Path, list[str]]:
+    """The model's folder and its safetensors files. A name that is no folder is looked up on the hub.
+
+    Raises `EngineError` if the folder, its config.json or a file of weights is not there.
+    """
     from huggingface_hub import snapshot_download
 
     folder = Path(model)
@@ -143,7 +146,7 @@ def staged(
     a `folder`, which other hosts may share, a killed process leaves its last file behind.
     """
     with _memory_file() if folder is None else _shared_file(folder) as (fd, path):
-        _write(fd, manifest, checked(manifest, tensors), dtype)
+        write_weights(fd, manifest, checked(manifest, tensors), dtype)
         if folder is not None:
             os.fsync(fd)  # other hosts read it
         yield path
@@ -174,8 +177,12 @@ def _memory_file() -> Iterator[tuple[int, str]]:
             yield file.fileno(), file.name
 
 
-def _write(fd: int, manifest: Manifest, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
-    """The safetensors format: 8 bytes header length, a JSON header, then the data; shapes are known, so one pass."""
+def write_weights(fd: int, manifest: Manifest, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+    """Write a stream in the safetensors format, cast to `dtype`, in one pass: the shapes are known before.
+
+    The format is 8 bytes for the header's length, a JSON header, then the data. Raises `EngineError` if there is no
+    room for it.
+    """
     header: dict[str, object] = {}
     offsets: dict[str, int] = {}
     end = 0

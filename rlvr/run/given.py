@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from rlvr.config import Recipe, RecipeError, is_run_folder, no_such_file
 from rlvr.config.algorithm import GivenTextLikelihood
+from rlvr.config.merge import MergeConfig
 from rlvr.config.problems import Benchmark, JsonLinesConfig, Source
 from rlvr.hub import may_be_hub_name
 
@@ -67,20 +68,30 @@ def _file_of(key: str, source: Source) -> Iterator[tuple[str, str]]:
         yield f"{key}.path", source.path
 
 
-def check_model_folder(name: str) -> None:
-    """Check that ``model.path`` can be loaded, as far as possible without loading it; a name on the hub passes. Raises
-    `RecipeError`."""
+def check_merge(config: MergeConfig, output: Path) -> None:
+    """What `rlvr merge` reads and where it writes. Raises `RecipeError` unless all of it is there."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise RecipeError(f"output: {output} exists already and is no empty folder; choose another folder")
+    for index, model in enumerate(config.models):
+        check_model_folder(model.model, f"models.{index}.model")
+    if config.base_model is not None:
+        check_model_folder(config.base_model, "base_model")
+
+
+def check_model_folder(name: str, key: str = "model.path") -> None:
+    """Check that the model that `key` names can be loaded, as far as possible without loading it; a name on the hub
+    passes. Raises `RecipeError`."""
     path = Path(name)
     if is_run_folder(path):
         raise RecipeError(
-            f"model.path: {name!r} is a run's folder; the model that it trained is {path / 'checkpoints/latest'}"
+            f"{key}: {name!r} is a run's folder; the model that it trained is {path / 'checkpoints/latest'}"
         )
     if path.is_dir():
-        _check_weights(path)
+        _check_weights(path, key)
     elif not may_be_hub_name(name) or holds_models(path.parent):
         near = f"; {path.parent} holds {_contents(path.parent)}" if path.parent.is_dir() else ""
         raise RecipeError(
-            f"model.path: there is no folder {str(path)!r}{near}; give a Hugging Face folder or a name on the hub"
+            f"{key}: there is no folder {str(path)!r}{near}; give a Hugging Face folder or a name on the hub"
         )
 
 
@@ -95,23 +106,21 @@ def holds_models(folder: Path) -> bool:
     return folder.name == "models" or (folder.is_dir() and any(folder.glob("*/config.json")))
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(folder: Path, key: str) -> None:
     """Raise `RecipeError` where a model's folder has no weights, or a file of them that was cut short."""
     if not (folder / "config.json").is_file():
         raise RecipeError(
-            f"model.path: {str(folder)!r} is no model that transformers can read: it has no config.json, it holds "
+            f"{key}: {str(folder)!r} is no model that transformers can read: it has no config.json, it holds "
             f"{_contents(folder)}"
         )
     files = sorted(folder.glob("*.safetensors"))
     if not files and not any(folder.glob("*.bin")):
-        raise RecipeError(
-            f"model.path: {str(folder)!r} holds a config.json and no weights: no file *.safetensors or *.bin"
-        )
+        raise RecipeError(f"{key}: {str(folder)!r} holds a config.json and no weights: no file *.safetensors or *.bin")
     for file in files:
         try:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
             raise RecipeError(
-                f"model.path: {file} cannot be read ({error}): it was cut short or damaged; copy or download it again"
+                f"{key}: {file} cannot be read ({error}): it was cut short or damaged; copy or download it again"
             ) from None
