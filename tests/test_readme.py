@@ -13,6 +13,7 @@ import yaml
 
 from rewards import BadReference, Outcome, Verdict
 from rlvr.config import load_recipe
+from rlvr.config.merge import MergeConfig
 from rlvr.config.reference import markdown
 from tests.documents import ROOT, commands, faults, fenced
 
@@ -186,7 +187,10 @@ def fragments() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "block"), fragments(), ids=lambda part: part.split("\n")[0][:40])
 def test_fragments_of_recipes_load(page: str, block: str, tmp_path: Path) -> None:
-    """A YAML block of a page is part of a recipe: the quickstart with it is a recipe that can be read."""
+    """A YAML block of a page is a whole merge, or part of a recipe: the quickstart with it is one that can be read."""
+    if "merge_method" in yaml.safe_load(block):
+        MergeConfig.model_validate(yaml.safe_load(block))
+        return
     recipe = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text(encoding="utf-8"))
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(merged(recipe, yaml.safe_load(block))))
