@@ -1,17 +1,18 @@
 """When two outputs, or two values, count as the same: the rules for the tests of programs.
 
-`stdout` checkers: ``exact`` (every byte), ``lines`` (blanks at the ends of lines and empty lines at the end do not
-count), ``tokens`` (white space does not count; numbers that are not integers may differ by a tolerance),
-``unordered_lines`` (lines as a multiset).
+`stdout` checkers: ``tokens`` (white space does not count, and numbers are compared as decimals: 3.0 is 3, those that
+are not integers may differ by a tolerance; it accepts all that LiveCodeBench does), ``exact`` (every byte), ``lines``
+(blanks at the ends of lines and empty lines at the end do not count), ``unordered_lines`` (lines as a multiset).
 """
 
 from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
-CHECKERS = ("exact", "lines", "tokens", "unordered_lines")
+CHECKERS = ("tokens", "exact", "lines", "unordered_lines")
 _NUMBER = re.compile(r"[+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,4})?\Z", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
 
@@ -40,8 +41,10 @@ def _lines(text: bytes) -> list[bytes]:
 
 def _numbers_agree(actual: str, expected: str, rel_tol: float, abs_tol: float) -> bool:
     """Two tokens as decimal numbers; an expected integer admits no tolerance."""
-    if _INTEGER.match(expected) or not (_NUMBER.match(actual) and _NUMBER.match(expected)):
+    if not (_NUMBER.match(actual) and _NUMBER.match(expected)):
         return False
+    if _INTEGER.match(expected):
+        return Decimal(actual) == Decimal(expected)
     return math.isclose(float(actual), float(expected), rel_tol=rel_tol, abs_tol=abs_tol)
 
 

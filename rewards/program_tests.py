@@ -1,4 +1,4 @@
-"""The reference of a programming problem, read and checked; and the program in a completion.
+"""The reference of a programming problem, read and checked.
 
 A reference is ``{"tests": ...}`` with one of
 
@@ -16,20 +16,17 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-import textwrap
+import sys
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.sandbox import referee
+from rewards.program_text import LANGUAGES, Wanted
+from rewards.sandbox import pytest_part, referee, test_names
 from rewards.verdict import BadReference
 
 KEYS = ("tests", "entry_point", "prompt", "checker", "language")
-LANGUAGES = {"python": ("python", "py", "python3"), "c": ("c",), "cpp": ("cpp", "c++", "cc", "cxx")}
 _NAME = re.compile(r"[A-Za-z_]\w*(\(\))?(\.[A-Za-z_]\w*)*\Z", re.ASCII)
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`~]*\Z")
-_CODE_LINE = re.compile(
-    r"(?m)^\s*(def |class |import |from \w+ import|for .*:$|while .*:$|print\(|#include|int main|\w+ = )"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +38,10 @@ class AssertTests:
     call_check: bool
     entry_point: str | None
     prompt: str
+    undecided: int
+    """How many asserts something of the tests' own decides (`test_names.decided_by_candidate`)."""
+    asked: tuple[str, ...]
+    """The names that the candidate must define."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,62 @@ def _asserts(source: str, entry_point: Any, prompt: Any) -> AssertTests:
         raise BadReference("tests define check(candidate) and never call it: give the name of the candidate's function "
                            "as entry_point, or add the call")  # fmt: skip
     prompt = "" if prompt is None else _complete_prompt(prompt)
-    return AssertTests(source, asserts, defines_check and not calls_check, entry_point, prompt)
+    known = test_names.bound_names(ast.parse(prompt)) | set(referee.TEST_MODULES.split())
+    asked = test_names.left_to_candidate(tree, known)
+    if entry_point is not None:
+        asked = {entry_point.replace("()", "").split(".")[0]}
+    decided = test_names.decided_by_candidate(tree, known, asked if entry_point is not None else set())
+    calls_check_later = defines_check and not calls_check
+    undecided = asserts - len(decided)
+    return AssertTests(source, asserts, calls_check_later, entry_point, prompt, undecided, tuple(sorted(asked)))
+
+
+def check_runnable(reference: dict[str, Any], libraries: Collection[str]) -> None:
+    """Raise `BadReference` where tests, prompt or checker could not run: by what they import, or use of pytest.
+
+    Args: libraries: what can be imported besides the standard library.
+    """
+    for key in ("tests", "prompt", "checker"):
+        source = reference.get(key)
+        if not isinstance(source, str):
+            continue
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:  # a prompt may end before its function's body
+            continue
+        for name in _imported(tree):
+            if name not in sys.stdlib_module_names and name not in libraries:
+                if key == "tests" and name in (test_names.SOLUTION, "pytest"):
+                    continue
+                raise BadReference(f"{key}: they import {name!r}, which no program has here: list it in the verifier's "
+                                   "'libraries', or leave these rows out")  # fmt: skip
+        if key == "tests":
+            _check_pytest(tree)
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    for node in test_names.imports(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        else:
+            yield (node.module or "").split(".")[0]
+
+
+def _check_pytest(tree: ast.AST) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            whole, known = ast.unparse(node.value), {"pytest": pytest_part.NAMES, "pytest.mark": pytest_part.MARKS}
+            if node.attr not in known.get(whole, (node.attr,)):
+                raise BadReference(f"tests: {whole}.{node.attr} is not among {', '.join(known[whole])}")
+
+
+def wanted_of(tests: AssertTests | StreamTests | CallTests) -> Wanted:
+    """What a program must have to be the one that is tested."""
+    if isinstance(tests, CallTests):
+        return Wanted((tests.function.replace("()", "").split(".")[0],))
+    if isinstance(tests, AssertTests):
+        return Wanted(tests.asked)
+    return Wanted(input=any(stdin.strip() for stdin, _ in tests.cases))
 
 
 def _complete_prompt(prompt: Any) -> str:
@@ -155,65 +211,3 @@ def _calls(tests: dict[str, Any]) -> CallTests:
         if not isinstance(case["args"], list) or not isinstance(case.get("kwargs", {}), dict):
             raise BadReference(f"tests.cases[{index}]: args must be a list and kwargs an object")
     return CallTests(name, cases)
-
-
-# -- the program in a completion -------------------------------------------------------------------------------------
-
-
-def extract_code(completion: str, language: str, how: str) -> str | None:
-    """The program in a completion, or None.
-
-    Only what follows the last ``</think>`` counts (thinking that never ends holds no answer). ``fenced``: the last
-    block marked with the language, else the last unmarked one; a block that is never closed runs to the end.
-    ``whole``: all of the text. ``auto``: fenced, and where there is no fence at all, the whole text.
-    """
-    before, end, text = completion.rpartition("</think>")
-    if not end and "<think>" in text:
-        return None
-    del before
-    if how == "whole":
-        return text if text.strip() else None
-    marked, unmarked, any_fence = _blocks(text, LANGUAGES[language])
-    code = marked if marked is not None else unmarked
-    if code is None and not any_fence and how == "auto":
-        code = text
-    return code if code is not None and code.strip() else None
-
-
-def _blocks(text: str, names: tuple[str, ...]) -> tuple[str | None, str | None, bool]:
-    """The last block with one of these names, the last without a name, and whether there is any block."""
-    marked = unmarked = None
-    found, fence, name, lines = False, "", "", []  # type: bool, str, str, list[str]
-
-    for line in [*text.split("\n"), None]:
-        match = _FENCE.match(line) if line is not None else None
-        closes = fence and (line is None or (match and match[1].startswith(fence) and not match[2]))
-        if closes:
-            if name in names:
-                marked = "\n".join(lines)
-            elif not name:
-                unmarked = "\n".join(lines)
-            fence = ""
-        elif fence and line is not None:
-            lines.append(line)
-        elif match:
-            found, fence, name, lines = True, match[1], match[2].lower(), []
-    return marked, unmarked, found
-
-
-def looks_like_code(text: str) -> bool:
-    """True where a line of the text begins as code does: to tell a broken program from prose."""
-    return _CODE_LINE.search(text) is not None
-
-
-def with_prompt(code: str, tests: AssertTests) -> str:
-    """The whole program: the prompt, then a completion that defines the function anew or goes on with its body."""
-    if not tests.prompt:
-        return code
-    name = re.escape((tests.entry_point or "").replace("()", "").split(".")[0])
-    if tests.entry_point is None or re.search(rf"(?m)^(async\s+def|def|class)\s+{name}\b|^{name}\s*=", code):
-        return f"{tests.prompt}\n\n{code}"
-    body = code.lstrip("\n")
-    if body and not body[0].isspace():
-        body = textwrap.indent(body, "    ")
-    return f"{tests.prompt.rstrip()}\n{body}"

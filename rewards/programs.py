@@ -20,34 +20,61 @@ IE    ERROR                  the sandbox failed: the program was not judged
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from rewards.checkers import CHECKERS, outputs_agree, values_agree
 from rewards.program_tests import (
-    LANGUAGES,
     AssertTests,
     CallTests,
     StreamTests,
-    extract_code,
-    looks_like_code,
+    check_runnable,
     read_reference,
-    with_prompt,
+    wanted_of,
 )
+from rewards.program_text import LANGUAGES, extract_code, looks_like_code, with_prompt
 from rewards.sandbox import CaseResult, Job, Limits, Sandbox, SandboxError, codec
 from rewards.sandbox.client import BACK_ENDS
 from rewards.sandbox_fusion import PATIENCE_SECONDS, RemoteSandbox, calls_of, check_tests
 from rewards.verdict import BadReference, Outcome, Verdict
 
 _COMPILERS = {
-    "c": ("main.c", ["/usr/bin/gcc", "-O2", "-o", "{program}", "{source}", "-lm"]),
-    "cpp": ("main.cpp", ["/usr/bin/g++", "-O2", "-std=c++17", "-o", "{program}", "{source}"]),
+    "c": ("main.c", [["/usr/bin/gcc", "-O2", "-o", "{program}", "{source}", "-lm"]]),
+    "cpp": (
+        "main.cpp",
+        [["/usr/bin/g++", "-O2", f"-std={standard}", "-o", "{program}", "{source}"] for standard in ("c++17", "c++20")],
+    ),
 }
+"""Language -> file name, and the commands to try, one after another."""
+PREAMBLE = """
+from string import *
+from re import *
+from datetime import *
+from collections import *
+from heapq import *
+from bisect import *
+from copy import *
+from math import *
+from random import *
+from statistics import *
+from itertools import *
+from functools import *
+from operator import *
+from io import *
+from sys import *
+from json import *
+from typing import *
+import bisect, collections, copy, datetime, functools, heapq, io, itertools, json, math, operator, random, re
+import statistics, string, sys
+sys.setrecursionlimit(50000)
+"""
+"""The imports of LiveCodeBench's harness (lcb_runner/evaluation/testing_util.py), and its recursion limit."""
 _COMPILE_LIMITS = Limits(cpu_seconds=20, wall_seconds=40, memory_mb=1024, processes=16)
 _MESSAGE_KEPT = 600
 
@@ -68,7 +95,9 @@ class ProgramVerifier:
 
     Args: cpu_seconds, wall_seconds, memory_mb, processes for each test; total_seconds for all the tests of one
     program; extract ("auto", "fenced" or "whole": `extract_code`); language ("python", "c", "cpp") unless the reference
-    says; checker for standard output, with rel_tol and abs_tol for "tokens" and for returned floats; partial_credit:
+    says; checker for standard output, with rel_tol and abs_tol for "tokens" and for returned floats (by default the
+    noise of floating point); preamble: Python whose names programs may use without importing them ("": none);
+    libraries: what they may import besides the standard library (None: numpy, where it is installed); partial_credit:
     the share of tests passed instead of all or nothing; weak: "refuse" counts a pass as wrong when the candidate's own
     objects answered for themselves (see `rewards.sandbox.referee`); min_level: the least isolation under which it
     runs; force_level, back_end: see `rewards.sandbox.Sandbox`; or back_end "sandbox_fusion" with the server's address
@@ -90,9 +119,11 @@ class ProgramVerifier:
         output_bytes: int = 4 << 20,
         extract: str = "auto",
         language: str = "python",
-        checker: str = "lines",
-        rel_tol: float = 0.0,
+        checker: str = "tokens",
+        rel_tol: float = 1e-12,
         abs_tol: float = 0.0,
+        preamble: str = PREAMBLE,
+        libraries: Sequence[str] | None = None,
         partial_credit: bool = False,
         weak: str = "accept",
         min_level: str = "full",
@@ -120,7 +151,15 @@ class ProgramVerifier:
         self.needs_seconds = total_seconds + 12.0
         self._extract, self._language, self._checker = extract, language, checker
         self._rel_tol, self._abs_tol = rel_tol, abs_tol
+        try:
+            compile(preamble, "preamble", "exec")
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"preamble: {preamble!r:.80} is not Python: {error}") from error
+        self._preamble = preamble
         self._partial_credit, self._refuse_weak = partial_credit, weak == "refuse"
+        if libraries is None:
+            libraries = ["numpy"] if importlib.util.find_spec("numpy") is not None else []
+        self._libraries = tuple(libraries)
         self._sandbox: Sandbox | RemoteSandbox
         if back_end == "sandbox_fusion":
             self._sandbox = _remote(url, min_level, force_level)
@@ -128,7 +167,13 @@ class ProgramVerifier:
         elif url is not None:
             raise ValueError(f"url: {url!r} is for back_end 'sandbox_fusion', not for {back_end!r}")
         else:
-            self._sandbox = Sandbox(self._limits, min_level=min_level, force_level=force_level, back_end=back_end)
+            self._sandbox = Sandbox(
+                self._limits,
+                min_level=min_level,
+                libraries=self._libraries,
+                force_level=force_level,
+                back_end=back_end,
+            )
 
     def warm_up(self) -> None:
         """Start the sandbox. Raises `SandboxError` where the machine does not offer `min_level`."""
@@ -140,9 +185,17 @@ class ProgramVerifier:
 
     def check_reference(self, reference: Any) -> None:
         """Raise `BadReference` if nothing could be tested by this reference."""
-        tests, language = read_reference(reference, self._language)
+        tests, language = self._read(reference)
         if isinstance(self._sandbox, RemoteSandbox):
             check_tests(tests, language)
+        if isinstance(tests, AssertTests) and not tests.undecided:
+            raise BadReference("tests: every assert is decided by functions that the tests do not define, which the "
+                               "candidate would define as it likes: define them in the tests")  # fmt: skip
+
+    def _read(self, reference: Any) -> tuple[AssertTests | StreamTests | CallTests, str]:
+        tests, language = read_reference(reference, self._language)
+        check_runnable(reference, self._libraries)
+        return tests, language
 
     def grade(self, completion: str, reference: Any) -> Verdict:
         """Run the program in a completion against the reference's tests."""
@@ -153,8 +206,8 @@ class ProgramVerifier:
         return self._grade(answer, reference, "auto")
 
     def _grade(self, completion: str, reference: Any, extract: str) -> Verdict:
-        tests, language = read_reference(reference, self._language)
-        code = extract_code(completion, language, extract)
+        tests, language = self._read(reference)
+        code = extract_code(completion, language, extract, wanted_of(tests))
         if code is None:
             return Verdict(self.lowest_score, Outcome.NO_ANSWER, {"judge": "CE", "message": "no code in the text"})
         try:
@@ -197,16 +250,17 @@ class ProgramVerifier:
             self._sandbox.begin(self._total_seconds)
         deadline = self._clock() + self._total_seconds
         if isinstance(tests, AssertTests) and is_remote:
-            whole = with_prompt(code, tests)
+            whole = with_prompt(code, tests.prompt, tests.entry_point)
             return self._judge_all([partial(self._judge_call, whole, *call) for call in calls_of(tests)], deadline)
         if isinstance(tests, AssertTests):
-            return self._judge_asserts(with_prompt(code, tests), tests)
+            return self._judge_asserts(with_prompt(code, tests.prompt, tests.entry_point), tests)
         if isinstance(tests, CallTests):
             return self._judge_all(
                 [partial(self._judge_call, code, tests.function, case) for case in tests.cases], deadline
             )
         if language == "python" or is_remote:
-            job = Job({"mode": "script", "code": code, "language": language})
+            preamble = self._preamble if language == "python" else ""
+            job = Job({"mode": "script", "code": code, "language": language, "preamble": preamble})
         else:
             compiled = self._compile(code, language)
             if isinstance(compiled, _Judgement):
@@ -265,9 +319,9 @@ class ProgramVerifier:
         return _Judgement("AC" if value == 1 else "WA", float(value), message="" if value == 1 else "says the checker")
 
     def _judge_call(self, code: str, function: str, case: dict[str, Any], limits: Limits) -> _Judgement:
-        payload = _call_payload(code, function, case["args"], case.get("kwargs", {}))
+        payload = _call_payload(code, function, case["args"], case.get("kwargs", {})) | {"preamble": self._preamble}
         result = self._sandbox.run(Job(payload), limits)
-        value = _returned(result, payload["nonce"])
+        value = _returned(result, payload["nonce"], in_place=case["expected"] is not None and "compare" not in case)
         if isinstance(value, _Judgement) and value.word in ("CE", "MLE"):
             return value
         if (broken := self._broken(result, limits)) is not None:
@@ -293,7 +347,8 @@ class ProgramVerifier:
             "link": 0,
         }
         assert isinstance(self._sandbox, Sandbox)
-        ran, judged = self._sandbox.run_linked(Job({"mode": "serve", "code": code}), Job(payload))
+        candidate = {"mode": "serve", "code": code, "preamble": self._preamble, "needed": next(iter(tests.asked), None)}
+        ran, judged = self._sandbox.run_linked(Job(candidate), Job(payload))
         findings = judged.messages[0] if judged.messages else None
         if findings is None:
             broken = self._broken(ran, self._limits) or self._broken(judged, self._limits)
@@ -345,18 +400,21 @@ class ProgramVerifier:
         return None
 
     def _compile(self, code: str, language: str) -> bytes | _Judgement:
-        file_name, command = _COMPILERS[language]
-        payload = {"mode": "compile", "code": code, "file_name": file_name, "command": command}
-        result = self._sandbox.run(Job(payload), _COMPILE_LIMITS)
-        message = result.messages[0] if result.messages else {}
-        if message.get("kind") == "program" and result.exit == 0:
-            return b"".join(bytes.fromhex(part["part"]) for part in result.messages)
-        if not message and result.exit == 127:
-            said = result.stderr.rstrip().rpartition(b"\n")[2].decode("utf-8", "replace")
-            raise SandboxError(f"the compiler {command[0]} did not start: {said}")
-        return _Judgement(
-            "CE", message=str(message.get("message", f"the compiler was ended: {result.killed or result.overflow}"))
-        )
+        file_name, commands = _COMPILERS[language]
+        refused = None
+        for command in commands:
+            payload = {"mode": "compile", "code": code, "file_name": file_name, "command": command}
+            result = self._sandbox.run(Job(payload), _COMPILE_LIMITS)
+            message = result.messages[0] if result.messages else {}
+            if message.get("kind") == "program" and result.exit == 0:
+                return b"".join(bytes.fromhex(part["part"]) for part in result.messages)
+            if not message and result.exit == 127:
+                said = result.stderr.rstrip().rpartition(b"\n")[2].decode("utf-8", "replace")
+                raise SandboxError(f"the compiler {command[0]} did not start: {said}")
+            ended = f"the compiler was ended: {result.killed or result.overflow}"
+            refused = refused or _Judgement("CE", message=str(message.get("message", ended)))
+        assert refused is not None
+        return refused
 
 
 def _remote(url: str | None, min_level: str, force_level: str | None) -> RemoteSandbox:
@@ -389,15 +447,19 @@ def _call_payload(code: str, function: str, args: list[Any], kwargs: dict[str, A
     return payload | {"nonce": secrets.token_hex(16)}
 
 
-def _returned(result: CaseResult, nonce: str) -> Any:
-    """The value that a call returned, or a `_Judgement` on why there is none."""
+def _returned(result: CaseResult, nonce: str, in_place: bool = False) -> Any:
+    """The value that a call returned, or a `_Judgement` on why there is none.
+
+    in_place: a call that returned None gives what it left in its first argument instead.
+    """
     message = result.messages[0] if result.messages else None
     if not isinstance(message, dict):
         return _Judgement("RE", message="it ended before it returned")
     kind = message.get("kind")
     if kind == "value" and message.get("nonce") == nonce:
         try:
-            return codec.decode(message.get("value"))
+            is_in_place = in_place and message.get("value") is None and "first" in message
+            return codec.decode(message["first"] if is_in_place else message.get("value"))
         except codec.Undecodable as error:
             return _Judgement("WA", message=str(error))
     text = str(message.get("message"))

@@ -107,7 +107,7 @@ class RemoteSandbox:
         except UnicodeEncodeError as error:
             return CaseResult(exit=1, messages=[{"kind": "compile_error", "message": f"the code is no text: {error}"}])
         request = {
-            "code": payload["code"],
+            "code": _with_preamble(payload),
             "stdin": job.stdin.decode("utf-8", "surrogatepass"),
             "language": payload.get("language", "python"),
             "run_timeout": limits.wall_seconds,
@@ -173,6 +173,13 @@ class RemoteSandbox:
             said = reply.get("message") if isinstance(reply, dict) else reply
             raise ValueError(f"its answer is no result of a program: {str(said)[:300]!r}")
         return reply
+
+
+def _with_preamble(payload: dict[str, Any]) -> str:
+    """The program, after its preamble unless it must begin by an import from the future."""
+    code: str = payload["code"]
+    preamble = payload.get("preamble", "")
+    return code if not preamble or "from __future__" in code else f"{preamble}\n{code}"
 
 
 def _read_reply(reply: dict[str, Any], limits: Limits) -> CaseResult:

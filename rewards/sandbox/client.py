@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from . import frames
 from .lane import Lane
+from .libraries import locate
 from .limits import Level, Limits, Report, SandboxError
 
 BACK_ENDS = ("any", "own", "bubblewrap")
@@ -67,9 +68,10 @@ class Sandbox:
             result = sandbox.run(Job({"mode": "script", "code": "print(6 * 7)"}))
 
     Args: limits for every run; min_level, below which it refuses to run ("full", "landlock", "rlimit-only");
-    import_paths: further directories that programs may import from; force_level, to try a lower level; back_end: "own",
-    "bubblewrap", or "any" of them that gives the highest level.
-    Raises `SandboxError` when the machine does not offer `min_level`, with what was tried and why it failed.
+    libraries: what programs may import besides the standard library; force_level, to try a lower level; back_end:
+    "own", "bubblewrap", or "any" of them that gives the highest level.
+    Raises `NotInstalled` for a library that is not there, and `SandboxError` when the machine does not offer
+    `min_level`, with what was tried and why it failed.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Sandbox:
         limits: Limits | None = None,
         *,
         min_level: str = "full",
-        import_paths: Sequence[str] = (),
+        libraries: Sequence[str] = (),
         force_level: str | None = None,
         back_end: str = "any",
     ) -> None:
@@ -87,7 +89,7 @@ class Sandbox:
         self._min_level = Level.named(min_level)
         self._force = Level.named(force_level) if force_level is not None else None
         self._back_end, self._bubblewrap = back_end, None  # type: str, str | None
-        self._import_paths = [os.path.abspath(path) for path in import_paths]
+        self._import_paths, self._readable = locate(libraries)
         self._lock = threading.Lock()
         self._owner = 0
         self._lanes: list[Lane] = []
@@ -189,7 +191,7 @@ class Sandbox:
     def _new_lane(self, level: Level) -> Lane:
         # what the zygote itself needs is added; the program's own limits come before the group's
         memory = (self.limits.memory_mb + self.limits.files_mb + 128) << 20
-        return Lane(level, self._bubblewrap, memory, self.limits.processes + 8, self._import_paths)
+        return Lane(level, self._bubblewrap, memory, self.limits.processes + 8, self._import_paths, self._readable)
 
     # -- running -------------------------------------------------------------------------------------------------
 

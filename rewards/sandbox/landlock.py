@@ -31,8 +31,8 @@ def _handled(version: int) -> tuple[int, int, int]:
     return rights, 3 if version >= 4 else 0, 3 if version >= 6 else 0
 
 
-def make_ruleset(version: int, readable: Iterable[str], writable: Iterable[str]) -> int:
-    """A descriptor of rules: read and execute below `readable`, anything below `writable`.
+def make_ruleset(version: int, readable: Iterable[str], listed: Iterable[str], writable: Iterable[str]) -> int:
+    """A descriptor of rules: read and execute below `readable`, names only below `listed`, anything below `writable`.
 
     No TCP (ABI 4), no signal and no abstract socket to a process outside (ABI 6). Paths that do not exist are left
     out. A rule on a mount point does not reach what is mounted there; one on the directory above it does.
@@ -42,8 +42,9 @@ def make_ruleset(version: int, readable: Iterable[str], writable: Iterable[str])
     attributes = struct.pack("QQQ", rights, tcp, scopes)[:size]
     ruleset = linux.syscall(_CREATE, attributes, size, 0, what="landlock_create_ruleset")
     read = _EXECUTE | _READ_FILE | _READ_DIR
-    for path, allowed in [(p, read) for p in readable] + [(p, rights) for p in writable]:
-        _allow(ruleset, path, allowed & rights)
+    for paths, allowed in ((readable, read), (listed, _READ_DIR), (writable, rights)):
+        for path in paths:
+            _allow(ruleset, path, allowed & rights)
     return ruleset
 
 

@@ -28,12 +28,18 @@ class Lane:
     """
 
     def __init__(
-        self, level: Level, bubblewrap: str | None, memory_bytes: int, processes: int, import_paths: list[str]
+        self,
+        level: Level,
+        bubblewrap: str | None,
+        memory_bytes: int,
+        processes: int,
+        import_paths: list[str],
+        readable: list[str],
     ) -> None:
         configuration = {
             "level": int(level),
             "bubblewrap": bubblewrap,
-            "prefixes": [sys.base_prefix, sys.base_exec_prefix, *import_paths],
+            "prefixes": [sys.base_prefix, sys.base_exec_prefix, *readable],
             "import_paths": import_paths,
             "package_root": str(_PACKAGE.parent),
             "group_memory": memory_bytes,

@@ -33,10 +33,11 @@ CHECK = "__rewards_check__"
 FAILED = "__rewards_failed__"
 DIFFERS = "__rewards_differs__"
 _TEXT_KEPT = 500
-_TEST_MODULES = (
+TEST_MODULES = (
     "math cmath random itertools functools collections string re copy operator heapq bisect statistics datetime "
     "decimal fractions json typing numbers time sys os io array struct hashlib"
 )
+"""Modules of the standard library that tests need not import."""
 
 
 class Stop(BaseException):
@@ -143,7 +144,7 @@ def run(payload: dict[str, Any], scratch: str, payload_descriptor: int) -> dict[
     """Judge the candidate at the other end of the channel; returns the referee's findings."""
     os.close(payload_descriptor)
     tree = ast.parse(payload["tests"])
-    known, asked = set(_TEST_MODULES.split()), set()
+    known, asked = set(TEST_MODULES.split()), set()
     if payload["prompt"]:
         known |= test_names.bound_names(ast.parse(payload["prompt"]))
     if payload["entry_point"] is not None:
@@ -262,7 +263,7 @@ class Scope(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name):
             raise KeyError(name)  # the interpreter goes on to the built-in names
-        value = importlib.import_module(name) if name in _TEST_MODULES.split() else self.link.name(name)
+        value = importlib.import_module(name) if name in TEST_MODULES.split() else self.link.name(name)
         self[name] = value
         return value
 

@@ -8,6 +8,7 @@ kind]}`` is the candidate's, ``{"function": id}`` the referee's.
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import sys
 import types
@@ -35,6 +36,29 @@ def resolve(module: types.ModuleType, name: str) -> Any:
     return value
 
 
+def add_names(preamble: str) -> None:
+    """Run code whose names programs may use without importing them.
+
+    They become built-in names, where Python's own go first: in the module itself, what tests ask for would be found
+    although the candidate did not write it.
+    """
+    names: dict[str, Any] = {}
+    exec(compile(preamble, "<preamble>", "exec"), names)
+    for name, value in names.items():
+        if not hasattr(builtins, name):
+            setattr(builtins, name, value)
+
+
+def _define(code: types.CodeType, module: types.ModuleType, needed: str | None) -> None:
+    """Define the module. What it does besides defining what is needed may fail: a demonstration, a missing input."""
+    try:
+        exec(code, module.__dict__)
+    except Exception:
+        first = (needed or "").replace("()", "").split(".")[0]
+        if not hasattr(module, first):
+            raise
+
+
 def describe(error: BaseException) -> dict[str, Any]:
     """What the caller is told of an exception: names and text, never the object."""
     kind = "exit" if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) else "raised"
@@ -58,20 +82,23 @@ def call(code: types.CodeType, module: types.ModuleType, payload: dict[str, Any]
     arguments = [codec.decode(form) for form in payload["args"]]
     keywords = {name: codec.decode(form) for name, form in payload["kwargs"].items()}
     try:
-        exec(code, module.__dict__)
+        _define(code, module, payload["fn"])
         value = resolve(module, payload["fn"])(*arguments, **keywords)
     except BaseException as error:
         return describe(error)
     try:
-        return {"kind": "value", "value": codec.encode(value, numpy_form), "nonce": payload["nonce"]}
+        answer = {"kind": "value", "value": codec.encode(value, numpy_form), "nonce": payload["nonce"]}
+        if value is None and arguments:  # it may have changed what it was given
+            answer["first"] = codec.encode(arguments[0], numpy_form)
+        return answer
     except BaseException as error:
         return {"kind": "opaque", "message": f"the function returned no plain data: {type(error).__name__}: {error}"}
 
 
-def serve(channel: int, code: types.CodeType, module: types.ModuleType) -> None:
-    """Define the module, then answer requests until the referee closes the channel."""
+def serve(channel: int, code: types.CodeType, module: types.ModuleType, needed: str | None) -> None:
+    """Define the module, then answer requests until the referee closes the channel. needed: see `_define`."""
     try:
-        exec(code, module.__dict__)
+        _define(code, module, needed)
         answer: dict[str, Any] = {"kind": "loaded"}
     except BaseException as error:
         answer = describe(error)

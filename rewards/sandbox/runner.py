@@ -8,6 +8,7 @@ leaves it is data about which the caller decides.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 from . import codec, frames, referee, remote
 
 CHANNEL = 3
+_LARGEST_STACK = 64 << 20
 _PROGRAM_PART = frames.LIMIT // 4
 _TEXT_KEPT = 2000
 _OWN_MODULES = [
@@ -38,6 +40,7 @@ _OWN_MODULES = [
             "jail",
             "landlock",
             "lane",
+            "libraries",
             "limits",
             "linux",
             "pytest_part",
@@ -72,6 +75,8 @@ def run(payload: dict[str, Any], scratch: str) -> int:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         frames.send(CHANNEL, {"kind": "compile_error", "message": f"{type(error).__name__}: {error}"[:_TEXT_KEPT]})
         return 1
+    remote.add_names(payload.get("preamble", ""))
+    threading.stack_size = _stack_size
     for name in _OWN_MODULES:
         sys.modules.pop(name, None)
     sys.argv[:] = [path]
@@ -88,7 +93,7 @@ def run(payload: dict[str, Any], scratch: str) -> int:
         except codec.Unencodable as error:
             frames.send(CHANNEL, {"kind": "too_long", "message": str(error)})
     else:
-        remote.serve(CHANNEL, code, module)
+        remote.serve(CHANNEL, code, module, payload.get("needed"))
     _flush()
     return 0
 
@@ -100,6 +105,11 @@ def _fresh_standard_streams() -> None:
     sys.stdout = open(1, "w", **options)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, **options)  # noqa: SIM115
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
+
+
+def _stack_size(size: int = 0) -> int:
+    """`threading.stack_size`, no larger than the program's own: what is reserved counts as memory here."""
+    return _thread.stack_size(min(size, _LARGEST_STACK))
 
 
 def _run_script(code: types.CodeType, path: str) -> int:

@@ -53,6 +53,7 @@ def main() -> None:
         module = types.ModuleType("solution")
         module.__file__ = path
         sys.modules["solution"] = module
+        remote.add_names(payload.get("preamble", ""))
         answer = remote.call(code, module, payload)
     line = memoryview(mark + b" " + codec.dumps(answer) + b"\n")
     while line:

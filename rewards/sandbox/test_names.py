@@ -47,6 +47,12 @@ def bound_names(tree: ast.AST) -> set[str]:
     return found
 
 
+def left_to_candidate(tree: ast.AST, known: set[str]) -> set[str]:
+    """The names that tests use and leave to the candidate. known: names that are defined outside `tree`."""
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    return used - bound_names(tree) - known - set(dir(builtins)) | imported_from_solution(tree)
+
+
 def decided_by_candidate(tree: ast.Module, known: set[str], asked: set[str]) -> set[ast.Assert]:
     """The asserts whose truth is what a helper of the candidate's says of the candidate's own result.
 

@@ -26,8 +26,8 @@ from .limits import Level, Limits
 
 _WARM = (
     "abc array ast bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions functools gc "
-    "heapq importlib inspect io itertools json math operator os pathlib queue random re string struct subprocess sys "
-    "textwrap threading time traceback types typing"
+    "heapq importlib inspect io itertools json math operator os pathlib queue random re statistics string struct "
+    "subprocess sys textwrap threading time traceback types typing"
 )
 DESCRIPTORS = 7
 _WRITABLE_DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
@@ -195,16 +195,19 @@ def _host(place: Place, config: dict[str, Any], layers: dict[str, str]) -> case.
     with open("/proc/self/statm") as file:
         own_memory = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     if level == Level.FULL:
-        readable = ["/"]
+        readable, listed = ["/"], []
     else:
         readable = [*jail.readable_paths(config["prefixes"]), "/dev/urandom", "/dev/random"]
+        listed = config["import_paths"]
     return case.Host(
         level=level,
         mounts=level == Level.FULL and place.bubblewrap is None,
         seccomp=seccomp_on,
         host_sockets=level < Level.FULL,
         unscoped_signals=level < Level.FULL and abi < 6,
-        ruleset=landlock.make_ruleset(abi, readable, [os.path.dirname(scratch), *_WRITABLE_DEVICES]) if abi else None,
+        ruleset=landlock.make_ruleset(abi, readable, listed, [os.path.dirname(scratch), *_WRITABLE_DEVICES])
+        if abi
+        else None,
         scratch=scratch,
         own_memory=own_memory,
     )

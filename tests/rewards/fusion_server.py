@@ -117,8 +117,8 @@ class FusionServer:
         if request.language == "python":
             result = self.sandbox.run(Job({"mode": "script", "code": request.code}, stdin), limits)
         else:
-            name, command = _COMPILERS["cpp"]
-            payload = {"mode": "compile", "code": request.code, "file_name": name, "command": command}
+            name, commands = _COMPILERS["cpp"]
+            payload = {"mode": "compile", "code": request.code, "file_name": name, "command": commands[0]}
             built = self.sandbox.run(Job(payload), Limits(cpu_seconds=20, wall_seconds=request.compile_timeout))
             message = built.messages[0]
             compiled = _told(built, str(message.get("message", "")))
