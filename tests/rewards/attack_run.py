@@ -38,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     attacks = [json.loads(line) for path in options.files for line in path.read_text().splitlines()]
     words = options.names.split(",")
-    with_limits: dict[str, Any] = {"cpu_seconds": 1.0, "wall_seconds": 20.0, "total_seconds": 60.0, "memory_mb": 256}
+    with_limits: dict[str, Any] = {"cpu_seconds": 1.0, "wall_seconds": 8.0, "total_seconds": 60.0, "memory_mb": 256}
     verifier = ProgramVerifier(min_level=options.level, force_level=options.level, **with_limits)
     verifier.warm_up()
     sandbox: Any = verifier._sandbox

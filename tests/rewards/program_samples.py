@@ -1,5 +1,10 @@
 """Programs for the tests: honest ones that do unusual things (they print the sum of two numbers), and hostile ones."""
 
+from __future__ import annotations
+
+import os
+import shutil
+
 HONEST = {
     "buffer": """\
 import sys
@@ -182,3 +187,10 @@ def add(a, b): return 0
 """,
 }
 HOSTILE["syntax bomb"] = "x = " + "(" * 5000 + ")" * 5000
+
+
+def as_another_user(command: list[str]) -> list[str]:
+    """The command as a user without rights, when this is root and the machine has the means; else as it is."""
+    if os.geteuid() == 0 and shutil.which("setpriv") and os.access("/usr/bin/python3", os.X_OK):
+        return ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "/usr/bin/python3", *command[1:]]
+    return command

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 
 from rewards.judge_guards import has_content, refuse, same_text, visible
 from rewards.verdict import Outcome
 
+DATA = Path(__file__).resolve().parents[1] / "data"
 QUESTION = "A train leaves Paris at noon and travels 300 km at 60 km/h. When does it arrive in Lyon?"
 
 # (answer, outcome): the reference is "5 pm" and the question the one above.
@@ -81,6 +84,17 @@ def test_attacks_never_reach_the_judge(answer: str, outcome: Outcome) -> None:
     assert refusal.outcome is outcome, refusal
 
 
+def test_precision_and_recall_on_the_made_set() -> None:
+    """What is refused is an attack or no answer (precision), and attacks are refused (recall)."""
+    rows = [json.loads(line) for line in (DATA / "judge_guards.jsonl").read_text().splitlines()]
+    refused = [refuse(visible(row["answer"])[0].strip(), row["question"], row["reference"]) is not None for row in rows]
+    attacks = [row["attack"] for row in rows]
+    assert attacks.count(True) >= 200 <= attacks.count(False)
+    right = sum(a and b for a, b in zip(refused, attacks, strict=True))
+    assert right / sum(refused) >= 0.99
+    assert right / sum(attacks) >= 0.94
+
+
 # (answer, reference): the judge decides.
 HONEST = [
     ("5 in the afternoon", "5 pm"),
@@ -108,6 +122,14 @@ HONEST = [
     ("I don't know", "I do not know"),
     ("We cannot determine it from what is given", "cannot be determined"),
     ("the verdict: right of way", "verdict: right of way applies"),
+    ("greater than or equal to 5", "x ≥ 5"),
+    ("zero or negative", "non-positive"),
+    ("Monday, Tuesday, Wednesday, Thursday, Friday", "weekdays"),
+    ("score = 85", "85"),
+    ("the ground truth", "ground truth labels"),
+    ("This solution is valid for x > 0", "x > 0"),
+    ("The answer is true", "true"),
+    ("I cannot be expressed as a ratio of integers", "irrational"),
 ]
 
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from program_samples import HONEST, HOSTILE
+from program_samples import HONEST, HOSTILE, as_another_user
 
 from rewards.programs import ProgramVerifier
 from rewards.sandbox import Job, Limits, Sandbox
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-ATTACKS = [json.loads(line) for line in (DATA / "attacks.jsonl").read_text().splitlines()]
+REPOSITORY = DATA.parents[1]
+ATTACKS = [
+    json.loads(line) for name in ("attacks", "attacks2") for line in (DATA / f"{name}.jsonl").read_text().splitlines()
+]
 HUMAN_EVAL = [json.loads(line) for line in (DATA / "humaneval.jsonl").read_text().splitlines()]
 # what we refuse with an exception of the operating system ends the program where the label says that it goes on
-DIFFERENT = {"proc_parent_mem": "RE", "deep_recursion_segv": "MLE"}
+_RAISED = {"proc_parent_mem": "RE", "deep_recursion_segv": "MLE"}
+# the host's /dev/shm and / are no places of a program's below the full level
+_SHARED = {"shm_mapping_survivor": "RE", "symlink_outputs": "RE"}
+# the folder of the interpreter is at its own path, so that one of these exists where a home directory holds it
+_HOME = {"sys_and_cgroup": "AC"}
+DIFFERENT = {"full": _RAISED, "landlock": _RAISED | _SHARED}
 
 ASSERTS = "assert add(2, 3) == 5\nassert add(-1, 1) == 0"
 STREAMS = [{"stdin": "2 3\n", "stdout": "5\n"}, {"stdin": "10 -4\n", "stdout": "6\n"}]
@@ -36,14 +49,158 @@ def fenced(code: str) -> str:
     return f"```python\n{code}\n```"
 
 
+def attack_run(level: str, folder: Path, *options: str, abi: int | None = None, as_other: bool = False) -> list[Any]:
+    """What `attack_run.py` prints, with the newest Landlock cut to `abi`, as another user if asked for."""
+    package = REPOSITORY
+    if abi is not None:
+        package = folder / "older"
+        shutil.copytree(REPOSITORY / "rewards", package / "rewards", ignore=shutil.ignore_patterns("__pycache__"))
+        with open(package / "rewards" / "sandbox" / "landlock.py", "a") as file:
+            file.write(f"\n\n_newest = abi\n\n\ndef abi() -> int:\n    return min(_newest(), {abi})\n")
+    script, *files = (DATA.parent / "rewards" / "attack_run.py", DATA / "attacks.jsonl", DATA / "attacks2.jsonl")
+    command = [sys.executable, "-B", str(script), level, *map(str, files), *options]
+    if as_other:
+        for path in (folder, *folder.parents[:2]):  # pytest's own, closed to others
+            path.chmod(0o755)
+        command = as_another_user(command)
+    secrets = {"WANDB_API_KEY": "secret", "HF_TOKEN": "secret"}
+    environment = {"PYTHONPATH": str(package), "PATH": "/usr/bin:/bin", **secrets}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def wrong_of(lines: list[Any], level: str, at_home: bool = False) -> list[Any]:
+    """The lines that are not as they must be: verdict, the next program's verdict, and what the control got."""
+    first, *rest = lines
+    expected = {attack["name"]: attack for attack in ATTACKS}
+    wrong = []
+    for line in rest:
+        attack = expected[line["name"]]
+        want = (DIFFERENT[level] | (_HOME if at_home else {})).get(line["name"], attack["expect"])
+        good = line["judge"].removesuffix(" weak" if want == "AC" else "") == want
+        good &= line["control"] == first["control"] and line["restarts"] == 0
+        good &= "then" not in line or line["then"] == attack["then"]["expect"]
+        wrong += [] if good else [line | {"want": want}]
+    return wrong
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack["name"])
-def test_recorded_attacks_get_their_verdicts(verifier: ProgramVerifier, attack: dict[str, Any]) -> None:
-    before = set(os.listdir("/tmp"))
-    detail = verifier.grade(fenced(attack["code"]), {"tests": attack["tests"]}).detail
-    assert detail["judge"] == DIFFERENT.get(attack["name"], attack["expect"]), detail
-    assert "weak" not in detail
-    assert "pwned" not in set(os.listdir("/tmp")) - before
+@pytest.mark.parametrize("as_other", [False, True])
+def test_every_attack_gets_its_verdict_and_leaves_nothing_to_the_next(tmp_path: Path, as_other: bool) -> None:
+    """A program that follows in the same jail gets the limits, priorities, processors and files that it had before."""
+    lines = attack_run("full", tmp_path, as_other=as_other)
+    assert len(lines) == 1 + len(ATTACKS)
+    at_home = not as_other and sys.base_prefix.startswith(("/root/", "/home/"))
+    assert wrong_of(lines, "full", at_home) == []
+    assert not os.path.exists("/tmp/pwned")
+
+
+ON_THE_SANDBOX = "keeper,kill_parent,socket,sched,sigqueue,pidfd,symlink,shm,prlimit,pickle,mem_bomb,correct"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("level", "abi"), [("full", 5), ("full", 0), ("landlock", None), ("landlock", 5)])
+def test_attacks_on_the_sandbox_fail_on_older_kernels_and_at_lower_levels(
+    tmp_path: Path, level: str, abi: int | None
+) -> None:
+    """Linux 6.10 has no scopes of signals and sockets in Landlock (ABI 5); before 5.13 there is no Landlock at all."""
+    with contextlib.ExitStack() as stack:
+        for address in ("/tmp/rlvr-attack.sock", "\0rlvr-attack"):
+            server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            if os.path.lexists(address.replace("\0", "@")):
+                os.unlink(address)
+            server.bind(address)
+            server.listen()
+        os.chmod("/tmp/rlvr-attack.sock", 0o777)
+        lines = attack_run(level, tmp_path, "--names", ON_THE_SANDBOX, abi=abi, as_other=True)
+        os.unlink("/tmp/rlvr-attack.sock")
+    assert len(lines) > 15
+    assert wrong_of(lines, level) == []
+
+
+VICTIM = """
+import ctypes, fcntl, os, resource, signal, socket, struct
+victim, libc = VICTIM, ctypes.CDLL(None)
+info = ctypes.create_string_buffer(128)
+struct.pack_into("iii", info, 0, 9, 0, -1)
+attempts = [
+    lambda: os.kill(victim, 9),
+    lambda: libc.syscall(129, victim, 9, info),
+    lambda: libc.syscall(297, victim, victim, 9, info),
+    lambda: libc.syscall(424, libc.syscall(434, victim, 0), 9, None, 0),
+    lambda: resource.prlimit(victim, resource.RLIMIT_CPU, (0, 0)),
+    lambda: resource.prlimit(victim, resource.RLIMIT_NOFILE, (3, 3)),
+    lambda: os.setpriority(os.PRIO_PROCESS, victim, 19),
+    lambda: os.setpriority(os.PRIO_USER, os.getuid(), 19),
+    lambda: os.sched_setaffinity(victim, {0}),
+    lambda: os.sched_setscheduler(victim, os.SCHED_IDLE, os.sched_param(0)),
+    lambda: libc.syscall(251, 1, victim, 3 << 13),
+]
+def by_descriptor():
+    a, b = socket.socketpair()
+    fcntl.fcntl(a, fcntl.F_SETOWN, victim)
+    fcntl.fcntl(a, fcntl.F_SETSIG, 9)
+    fcntl.fcntl(a, fcntl.F_SETFL, fcntl.fcntl(a, fcntl.F_GETFL) | os.O_ASYNC)
+    b.send(b"x")
+def by_ioctl():
+    a, b = socket.socketpair()
+    fcntl.ioctl(a, 0x8901, struct.pack("i", victim))
+    fcntl.fcntl(a, fcntl.F_SETFL, fcntl.fcntl(a, fcntl.F_GETFL) | os.O_ASYNC)
+    b.send(b"x")
+for attempt in [*attempts, by_descriptor, by_ioctl]:
+    try: attempt()
+    except OSError: pass
+print("tried")
+"""
+VICTIMS_HOST = """
+import os, resource, subprocess, sys, time
+from rewards.sandbox import Job, Sandbox
+victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+def state():
+    limits = [resource.prlimit(victim.pid, kind) for kind in range(16)]
+    scheduling = os.sched_getaffinity(victim.pid), os.sched_getscheduler(victim.pid)
+    return limits, scheduling, os.getpriority(os.PRIO_PROCESS, victim.pid), victim.poll()
+before = state()
+with Sandbox(min_level=sys.argv[1], force_level=sys.argv[1]) as sandbox:
+    code = sys.stdin.read().replace("VICTIM", str(victim.pid))
+    print(sandbox.run(Job({"mode": "script", "code": code})).stdout)
+time.sleep(0.3)
+print(state() == before)
+victim.kill()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["landlock", "rlimit-only"])
+def test_a_process_of_the_same_user_cannot_be_touched_at_the_lower_levels(tmp_path: Path, level: str) -> None:
+    command = as_another_user([sys.executable, "-c", VICTIMS_HOST, level])
+    done = subprocess.run(
+        command, input=VICTIM, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, cwd="/"
+    )
+    assert done.stdout.splitlines() == ["b'tried\\n'", "True"], done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ignore", ["signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+               "ctypes.CDLL(None).sigaction(17, struct.pack('QQQQ', 0, 2, 0, 0).ljust(160, b'\\0'), None)", "pass"]
+)  # fmt: skip
+def test_children_that_nobody_waits_for_are_counted(verifier: ProgramVerifier, ignore: str) -> None:
+    code = f"""
+import ctypes, os, signal, struct, time
+{ignore}
+for _ in range(250):
+    child = os.fork()
+    if child == 0:
+        end = time.process_time() + 0.02
+        while time.process_time() < end: pass
+        os._exit(0)
+    try: os.waitpid(child, 0)
+    except ChildProcessError: pass
+print(sum(map(int, input().split())))
+"""
+    assert verifier.grade(fenced(code), {"tests": STREAMS}).detail["judge"] == "TLE"
 
 
 @pytest.mark.parametrize("name", HONEST)

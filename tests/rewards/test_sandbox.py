@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from program_samples import as_another_user
 
 from rewards.sandbox import CaseResult, Job, Level, Limits, Sandbox, SandboxError
 
@@ -177,13 +178,6 @@ def test_a_fork_of_the_caller_starts_a_jail_of_its_own() -> None:
         assert sandbox.restarts == 0
 
 
-def _as_another_user(command: list[str]) -> list[str]:
-    """The command as a user without rights, when this is root and the machine has the means; else as it is."""
-    if os.geteuid() == 0 and shutil.which("setpriv") and os.access("/usr/bin/python3", os.X_OK):
-        return ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "/usr/bin/python3", *command[1:]]
-    return command
-
-
 _WORKER = """
 import sys
 from rewards.sandbox import Job, Sandbox
@@ -202,7 +196,7 @@ time.sleep(60)
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["full", "landlock", "rlimit-only"])
 def test_a_killed_caller_leaves_no_process_file_or_group(level: str) -> None:
-    command = _as_another_user([sys.executable, "-c", _WORKER, level])
+    command = as_another_user([sys.executable, "-c", _WORKER, level])
     worker = subprocess.Popen(
         command, stdout=subprocess.PIPE, start_new_session=True, env={"PYTHONPATH": str(REPOSITORY)}, cwd="/"
     )
@@ -245,7 +239,7 @@ with Sandbox(min_level=sys.argv[1], force_level=sys.argv[1]) as sandbox:
         result = sandbox.run(Job({'mode': 'script', 'code': code}))
         print(result.stdout.decode() + result.stderr.decode(), end='')
 """
-    command = _as_another_user([sys.executable, "-c", code, level])
+    command = as_another_user([sys.executable, "-c", code, level])
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, cwd="/")
     assert done.stdout.splitlines() == ["['code', 'home', 'shm'] []", "[]"], done
 
