@@ -160,7 +160,7 @@ def _allow_all_but(index: int, values: tuple[int, ...]) -> bytes:
 def build_filter(only_signal: int | None = None, host_sockets: bool = False) -> bytes:
     """The BPF program for this machine.
 
-    Args: only_signal: the one process that kill and its kin may reach, None for no bound; host_sockets: True where the
+    Args: only_signal: the one process that kill and its kin may reach, None for all but process 1; host_sockets: True where the
     program shares its file system or network with the host, so that an address could name a socket of the host's: then
     only pairs of sockets are connected.
     """
@@ -199,9 +199,11 @@ def build_filter(only_signal: int | None = None, host_sockets: bool = False) -> 
         allow,  # another signal, or a call that only asks
         _refuse(0),
     )
-    if only_signal is not None:
-        for numbers in _KILLS:
+    for numbers in _KILLS:
+        if only_signal is not None:
             program += _when_call(numbers[column], _allow_only(0, (only_signal,)), allow)
+        else:
+            program += _when_call(numbers[column], _allow_all_but(0, (1,)))
     denied = [number for numbers in _DENIED.values() if (number := numbers[column]) is not None]
     for index, number in enumerate(denied):  # all jump to the one refusal at the end
         program += _op(_JUMP_EQUAL, number, len(denied) - index, 0)
