@@ -34,6 +34,31 @@ def readable_paths(prefixes: list[str]) -> list[str]:
     return found
 
 
+def new_places(prefixes: list[str]) -> dict[str, str]:
+    """Where the jail has what is outside the system's own directories: a path of the host would tell its users' names.
+
+    Returns: path on the host -> path in the jail, for each such path and for the directory above it. Empty where the
+    interpreter is told to look for libraries at their paths on the host.
+    """
+    moved: dict[str, str] = {}
+    if "LD_LIBRARY_PATH" in os.environ:
+        return moved
+    for path in readable_paths(prefixes):
+        if path not in _SYSTEM:
+            above, name = os.path.split(path)
+            moved.setdefault(above, f"/python/{len(moved)}")
+            moved[path] = f"{moved[above]}/{name}"
+    return moved
+
+
+def moved_path(path: str, moved: dict[str, str]) -> str:
+    """A path of the host as the jail has it."""
+    for old in sorted(moved, key=len, reverse=True):
+        if path == old or path.startswith(old + "/"):
+            return moved[old] + path[len(old) :]
+    return path
+
+
 def unique_user() -> int:
     """A user id that no account has: so that limits counted by user count this sandbox alone."""
     return _FIRST_USER + os.getpid()
@@ -52,7 +77,7 @@ def enter(prefixes: list[str]) -> None:
     Root builds the jail's file system as root and then becomes a user without account; anybody else builds it inside
     a user namespace. Raises `OSError` where the kernel does not allow it.
     """
-    paths = readable_paths(prefixes)
+    paths = {path: moved_path(path, new_places(prefixes)) for path in readable_paths(prefixes)}
     if os.geteuid() == 0:
         linux.unshare(linux.CLONE_NEWNS)
         _build_root(paths)
@@ -72,17 +97,18 @@ def _unshare_with_map() -> None:
             file.write(line)
 
 
-def _build_root(paths: list[str]) -> None:
+def _build_root(paths: dict[str, str]) -> None:
+    """Build and enter a root that has these paths of the host, each at its place, and a few devices."""
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    sources = {path: os.open(path, os.O_PATH) for path in paths if not os.path.islink(path)}
+    links = [path for path in paths if path in _SYSTEM and os.path.islink(path)]
+    sources = {path: os.open(path, os.O_PATH) for path in paths if path not in links}
     sources |= {path: os.open(path, os.O_PATH) for path in ["/proc", *(f"/dev/{name}" for name in _DEVICES)]}
     base = "/tmp"
     linux.mount("tmpfs", base, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=1m")
-    for path in paths:
-        if os.path.islink(path):
-            os.symlink(os.readlink(path), base + path)
+    for path in links:
+        os.symlink(os.readlink(path), base + path)
     for path, descriptor in sources.items():
-        target = base + path
+        target = base + paths.get(path, path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             os.makedirs(target, exist_ok=True)

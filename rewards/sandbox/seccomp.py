@@ -160,9 +160,9 @@ def _allow_all_but(index: int, values: tuple[int, ...]) -> bytes:
 def build_filter(only_signal: int | None = None, host_sockets: bool = False) -> bytes:
     """The BPF program for this machine.
 
-    Args: only_signal: the one process that kill and its kin may reach, None for all but process 1; host_sockets: True where the
-    program shares its file system or network with the host, so that an address could name a socket of the host's: then
-    only pairs of sockets are connected.
+    Args: only_signal: the one process that kill and its kin may reach, None for all but process 1; host_sockets: True
+    where the program shares its file system or network with the host, so that an address could name a socket of the
+    host's: then only pairs of sockets are connected.
     """
     column = linux.machine()
     allow = _op(_RETURN, _ALLOW)

@@ -152,6 +152,7 @@ def _zygote(control: socket.socket, config: dict[str, Any], place: Place, parent
         elif place.level == Level.FULL:
             socket.sethostname("sandbox")
             _mount_proc()
+            _relocate(jail.new_places(config["prefixes"]))
             layers["namespaces"] = "user pid mount net ipc uts cgroup"
         else:
             linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
@@ -162,7 +163,9 @@ def _zygote(control: socket.socket, config: dict[str, Any], place: Place, parent
     except OSError as error:
         control.send(json.dumps({"error": str(error)}).encode())
         os._exit(1)
-    sys.path[:] = [path for path in sys.path if path != config["package_root"]] + config["import_paths"]
+    places = jail.new_places(config["prefixes"]) if place.level == Level.FULL and place.bubblewrap is None else {}
+    sys.path[:] = [path for path in sys.path if path != jail.moved_path(config["package_root"], places)]
+    sys.path += [jail.moved_path(path, places) for path in config["import_paths"]]
     home = f"{host.scratch}/home"
     tempfile.tempdir = None  # chosen anew, by the program's own environment
     os.environ.clear()
@@ -172,6 +175,23 @@ def _zygote(control: socket.socket, config: dict[str, Any], place: Place, parent
     gc.freeze()
     gc.disable()
     _serve(control, host)
+
+
+def _relocate(places: dict[str, str]) -> None:
+    """Tell the interpreter where its files are in the jail."""
+    for name in ("prefix", "exec_prefix", "base_prefix", "base_exec_prefix", "executable", "_base_executable"):
+        setattr(sys, name, jail.moved_path(getattr(sys, name), places))
+    sys.path[:] = [jail.moved_path(path, places) for path in sys.path]
+    sys.path_importer_cache.clear()
+    for module in list(sys.modules.values()):
+        spec = getattr(module, "__spec__", None)
+        for owner, name in ((module, "__file__"), (spec, "origin"), (getattr(spec, "loader", None), "path")):
+            path = getattr(owner, name, None)
+            if isinstance(path, str) and not isinstance(owner, type):
+                setattr(owner, name, jail.moved_path(path, places))
+        search = getattr(module, "__path__", None)
+        if isinstance(search, list):
+            search[:] = [jail.moved_path(path, places) for path in search]
 
 
 def _mount_proc() -> None:

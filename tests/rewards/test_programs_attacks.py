@@ -29,8 +29,6 @@ HUMAN_EVAL = [json.loads(line) for line in (DATA / "humaneval.jsonl").read_text(
 _RAISED = {"proc_parent_mem": "RE", "deep_recursion_segv": "MLE"}
 # the host's /dev/shm and / are no places of a program's below the full level
 _SHARED = {"shm_mapping_survivor": "RE", "symlink_outputs": "RE"}
-# the folder of the interpreter is at its own path, so that one of these exists where a home directory holds it
-_HOME = {"sys_and_cgroup": "AC"}
 DIFFERENT = {"full": _RAISED, "landlock": _RAISED | _SHARED}
 
 ASSERTS = "assert add(2, 3) == 5\nassert add(-1, 1) == 0"
@@ -70,14 +68,14 @@ def attack_run(level: str, folder: Path, *options: str, abi: int | None = None, 
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def wrong_of(lines: list[Any], level: str, at_home: bool = False) -> list[Any]:
+def wrong_of(lines: list[Any], level: str) -> list[Any]:
     """The lines that are not as they must be: verdict, the next program's verdict, and what the control got."""
     first, *rest = lines
     expected = {attack["name"]: attack for attack in ATTACKS}
     wrong = []
     for line in rest:
         attack = expected[line["name"]]
-        want = (DIFFERENT[level] | (_HOME if at_home else {})).get(line["name"], attack["expect"])
+        want = DIFFERENT[level].get(line["name"], attack["expect"])
         good = line["judge"].removesuffix(" weak" if want == "AC" else "") == want
         good &= line["control"] == first["control"] and line["restarts"] == 0
         good &= "then" not in line or line["then"] == attack["then"]["expect"]
@@ -91,8 +89,7 @@ def test_every_attack_gets_its_verdict_and_leaves_nothing_to_the_next(tmp_path: 
     """A program that follows in the same jail gets the limits, priorities, processors and files that it had before."""
     lines = attack_run("full", tmp_path, as_other=as_other)
     assert len(lines) == 1 + len(ATTACKS)
-    at_home = not as_other and sys.base_prefix.startswith(("/root/", "/home/"))
-    assert wrong_of(lines, "full", at_home) == []
+    assert wrong_of(lines, "full") == []
     assert not os.path.exists("/tmp/pwned")
 
 

@@ -87,6 +87,16 @@ print([l.split()[1] for l in open('/proc/self/status') if l.startswith(('CapEff'
     assert lines[5] == "['0000000000000000', '0000000000000000']"
 
 
+def test_the_interpreter_is_found_where_its_path_on_the_host_says_nothing(sandbox: Sandbox) -> None:
+    code = """
+import inspect, json, os, subprocess, sys, xml.etree.ElementTree
+again = subprocess.run([sys.executable, "-c", "import json, sys; print(sys.prefix)"], capture_output=True, text=True)
+print(again.stdout.strip() == sys.prefix, os.path.exists(xml.__file__), "def dumps" in inspect.getsource(json.dumps))
+print([path for path in sys.path if path.startswith(("/root", "/home"))], sys.prefix.startswith(("/usr", "/python")))
+"""
+    assert script(sandbox, code).stdout == b"True True True\n[] True\n"
+
+
 def test_each_case_starts_with_an_empty_file_system(sandbox: Sandbox) -> None:
     write = "import os\nfor p in ('a', '/tmp/b', '/dev/shm/c'): open(p, 'w').write('x')\nprint('written')"
     look = "import os\nprint(os.listdir('.'), sorted(os.listdir('/tmp')), os.listdir('/dev/shm'))"
