@@ -13,8 +13,10 @@ import contextlib
 import fcntl
 import gc
 import json
+import math
 import os
 import resource
+import secrets
 import select
 import signal
 import time
@@ -33,6 +35,8 @@ _SOCKET_BYTES = 416 << 10
 """The most that may lie in one socket: twice Linux's default of net.core.wmem_max."""
 PAYLOAD, READY = 4, 5
 """Descriptors in the untrusted process, after 0, 1, 2 and the channel, 3; gone when foreign code runs."""
+CLEANING_SECONDS = 1.0
+"""How long the keeper of the next case may remove what former ones left; what remains is removed later."""
 _SCRATCH_FLAGS = linux.MS_NOSUID | linux.MS_NODEV
 
 
@@ -118,16 +122,34 @@ def _drop_scratch(host: Host) -> None:
     if host.mounts:
         linux.unmount(host.scratch)
         return
-    empty_directory(os.path.dirname(host.scratch))  # the program may write there too
+    box = os.path.dirname(host.scratch)  # the program may write there too
+    if host.level == Level.FULL:  # bubblewrap's jail: in memory
+        empty_directory(box)
+        return
+    for name in os.listdir(box):
+        path = f"{box}/{name}"
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.chmod(path, 0o700)  # else it could not be moved
+        os.rename(path, f"{trash_of(host.scratch)}/{secrets.token_hex(16)}")
+    empty_directory(trash_of(host.scratch), CLEANING_SECONDS)
 
 
-def empty_directory(path: str) -> None:
-    """Remove all that is in a directory, however deep: it goes down and up by one descriptor, and never by a path."""
+def trash_of(scratch: str) -> str:
+    """Where the files of former cases wait to be removed, below the full level."""
+    return f"{os.path.dirname(os.path.dirname(scratch))}/trash"
+
+
+def empty_directory(path: str, seconds: float = math.inf) -> None:
+    """Remove all that is in a directory, however deep: it goes down and up by one descriptor, and never by a path.
+
+    After so many seconds the rest is left: some file systems need milliseconds for each directory.
+    """
+    end = time.monotonic() + seconds
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     here = os.open(path, flags)
     left = [_remove_files(here)]  # of each directory from `path` down to here: the directories in it
     try:
-        while left[-1] or len(left) > 1:
+        while (left[-1] or len(left) > 1) and time.monotonic() < end:
             if left[-1]:
                 there = os.open(left[-1][-1], flags, dir_fd=here)
                 left.append(_remove_files(there))

@@ -55,7 +55,11 @@ def main(control_descriptor: int) -> NoReturn:
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     group = cgroup.ControlGroup(config["group_memory"], config["group_processes"])
     base = tempfile.mkdtemp(prefix=cgroup.PREFIX) if level != Level.FULL else None
-    place = Place(level, config["bubblewrap"], jail.SCRATCH if base is None else f"{base}/case", group.layers)
+    scratch = jail.SCRATCH if base is None else f"{base}/box/case"
+    if base is not None:
+        os.mkdir(os.path.dirname(scratch), 0o700)
+        os.mkdir(case.trash_of(scratch), 0o700)
+    place = Place(level, config["bubblewrap"], scratch, group.layers)
     go_read, go_write = os.pipe()
     intermediate = os.fork()
     if intermediate == 0:
@@ -72,10 +76,18 @@ def main(control_descriptor: int) -> NoReturn:
     _end_everything(intermediate)
     group.remove()
     if base is not None:
-        with contextlib.suppress(OSError):
-            case.empty_directory(base)
-            os.rmdir(base)
+        _remove(base)
     os._exit(0)
+
+
+def _remove(base: str) -> None:
+    """Remove the directory of the cases: at once, or by a process that outlives this one."""
+    with contextlib.suppress(OSError):
+        case.empty_directory(base, case.CLEANING_SECONDS)
+        if os.listdir(base) and os.fork() != 0:
+            return
+        case.empty_directory(base)
+        os.rmdir(base)
 
 
 def _end_everything(intermediate: int) -> None:
@@ -105,7 +117,9 @@ def _intermediate(control: socket.socket, config: dict[str, Any], place: Place) 
             jail.enter(config["prefixes"])
         elif os.geteuid() == 0:
             user = jail.unique_user()
-            os.chown(os.path.dirname(place.scratch), user, user)
+            for path in (os.path.dirname(place.scratch), case.trash_of(place.scratch)):
+                os.chown(path, user, user)
+            os.chmod(os.path.dirname(os.path.dirname(place.scratch)), 0o711)
             jail.become_user(user)
         _die_with(parent)
         own = os.pidfd_open(os.getpid())

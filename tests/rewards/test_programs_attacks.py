@@ -93,7 +93,9 @@ def test_every_attack_gets_its_verdict_and_leaves_nothing_to_the_next(tmp_path: 
     assert not os.path.exists("/tmp/pwned")
 
 
-ON_THE_SANDBOX = "keeper,kill_parent,socket,sched,sigqueue,pidfd,symlink,shm,prlimit,pickle,mem_bomb,correct"
+ON_THE_SANDBOX = (
+    "deep_directories,keeper,kill_parent,socket,sched,sigqueue,pidfd,symlink,shm,prlimit,pickle,mem_bomb,correct"
+)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from program_samples import as_another_user
 
-from rewards.sandbox import CaseResult, Job, Level, Limits, Sandbox, SandboxError
+from rewards.sandbox import CaseResult, Job, Level, Limits, Sandbox, SandboxError, case
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHORT = Limits(cpu_seconds=1.0, wall_seconds=20.0, memory_mb=256)  # the machine may be busy
@@ -252,6 +252,23 @@ with Sandbox(min_level=sys.argv[1], force_level=sys.argv[1]) as sandbox:
     command = as_another_user([sys.executable, "-c", code, level])
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, cwd="/")
     assert done.stdout.splitlines() == ["['code', 'home', 'shm'] []", "[]"], done
+
+
+def test_a_directory_is_emptied_however_deep_and_no_longer_than_allowed(tmp_path: Path) -> None:
+    here = os.getcwd()
+    (tmp_path / "wide" / "closed").mkdir(parents=True)
+    (tmp_path / "wide" / "link").symlink_to("/usr")
+    (tmp_path / "wide" / "closed").chmod(0)
+    os.chdir(tmp_path)
+    for _ in range(1500):  # its path is longer than a path may be
+        os.mkdir("deep")
+        os.chdir("deep")
+    os.chdir(here)
+    case.empty_directory(str(tmp_path), seconds=0.0)
+    assert (tmp_path / "deep").exists()
+    case.empty_directory(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert os.path.exists("/usr/bin")
 
 
 def test_bubblewrap_is_a_second_way_or_is_refused_by_name() -> None:
