@@ -66,6 +66,8 @@ def judge(verifier: ProgramVerifier, program: dict[str, Any]) -> str:
         detail = verifier.grade(f"```{language}\n{program['code']}\n```", reference).detail
     except BadReference as error:
         return f"BAD_REFERENCE {error}"
+    if detail["judge"] == "IE":
+        return f"IE {detail['reason']}"
     return str(detail["judge"]) + (" weak" if "weak" in detail else "")
 
 
