@@ -130,8 +130,8 @@ class RewardTerm(Section):
 class EvalSet(Section):
     """A set of problems on which the policy is measured and never trained."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    """Names the metrics ``eval/NAME/...``."""
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+    """Names the metrics ``eval/NAME/...`` and the folder ``evaluations/NAME`` of its completions."""
     source: Source
     samples: PositiveInt = 1
     """Completions to each problem; pass@k needs at least k."""

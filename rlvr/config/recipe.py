@@ -189,7 +189,7 @@ class RunConfig(Section):
     project: str = "rlvr"
     """The trackers' project name."""
     log_rollouts: bool = True
-    """Write every rollout to rollouts.jsonl."""
+    """Write every rollout to rollouts.jsonl, and those of evaluations to evaluations/NAME/rollouts.jsonl."""
     log_token_groups: NonNegativeInt = 2
     """Of how many groups a step rollouts.jsonl holds the tokens too, with the log-probabilities of engine and learner:
     about 25 bytes a token. Groups that are trained go first."""

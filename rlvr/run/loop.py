@@ -238,7 +238,9 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.coordinator is not None:
         for eval_set, problems in run.coordinator.data.eval_sets:
             run.coordinator.log.phase(f"eval {eval_set.name}")
-            metrics |= run.coordinator.rollouts.evaluate(eval_set, problems)[0]
+            numbers, groups = run.coordinator.rollouts.evaluate(eval_set, problems)
+            metrics |= numbers
+            run.coordinator.log.evaluation(run.done, eval_set.name, groups, run.coordinator.prompts_of(groups))
     return metrics
 
 

@@ -1,15 +1,16 @@
-"""The log of a run: its folder, two JSON-lines files, the console, and accelerate's trackers.
+"""The log of a run: its folder, its JSON-lines files, the console, and accelerate's trackers.
 
     OUTPUT/NAME/
         recipe.yaml       the resolved recipe
         metrics.jsonl     one object a step; `rlvr.runlog.glossary` says what each key means
         rollouts.jsonl    one object a rollout, as `rollout_record` makes it
+        evaluations/      NAME/rollouts.jsonl: the completions of eval set NAME, as `rlvr view` shows them
         end.json          how the run ended, once it has
         run_id            names the run to trackers, so that a resumed run goes on in the same place
         checkpoints/      see `rlvr.state.checkpoint`
 
-Both files are append-only, always hold whole lines, and are truncated to the checkpoint on resume, so that they have
-neither gaps nor duplicates. Only the main process writes.
+The JSON-lines files are append-only, always hold whole lines, and are truncated to the checkpoint on resume, so that
+they have neither gaps nor duplicates. Only the main process writes.
 """
 
 from __future__ import annotations
@@ -76,6 +77,9 @@ class RunLog:
             self._lock = _take_lock(folder / ".lock")
             self._metrics = JsonLines(folder / "metrics.jsonl")
             self._rollouts = JsonLines(folder / "rollouts.jsonl")
+            self._evaluations = {
+                path.parent.name: JsonLines(path) for path in folder.glob("evaluations/*/rollouts.jsonl")
+            }
         except OSError as error:
             raise RunLogError(f"run.output: the run's folder {folder} cannot be written: {error}") from error
         for file in (self._metrics, self._rollouts):
@@ -94,7 +98,7 @@ class RunLog:
         Lines of later steps are removed: the run will write them again. Raises `RunLogError` if a tracker refuses.
         """
         after = -1 if done is None else done
-        for file in (self._metrics, self._rollouts):
+        for file in (self._metrics, self._rollouts, *self._evaluations.values()):
             try:
                 removed, unreadable = file.truncate_after(after)
             except OSError as error:
@@ -161,6 +165,26 @@ class RunLog:
                 records.append(record | (token_record(rollout, kept) if index in token_groups else {}))
         self._guarded(lambda: self._rollouts.append(records))
 
+    def evaluation(self, step: int, name: str, groups: Sequence[RolloutGroup], prompts_P: Sequence[str]) -> None:
+        """Log the completions of eval set `name` after a step, greedy ones as sample -1; nothing under
+        ``run.log_rollouts: false``."""
+        if not self._recipe.run.log_rollouts:
+            return
+        records = [
+            rollout_record(step, index, group, rollout, prompt, None)
+            for index, (group, prompt) in enumerate(zip(groups, prompts_P, strict=True))
+            for rollout in [*group.rollouts, *([group.greedy] if group.greedy is not None else [])]
+        ]
+
+        def write() -> None:
+            if name not in self._evaluations:
+                path = self.folder / "evaluations" / name / "rollouts.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._evaluations[name] = JsonLines(path)
+            self._evaluations[name].append(records)
+
+        self._guarded(write)
+
     def warn(self, name: str, message: str) -> None:
         """Print a warning the first time, count it every time: ``warnings/NAME`` in the metrics."""
         self._warnings[name] = self._warnings.get(name, 0) + 1
@@ -182,7 +206,8 @@ class RunLog:
     def sync(self) -> None:
         """Put all lines on the disk itself; call it before a checkpoint says that their steps are done."""
         self._guarded(self._metrics.sync)
-        self._guarded(self._rollouts.sync)
+        for file in (self._rollouts, *self._evaluations.values()):
+            self._guarded(file.sync)
 
     def end(self, step: int, error: BaseException | None) -> None:
         """Write down after which step the run ended, and by which error, if by one; for `rlvr doctor`."""
@@ -201,6 +226,8 @@ class RunLog:
         self._display.__exit__(None, None, None)
         self._metrics.close()
         self._rollouts.close()
+        for file in self._evaluations.values():
+            file.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

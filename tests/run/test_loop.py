@@ -6,6 +6,7 @@ uninterrupted run of this process: weights to the last bit, metrics number for n
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -22,6 +23,7 @@ from rlvr.run import loop
 from rlvr.run.build import build
 from rlvr.runlog.run_log import read_metrics
 from rlvr.state import checkpoint
+from rlvr.view.runs import Run as ViewedRun
 from tests.runs import (
     Workspace,
     assert_same_weights,
@@ -100,11 +102,19 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_tied: Path) -> 
     return work
 
 
+def evaluation(work: Workspace) -> list[dict[str, Any]]:
+    """The completions of the eval set, without times; none where the recipe has no eval set."""
+    path = work.results() / "evaluations/held_out/rollouts.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{key: value for key, value in json.loads(line).items() if key != "grade_seconds"} for line in lines]
+
+
 def assert_same_run(ours: Workspace, theirs: Workspace) -> None:
     """Weights, metrics and rollouts, times aside."""
     for one, other in zip(ours.metrics(), theirs.metrics(), strict=True):
         assert {key for key in one | other if one.get(key) != other.get(key)} == set(), f"step {one['step']}"
     assert ours.rollouts() == theirs.rollouts()
+    assert evaluation(ours) == evaluation(theirs)
     assert_same_weights(ours.weights(), theirs.weights())
 
 
@@ -117,6 +127,11 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Workspace) -> None:
     assert load_recipe(folder / "recipe.yaml").run.steps == 4
     evaluated = [line["step"] for line in read_metrics(folder) if "eval/held_out/pass@2" in line]
     assert evaluated == [0, 3, 4]
+    answers = evaluation(uninterrupted)
+    assert [line["step"] for line in answers] == [step for step in (0, 3, 4) for _ in range(len(answers) // 3)]
+    shown = ViewedRun(folder / "evaluations/held_out", "held_out")
+    shown.index.catch_up()
+    assert shown.rollouts.overview()["rollouts"] == len(answers) > 0
     assert (folder / "curve.png").stat().st_size > 1000
 
 
