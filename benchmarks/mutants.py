@@ -71,7 +71,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "rlvr/learn/samples.py": ("tests/learn/test_samples.py", "tests/learn/test_baselines.py"),
     **dict.fromkeys(("rlvr/learn/update.py", "rlvr/learn/plan.py", "rlvr/learn/optimiser_step.py"), _UPDATE),
     "rlvr/learn/meter.py": ("tests/learn/test_meter.py", "tests/learn/test_update.py"),
-    "rlvr/learn/objective.py": _LOSSES,
+    "rlvr/learn/objective.py": (*_LOSSES, "tests/learn/test_distill.py", "tests/learn/test_update.py"),
     "rlvr/rollout/buffer.py": ("tests/rollout/test_buffer.py",),
     "rlvr/rollout/evaluate.py": ("tests/rollout/test_evaluate.py",),
     "rlvr/rollout/journal.py": ("tests/rollout/test_journal.py", "tests/rollout/test_buffer.py"),
