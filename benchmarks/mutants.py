@@ -84,10 +84,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "rlvr/state/saver.py": ("tests/state/test_saver.py", "tests/state/test_checkpoint.py"),
     "rewards/extract.py": ("tests/rewards/test_extract.py",),
     "rewards/math_answers.py": ("tests/rewards/test_math_cache.py", "tests/rewards/test_math_answers.py"),
-    "rewards/pool.py": (
-        "tests/rewards/test_pool_queue.py",
-        "tests/rewards/test_pool.py",
-        "tests/rewards/test_pool_faults.py",
+    **dict.fromkeys(
+        ("rewards/pool.py", "rewards/spares.py"),
+        ("tests/rewards/test_pool_queue.py", "tests/rewards/test_pool.py", "tests/rewards/test_pool_faults.py"),
     ),
     "rewards/programs.py": ("tests/rewards/test_programs_verdicts.py", "tests/rewards/test_programs.py"),
 }

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
@@ -25,19 +23,13 @@ from typing import Any, Self
 
 from rewards.job import Graded, Job, PoolStats, fail, graded, request, why_not
 from rewards.process import STARVED, WorkerDied, WorkerLate, WorkerProcess, WorkerStartError, WorkerStarved
+from rewards.spares import CLOSED, START_TIMEOUT, SpareWorkers
 from rewards.spec import VerifierSpec, VerifierSpecError
 from rewards.verdict import Outcome, Verdict
 from rewards.worker import KINDS
 
 __all__ = ["Graded", "GradingPool", "PoolStats", "VerifierSpec", "VerifierSpecError", "WorkerStartError"]
 
-START_TIMEOUT = 120.0
-"""Seconds that a worker may take to import its verifiers, on a busy machine."""
-START_PAUSE = 0.5
-"""Seconds before the next attempt where the system starts no process at the moment."""
-START_ATTEMPTS = 3
-"""How often starting is tried when a worker dies or is late; a verifier that cannot be built fails at once."""
-CLOSED = "the grading pool was closed before this answer was graded"
 BATCH = 64
 """The most jobs a worker holds at once: the pipe then costs little beside an answer of 50 microseconds."""
 BATCH_BYTES = 2**20
@@ -46,8 +38,6 @@ BATCH_SECONDS = 0.02
 """The work, by what the verifier's last answers took, that a worker is given at once."""
 PATIENCE = 0.1
 """Seconds after which jobs that wait behind a slow one in the same worker are offered to the others."""
-SPARE_DELAY = 4.0
-"""Seconds that the first spare waits for, unless trouble comes first: a short run does not pay for it."""
 
 
 class GradingPool:
@@ -74,8 +64,7 @@ class GradingPool:
         for key, value in (("workers", workers), ("timeout", timeout), ("memory_mb", memory_mb)):
             if not value > 0:
                 raise ValueError(f"{key}: {value!r} must be above 0")
-        self._specs, self._memory_mb, self._workers = dict(specs), memory_mb, workers
-        self._timeout, self._timeouts = timeout, dict[str, float]()
+        self._specs, self._workers, self._timeout = dict(specs), workers, timeout
         self._lock = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._closed = False
@@ -83,20 +72,14 @@ class GradingPool:
         self._in_hand = [deque[list[Job]](maxlen=2) for _ in range(workers)]  # what each thread took last
         self._stats = PoolStats()
         self._pace = dict.fromkeys(specs, BATCH_SECONDS)  # moving average of seconds, at first one job a batch
-        self._lowest: dict[str, float] = {}
         self._active: set[WorkerProcess] = set()
-        self._spares: queue.Queue[WorkerProcess | WorkerStartError] = queue.Queue()
-        self._wanted = threading.Semaphore(workers)
-        self._trouble = threading.Event()
-        """Set when a worker was lost or may soon be, or the pool ends: time for the spare."""
-        self._spawner = threading.Thread(target=self._spawn, name="grading-spawner", daemon=True)
-        self._spawner.start()
-        first = self._spares.get()
+        self._spares = SpareWorkers(self._specs, workers=workers, timeout=timeout, memory_mb=memory_mb)
         self._threads: list[threading.Thread] = []
-        if isinstance(first, WorkerStartError):
+        try:
+            self._spares.wait_for_first()
+        except WorkerStartError:
             self.close()
-            raise first
-        self._spares.put(first)
+            raise
         self._threads = [
             threading.Thread(target=self._serve, args=(index,), name=f"grading-{index}", daemon=True)
             for index in range(workers)
@@ -147,7 +130,7 @@ class GradingPool:
 
     def lowest_score(self, verifier: str) -> float:
         """What the verifier declares as its lowest score: the score of TIMEOUT and CRASHED."""
-        return self._lowest[verifier]
+        return self._spares.lowest[verifier]
 
     def stats(self) -> PoolStats:
         """A copy of the counters."""
@@ -167,18 +150,12 @@ class GradingPool:
             fail(job, RuntimeError(CLOSED))
         for worker in active:
             worker.interrupt()  # the thread that waits for it sees it die, and ends
-        self._trouble.set()
-        self._wanted.release()
-        self._spawner.join()
-        self._spares.put(WorkerStartError(CLOSED))
+        self._spares.close()
         for thread in self._threads:
             thread.join()
         for worker in active:
             worker.kill()  # where its thread ended by a mistake of ours
-        while not self._spares.empty():
-            spare = self._spares.get()
-            if isinstance(spare, WorkerProcess):
-                spare.kill()
+        self._spares.kill()
 
     def __enter__(self) -> Self:
         return self
@@ -293,13 +270,13 @@ class GradingPool:
         is_taken_back = False
         while left:
             job = left.popleft()
-            limit = self._timeouts[job.verifier]
+            limit = self._spares.timeouts[job.verifier]
             worker.stopwatch.start()  # the worker begins a job when it has answered the one before
             try:
                 try:
                     answer = worker.receive(min(limit, PATIENCE))
                 except WorkerLate:
-                    self._trouble.set()
+                    self._spares.hurry()
                     if left and self._workers > 1 and worker.take_back():  # let the others not wait for a slow one
                         is_taken_back = True
                         self._give_back(left)
@@ -329,9 +306,9 @@ class GradingPool:
         return True
 
     def _too_late(self, job: Job, error: WorkerLate | WorkerStarved) -> Verdict:
-        limit = self._timeouts[job.verifier]
+        limit = self._spares.timeouts[job.verifier]
         if isinstance(error, WorkerLate):
-            return Verdict(self._lowest[job.verifier], Outcome.TIMEOUT, {"limit_seconds": limit})
+            return Verdict(self._spares.lowest[job.verifier], Outcome.TIMEOUT, {"limit_seconds": limit})
         reason = f"the machine is too busy: the worker did not get {limit} s of a core in {limit + STARVED:g} s"
         return Verdict(None, Outcome.ERROR, {"reason": reason})
 
@@ -340,7 +317,7 @@ class GradingPool:
         reason = worker.obituary()
         job.deaths += 1
         if job.deaths > 1:
-            verdict = Verdict(self._lowest[job.verifier], Outcome.CRASHED, {"reason": reason})
+            verdict = Verdict(self._spares.lowest[job.verifier], Outcome.CRASHED, {"reason": reason})
             self._finish([(job, verdict, 0.0)])
             return
         with self._lock:
@@ -355,48 +332,16 @@ class GradingPool:
                 self._stats.timeouts += verdict.outcome is Outcome.TIMEOUT
                 self._stats.crashes += verdict.outcome is Outcome.CRASHED
                 self._stats.errors += verdict.outcome is Outcome.ERROR
-                if self._timeouts[job.verifier] <= self._timeout:  # else slow by its own word: one job at a time
+                if self._spares.timeouts[job.verifier] <= self._timeout:  # else slow by its own word: one job at a time
                     self._pace[job.verifier] += 0.2 * (min(seconds, PATIENCE) - self._pace[job.verifier])
         for job, verdict, seconds in graded:
             job.future.set_result(Graded(verdict, seconds))
 
-    # -- starting processes --------------------------------------------------------------------------------------
-
-    def _spawn(self) -> None:
-        """Start processes whenever one is wanted; all in this thread, because a worker dies with its thread."""
-        for count in itertools.count():
-            if count == self._workers:
-                self._trouble.wait(SPARE_DELAY)
-            else:
-                self._wanted.acquire()
-            if self._closed:
-                return
-            try:
-                started = self._start()
-            except BaseException as error:  # a mistake of ours: without this the callers would wait for ever
-                started = WorkerStartError(f"the thread that starts workers failed: {type(error).__name__}: {error}")
-            self._spares.put(started)
-
-    def _start(self) -> WorkerProcess | WorkerStartError:
-        for attempt in range(START_ATTEMPTS):
-            try:
-                worker = WorkerProcess(self._specs, self._memory_mb)
-                self._lowest, needs = worker.wait_ready(START_TIMEOUT)
-                for name, spec in self._specs.items():
-                    self._timeouts[name] = spec.timeout or max(self._timeout, needs[name])
-                return worker
-            except OSError as error:
-                failure = WorkerStartError(f"no process can be started for a grading worker: {error}")
-                time.sleep(START_PAUSE)
-            except WorkerStartError as error:
-                failure = error
-            if attempt == START_ATTEMPTS - 1 or failure.is_final or self._closed:
-                return failure
-        raise AssertionError("unreachable: the last attempt returns")
+    # -- workers come and go -------------------------------------------------------------------------------------
 
     def _next_worker(self) -> WorkerProcess | None:
         """A started worker, usually the spare; None when none can be had: all waiting jobs have then failed."""
-        spare = self._spares.get()
+        spare = self._spares.take()
         with self._lock:
             if isinstance(spare, WorkerProcess) and not self._closed:
                 self._active.add(spare)
@@ -404,7 +349,7 @@ class GradingPool:
         failure = spare if isinstance(spare, WorkerStartError) else WorkerStartError(CLOSED)
         if isinstance(spare, WorkerProcess):
             spare.kill()
-        self._spares.put(failure)  # the other threads learn it the same way
+        self._spares.fail(failure)  # the other threads learn it the same way
         self._break(failure)
         return None
 
@@ -412,6 +357,6 @@ class GradingPool:
         with self._lock:
             self._active.discard(worker)
             self._stats.respawns += not self._closed
-        self._trouble.set()
+        self._spares.hurry()
         worker.kill()
-        self._wanted.release()
+        self._spares.want()

@@ -17,7 +17,7 @@ ROOMS = {
         "verdict", "names", "mathematics", "around_box", "extract", "copies", "language", "format", "countdown", "gym",
         "math_answers", "sandbox", "checkers", "program_text", "program_tests", "sandbox_fusion", "programs",
         "instructions", "functions", "spec", "chat", "judge_guards", "judge", "hybrid", "adapters", "rubrics",
-        "combine", "worker", "process", "job", "pool",
+        "combine", "worker", "process", "job", "spares", "pool",
         "__init__", "check", "__main__",
     ),
     "rlvr": (

@@ -12,6 +12,7 @@ import pytest
 from rewards import Outcome, Verdict
 from rewards.job import Job, PoolStats
 from rewards.pool import BATCH, BATCH_BYTES, BATCH_SECONDS, PATIENCE, GradingPool
+from rewards.spares import SpareWorkers
 
 
 def bare(workers: int = 1, pace: float = 1e-9) -> GradingPool:
@@ -19,8 +20,9 @@ def bare(workers: int = 1, pace: float = 1e-9) -> GradingPool:
     pool = object.__new__(GradingPool)
     pool._lock, pool._jobs, pool._closed, pool._broken = threading.Condition(), deque(), False, None
     pool._workers, pool._in_hand = workers, [deque(maxlen=2) for _ in range(workers)]
-    pool._pace, pool._lowest, pool._stats = {"v": pace}, {"v": -1.0}, PoolStats()
-    pool._timeout, pool._timeouts = 2.0, {"v": 2.0}
+    pool._pace, pool._timeout, pool._stats = {"v": pace}, 2.0, PoolStats()
+    pool._spares = object.__new__(SpareWorkers)
+    pool._spares.lowest, pool._spares.timeouts = {"v": -1.0}, {"v": 2.0}
     return pool
 
 
@@ -110,7 +112,7 @@ def test_the_pace_of_a_verifier_is_a_moving_average(limit: float, seconds: float
     """0.02 + 0.2 (0.05 - 0.02); no answer counts for more than the patience; a verifier with a limit of its own above
     the pool's is slow by its own word, and gets one job at a time."""
     pool = bare(pace=0.02)
-    pool._timeouts["v"] = limit
+    pool._spares.timeouts["v"] = limit
     pool._finish([(jobs(1)[0], Verdict(1.0, Outcome.CORRECT), seconds)])
     assert pool._pace["v"] == pytest.approx(pace)
 
