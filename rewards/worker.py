@@ -96,7 +96,7 @@ def main() -> int:
     return 0
 
 
-BEFORE = (*(str(Path(__file__).with_name(name)) for name in ("worker.py", "spec.py", "functions.py")),
+BEFORE = (*(str(Path(__file__).with_name(name)) for name in ("worker.py", "spec.py", "names.py", "functions.py")),
           str(importlib.__file__), "<frozen ")  # fmt: skip
 """Beginnings of the names of files whose frames stand before those of the user's verifier."""
 
