@@ -1,4 +1,4 @@
-"""The `rlvr` command: recipes, train, doctor, eval, generate, serve, sft, dpo, merge, export, replay, view, schema."""
+"""Trains language models by reinforcement learning on outcome rewards; each command is a module of `rlvr.commands`."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rlvr", description=__doc__)
+    parser = argparse.ArgumentParser(prog="rlvr", description=(__doc__ or "").partition(";")[0] + ".")
     parser.add_argument("--version", action="version", version=f"rlvr {metadata.version('rlvr')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
@@ -177,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         ("eval", "measure the recipe's model on its eval sets"),
         ("generate", "sample and grade completions to the recipe's training problems"),
         ("serve", "serve the recipe's model to runs with rollout.engine {type: vllm_servers, urls: [...]}"),
+        ("select", "make rows for sft or dpo of completions to the recipe's training problems"),
         ("sft", "fine-tune the recipe's model on rows of prompt and completion"),
         ("dpo", "train the recipe's model on rows of prompt, chosen and rejected completion"),
     ):
@@ -187,6 +188,11 @@ def _parser() -> argparse.ArgumentParser:
         _add_overrides(command)
         if name in ("eval", "generate"):
             command.add_argument("--output", type=Path, help="JSON-lines file for the rollouts; it must not exist")
+        if name == "select":
+            text = "rollouts.jsonl of a run, its folder, or what generate wrote as --output; may be given again"
+            command.add_argument("--from", dest="sources", type=Path, action="append", default=[], help=text)
+            command.add_argument("--output", type=Path, help="JSON-lines file for the rows")
+            command.add_argument("--force", action="store_true", help="replace --output if it exists")
         if name == "generate":
             command.add_argument("--problems", type=_count, help="only the first so many problems")
             _add_difficulty_arguments(command)

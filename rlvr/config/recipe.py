@@ -12,6 +12,7 @@ from rlvr.config.groups import CosineLength, RepetitionStopped, SoftOverlong, ch
 from rlvr.config.problems import Problems, Template
 from rlvr.config.rollout import Rewards, Rollout
 from rlvr.config.schedule import Schedule
+from rlvr.config.select import Select
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -236,6 +237,7 @@ class Recipe(Section):
     learner: LearnerConfig
     sft: Sft | None = None
     dpo: Dpo | None = None
+    select: Select = Select()
 
     @model_validator(mode="after")
     def _across(self) -> Recipe:

@@ -68,6 +68,8 @@ MAY_CHANGE = {
     "rollout.max_new_tokens": "",
     "rollout.self_test": "",
     "sft*": "",
+    "dpo*": "",
+    "select*": "",
 }
 """Keys of the recipe, as patterns, in which a run may differ from its checkpoint, and what to know about it. All others
 decide what is trained: the run would be another one."""
