@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         spec = VerifierSpec(options.verifier, _verifier_args(parser, rest))
         if options.command == "check":
-            return check(spec, options.references, timeout=options.timeout, memory_mb=options.memory_mb)
+            return check(
+                spec, options.references, options.problems, timeout=options.timeout, memory_mb=options.memory_mb
+            )
         with GradingPool(
             {"verifier": spec}, workers=options.workers, timeout=options.timeout, memory_mb=options.memory_mb
         ) as pool:
@@ -59,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     examine.add_argument("verifier", metavar="module:Class")
     examine.add_argument("--references", metavar="FILE", help="JSON lines with `reference`, or `-`; own data find more")
+    examine.add_argument(
+        "--problems",
+        metavar="FILE",
+        help="JSON lines with a problem and its answer: what share can be had without work",
+    )
     for command in (grade, examine):
         command.add_argument("--timeout", type=float, default=2.0, help="seconds for one item (default 2)")
         command.add_argument("--memory-mb", type=int, default=1024, help="memory of a worker (default 1024)")

@@ -10,6 +10,7 @@ from typing import Any
 
 from rewards.pool import GradingPool, VerifierSpec
 from rewards.verdict import Outcome, Verdict
+from rewards.without_work import measure, problems_of, report
 
 SLOW_SECONDS = 1.0
 # References of several kinds; those that the verifier accepts are used where the user gives none.
@@ -67,8 +68,17 @@ class _Row:
     findings: list[str] = field(default_factory=list)
 
 
-def check(spec: VerifierSpec, references_path: str | None, *, timeout: float, memory_mb: int) -> int:
-    """Print a table of what a verifier does with hostile text; 1 when something breaks the contract, else 0."""
+COPIED = 0.005
+"""Share of problems that copying may solve; from here on it is a finding."""
+
+
+def check(
+    spec: VerifierSpec, references_path: str | None, problems_path: str | None = None, *, timeout: float, memory_mb: int
+) -> int:
+    """Print a table of what a verifier does with hostile text; 1 when something breaks the contract, else 0.
+
+    With a file of problems, also what share of them can be had without work.
+    """
     with GradingPool({"verifier": spec}, timeout=timeout, memory_mb=memory_mb) as pool:
         lowest = pool.lowest_score("verifier")
         given = list(_references(references_path)) if references_path else []
@@ -88,8 +98,13 @@ def check(spec: VerifierSpec, references_path: str | None, *, timeout: float, me
         rows = [_try(pool, name, text, reference, lowest, True) for name, text in EMPTY_HANDED.items()]
         rows += [_try(pool, name, text, reference, lowest, False) for name, text in HOSTILE.items()]
         rows += [_own_reference(pool, other, lowest) for other in given[:200]]
+        free = measure(pool, "verifier", list(problems_of(problems_path))) if problems_path else None
     _print_table(rows)
     findings += [f"{row.name}: {finding}" for row in rows for finding in row.findings]
+    if free is not None:
+        print("\n".join(report(free)) + "\n")
+        if (copied := len(free.copied) + free.echoed) > COPIED * free.problems:
+            findings.append(f"{copied} of {free.problems} problems are solved by copying their text, without work")
     for finding in findings:
         print(f"FINDING  {finding}")
     print(f"\n{len(findings)} findings in {len(rows)} gradings")

@@ -18,7 +18,7 @@ ROOMS = {
         "math_answers", "sandbox", "checkers", "program_text", "program_tests", "sandbox_fusion", "programs",
         "instructions", "functions", "spec", "chat", "judge_guards", "judge", "hybrid", "adapters", "rubrics",
         "combine", "worker", "process", "job", "spares", "pool",
-        "__init__", "check", "__main__",
+        "__init__", "without_work", "check", "__main__",
     ),
     "rlvr": (
         "errors", "hosts", "control", "shipped", "hub", "dtypes", "records", "config", "plugins", "state", "problems",

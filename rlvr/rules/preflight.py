@@ -11,6 +11,7 @@ from rlvr.config import Recipe, RecipeError
 from rlvr.problems.templates import Renderer
 from rlvr.records import Problem
 from rlvr.rules.finding import Finding, Grade
+from rlvr.rules.preflight_copies import COPY_RULES, check_copies
 from rlvr.rules.preflight_data import DATA_RULES, Prompts, check_data, check_template
 from rlvr.rules.preflight_settings import SETTINGS_RULES, check_settings
 from rlvr.rules.preflight_verifiers import GRADER_RULES, PATIENCE, check_graders
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SEEN = 100
 """Problems whose prompts and references are looked at one by one."""
 
-BEFORE_RULES = (*SETTINGS_RULES, *DATA_RULES, *GRADER_RULES)
+BEFORE_RULES = (*SETTINGS_RULES, *DATA_RULES, *GRADER_RULES, *COPY_RULES)
 """All rules of this half."""
 
 
@@ -47,6 +48,7 @@ def examine_cheaply(
         *check_data(recipe, problems),
         *check_template(recipe, seen),
         *check_graders(recipe, seen, pool, terms, patience=patience),
+        *check_copies(recipe, seen, pool, terms),
     ]
     return worst_first(findings)
 

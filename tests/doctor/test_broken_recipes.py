@@ -144,6 +144,11 @@ def verifier_that_raises(work: Workspace) -> None:
     own(work, "Broken")
 
 
+def copies_that_are_right(work: Workspace) -> None:
+    work.write_problems([{"problem": f"What is {n} + 5?", "answer": str(n + 5)} for n in NUMBERS])
+    work.recipe["rewards"]["terms"][0]["args"] = {"extract": "answer_tag", "form": "any"}
+
+
 def two_bos(work: Workspace) -> None:
     jinja(work, "{{ bos_token }}{{ bos_token }}{{ question }}")
 
@@ -215,6 +220,7 @@ BROKEN: list[tuple[Callable[[Workspace], None], str, str]] = [
     (verifier_that_always_says_one_beside_another, "verifier_always_right", SLOWS),
     (verifier_that_throws_a_coin, "verifier_disagrees", STOPS),
     (verifier_that_raises, "verifier_raises", STOPS),
+    (copies_that_are_right, "answers_copied", STOPS),
     (two_bos, "double_bos", STOPS),
     (two_bos_with_a_blank, "double_bos", STOPS),
     (chat_with_a_base_model, "chat_template_missing", STOPS),

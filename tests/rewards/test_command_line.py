@@ -123,3 +123,19 @@ def test_check_finds_what_breaks_the_contract(tmp_path: Path) -> None:
         "the reference is not a right answer to itself",
     ):
         assert finding in ran.stdout
+
+
+def test_check_measures_what_can_be_had_without_work(tmp_path: Path) -> None:
+    problems = tmp_path / "problems.jsonl"
+    rows = [{"question": f"What is {a} + 5?", "answer": f"So it is {a + 5}.\n#### {a + 5}"} for a in range(20, 40)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = _run("check", "rewards.math_answers:MathVerifier", "--problems", str(problems))
+    assert ran.returncode == 0
+    assert "  0.00%  by copying" in ran.stdout
+    assert "references: integer 100.0%" in ran.stdout
+    ran = _run("check", "rewards.math_answers:MathVerifier", "--problems", str(problems), "--form", "any")
+    assert ran.returncode == 1
+    assert "FINDING  20 of 20 problems are solved by copying their text" in ran.stdout
+    problems.write_text('{"text": "1 + 1"}\n')
+    ran = _run("check", "rewards.math_answers:MathVerifier", "--problems", str(problems))
+    assert (ran.returncode, "line 1 needs a problem" in ran.stderr) == (2, True)

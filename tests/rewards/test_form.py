@@ -10,7 +10,7 @@ import pytest
 from rewards.copies import copies
 from rewards.extract import extract
 from rewards.math_answers import MathVerifier
-from rewards.mathematics.normalise import normalise
+from rewards.without_work import is_itself
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 VERIFIER = MathVerifier()
@@ -117,13 +117,6 @@ def test_nothing_copied_from_a_problem_is_its_answer(name: str) -> None:
     for problem, reference in SUMS if name == "quickstart" else _problems(name):
         gold = extract(reference, "hash").text or reference
         for copy in copies(problem):
-            if VERIFIER.grade_answer(copy, reference).score == 1.0 and not _says(copy, gold):
+            if VERIFIER.grade_answer(copy, reference).score == 1.0 and not is_itself(copy, gold):
                 found.append((copy, gold))
     assert found == []
-
-
-def _says(copy: str, gold: str) -> bool:
-    """Whether a copy is the reference as it stands: behind a label, with other zeros, or a choice spelt out."""
-    plain = [normalise(text.rpartition("=")[2]).lower().replace(",", "").removesuffix(".00") for text in (copy, gold)]
-    letter = normalise(gold)
-    return plain[0] == plain[1] or (r"\text{(" in letter and (letter in normalise(copy) or len(copy) == 1))
