@@ -85,7 +85,7 @@ def is_zero(node: Node) -> bool:
     import sympy
 
     try:
-        expression = _expression(node)
+        expression = expression_of(node)
         return expression.equals(0) is True or sympy.simplify(expression) == 0
     except (Unreadable, ValueError, TypeError, NotImplementedError, ArithmeticError, RecursionError):
         return False
@@ -105,7 +105,7 @@ def _is_small(node: Node, room: int = MAX_NODES) -> bool:
     return True
 
 
-def _expression(node: Node) -> Any:
+def expression_of(node: Node) -> Any:
     """The tree in sympy."""
     import sympy
 
@@ -118,9 +118,9 @@ def _expression(node: Node) -> Any:
             return {"pi": sympy.pi, "e": sympy.E, "i": sympy.I}[node.value]
         case "add" | "mul" | "pow":
             operation = {"add": sympy.Add, "mul": sympy.Mul, "pow": sympy.Pow}[node.op]
-            return operation(*map(_expression, node.args))
+            return operation(*map(expression_of, node.args))
         case "deg":
-            return _expression(node.args[0]) * sympy.pi / 180
+            return expression_of(node.args[0]) * sympy.pi / 180
         case "fn" if node.value in SYMPY_NAMES:
-            return getattr(sympy, SYMPY_NAMES[node.value])(*map(_expression, node.args))
+            return getattr(sympy, SYMPY_NAMES[node.value])(*map(expression_of, node.args))
     raise Unreadable(f"{node.op} has no counterpart in sympy")
