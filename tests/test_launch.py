@@ -106,7 +106,8 @@ def test_the_slurm_script_passes_its_arguments_on(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2",
-                   "SLURM_GPUS_PER_NODE": "h100:8", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "4012345"}  # fmt: skip
+                   "SLURM_GPUS_PER_NODE": "h100:8", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "4012345",
+                   "RLVR_VENV": "none"}  # fmt: skip
     done = subprocess.run(
         ["bash", str(LAUNCH / "slurm.sbatch"), "recipes/x.yaml", "template.system=You are a helper"],
         env=environment, capture_output=True, text=True, timeout=60, check=False,

@@ -132,7 +132,7 @@ def test_rewards_alone_grade_a_file_without_torch(wheels: dict[str, Path], tmp_p
     borrowed.mkdir()
     environment = Environment(tmp_path, wheels["rlvr_rewards"], only(borrowed, set(rows)))
     (environment.work / "answers.jsonl").write_text(
-        '{"completion": "so \\\\boxed{1/2}", "reference": "0.5"}\n{"completion": "\\\\boxed{3}", "reference": "4"}\n'
+        '{"completion": "so \\\\boxed{0.5}", "reference": "1/2"}\n{"completion": "\\\\boxed{3}", "reference": "4"}\n'
     )
     graded = environment.run("python -m rewards grade --verifier rewards.math_answers:MathVerifier < answers.jsonl")
     assert [json.loads(line)["outcome"] for line in graded.splitlines()] == ["CORRECT", "WRONG"]

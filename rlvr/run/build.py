@@ -259,6 +259,8 @@ def build(recipe: Recipe) -> Run:
         resumed = find_checkpoint(recipe, folder, say, accelerator)
         if resumed is not None:
             check_recipe(recipe, resumed, accelerator, say)
+            # it sets links and removes old checkpoints, which a process killed at its end may not have done
+            Saver(folder, StateRegister(), accelerator, recipe.run, lambda _, message: say(message)).close()
             check_unfinished(recipe, resumed)
         if display is not None:
             tokenizer = load_tokenizer(recipe.model.path)

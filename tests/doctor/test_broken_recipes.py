@@ -83,7 +83,7 @@ def references_with_units_to_the_letter(work: Workspace) -> None:
 
 
 def references_with_a_unit_that_is_read_past(work: Workspace) -> None:
-    references(work, lambda n: f"{n} km")
+    work.write_problems([{"problem": f"Say what follows {n - 1}", "answer": f"{n} km"} for n in NUMBERS])
 
 
 def whole_solutions_as_references(work: Workspace) -> None:

@@ -24,8 +24,10 @@ SHORT = Limits(cpu_seconds=1.0, wall_seconds=20.0, memory_mb=256)  # the machine
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SHORT) as sandbox:
-        yield sandbox
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("LD_LIBRARY_PATH", raising=False)  # an engine in this process sets it: see `new_places`
+        with Sandbox(SHORT) as sandbox:
+            yield sandbox
 
 
 def script(sandbox: Sandbox, code: str, stdin: bytes = b"") -> CaseResult:

@@ -69,11 +69,15 @@ def test_an_engine_that_is_killed_comes_back_and_nothing_is_lost(work: Workspace
     """SIGKILL to one of two engines in the middle of a run: it is started again and gets the weights of the moment, and
     every group of every step is there."""
     process = work.start(
-        "name=killed", "rollout.engine.devices=[0, 1]", f"run.steps={STEPS + 4}", "rollout.max_new_tokens=60"
+        "name=killed",
+        "rollout.engine.devices=[0, 1]",
+        f"run.steps={STEPS + 2}",
+        "rollout.max_new_tokens=60",
+        "rollout.self_test=false",
     )
     metrics = work.results("killed") / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -82,5 +86,5 @@ def test_an_engine_that_is_killed_comes_back_and_nothing_is_lost(work: Workspace
     assert process.returncode == 0, out + err
     assert "server_lost" in out + err
     lines = [line for line in read_metrics(work.results("killed")) if line["step"] > 0]
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 5))
-    assert len(work.rollouts("killed")) == (STEPS + 4) * 8 * 4
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 3))
+    assert len(work.rollouts("killed")) == (STEPS + 2) * 8 * 4

@@ -84,7 +84,7 @@ def test_each_pattern_of_what_may_change_fits_a_key_of_the_recipe(work: Workspac
 
 
 DECIDES_WHAT_IS_TRAINED = [
-    "dpo", "learner.optimizer", "model.autocast", "model.dtype", "model.head_dtype", "model.lora", "model.path",
+    "learner.optimizer", "model.autocast", "model.dtype", "model.head_dtype", "model.lora", "model.path",
     "model.prepare", "problems.difficulty", "problems.keep", "problems.overlap", "problems.sampler.memory",
     "problems.sampler.rest", "problems.sampler.retire_at", "problems.sampler.success", "problems.sampler.type",
     "problems.too_long", "rewards.terms.0.gate", "rewards.terms.0.name", "rewards.terms.0.verifier",
