@@ -44,7 +44,7 @@ endif
 demo: setup  ## make a tiny base model, train it by GRPO through vLLM, show before and after
 	$(BIN)/rlvr train recipes/quickstart.yaml run.resume=never run.output=runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-quick: lint  ## lint and every fast test, in under 90 seconds on two cores
+quick: lint  ## lint and every fast test, in under 90 seconds on two idle cores
 	$(BIN)/python -m pytest -q $(PARALLEL) -m "not slow"
 
 test: setup chromium  ## run all tests

@@ -113,6 +113,7 @@ def test_within_a_room_no_module_imports_itself_by_a_detour() -> None:
         visit(module, ())
 
 
+@pytest.mark.slow
 def test_graders_know_nothing_of_training() -> None:
     for _, path, tree in modules("rewards"):
         heavy = [
@@ -136,6 +137,7 @@ def run_blocked(blocked: str, program: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_graders_work_without_torch() -> None:
     """Every module of rewards is imported, and one completion graded, where torch cannot be."""
     names = [
@@ -152,6 +154,7 @@ def test_graders_work_without_torch() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_recipe_is_read_without_anything_heavy() -> None:
     run_blocked(
         "torch transformers vllm accelerate datasets rewards",

@@ -104,6 +104,7 @@ def test_a_checkout_hides_nothing_nor_does_a_folder_of_data(tmp_path: Path) -> N
     check_shadows(Path(__file__).parents[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["from rlvr.__main__ import main; sys.exit(main(['train', 'quickstart']))",
                                      "import rlvr; rlvr.train"])  # fmt: skip
 def test_with_a_rewards_py_of_ones_own_commands_and_scripts_say_so(tmp_path: Path, program: str) -> None:

@@ -112,6 +112,7 @@ def test_the_walk_from_a_verifier_to_its_check(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == str(Path(sys.prefix) / "bin/python")
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_on_verifiers(tmp_path: Path) -> None:
     text = (ROOT / "docs/verifiers.md").read_text(encoding="utf-8")
     (checkout(tmp_path) / "palindrome.py").write_text(example(text, "Palindrome"))

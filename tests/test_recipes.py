@@ -87,6 +87,7 @@ def test_editors_find_the_schema_and_it_accepts_the_recipe(path: Path) -> None:
     jsonschema.validate(plain(path), json.loads((FOLDER / "schema.json").read_text()))
 
 
+@pytest.mark.slow
 def test_the_schema_is_current_and_refuses_an_unknown_key() -> None:
     written = (FOLDER / "schema.json").read_text()
     assert written == json.dumps(json_schema(), indent=1) + "\n", "run `make schema`"
@@ -139,6 +140,7 @@ def test_its_objective_makes_finite_advantages(path: Path) -> None:
     assert PolicyGradient(recipe.algorithm, recipe.rollout.temperature).updates == recipe.algorithm.updates_per_batch
 
 
+@pytest.mark.slow
 @each
 def test_its_generated_problems_can_be_made_and_graded(path: Path) -> None:
     """Every source that needs no download: all its problems, their references asked of the recipe's own verifiers."""

@@ -108,6 +108,7 @@ def test_a_class_defined_here_is_built_in_the_worker() -> None:
     assert [one.score for one in rlvr.grade(["ab", "abc"], [0, 0], Longest(2))] == [1.0, -1.0]
 
 
+@pytest.mark.slow
 def test_a_function_that_hangs_is_killed_and_the_others_are_graded() -> None:
     def hangs(completion: str, reference: str) -> bool:
         while completion == "hang":
@@ -201,6 +202,7 @@ def test_what_cannot_travel_is_said(tmp_path: Path) -> None:
         make_terms([lambda completion, reference: file.write(completion)], tmp_path)
 
 
+@pytest.mark.slow
 def test_the_hash_follows_what_the_code_does() -> None:
     texts = ("lambda c, r: r in {'a', 'b', 'c'}", "\n\nlambda c, r: r in {'a', 'b', 'c'}  # the same")
     one, same = (hash_of_code(eval(text.strip())) for text in texts)

@@ -80,6 +80,7 @@ def test_schema_of_a_key_that_does_not_exist(capsys: pytest.CaptureFixture[str],
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_schema_explains_every_key_that_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     """Each section at the recipe's top, and so each section below it that is printed with them."""
     for key in json_schema()["properties"]:
@@ -87,6 +88,7 @@ def test_schema_explains_every_key_that_there_is(capsys: pytest.CaptureFixture[s
         assert capsys.readouterr().out.startswith(f"{key}\n    ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["schema"], ["schema", "rollout"], ["recipes"]])
 def test_a_reader_that_leaves_early_is_no_error(words: list[str], tmp_path: Path) -> None:
     """As behind ``| head``: nothing on standard error, and the status that shells give."""
@@ -101,6 +103,7 @@ def test_a_reader_that_leaves_early_is_no_error(words: list[str], tmp_path: Path
     assert (command.wait(timeout=60), said) == (READER_GONE, "")
 
 
+@pytest.mark.slow
 def test_eval_of_a_runs_folder_measures_what_it_trained(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:

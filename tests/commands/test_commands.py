@@ -29,6 +29,7 @@ def lines(work: Workspace, name: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (work.folder / name).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_eval_measures_the_model_and_writes_its_completions(
     work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +66,7 @@ def test_generate_prints_text_as_it_stands(work: Workspace, capsys: pytest.Captu
     assert "the first prompt\n[INST] Say [bold]a[/bold] [x] [/INST]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sft_imitates_its_rows(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """The negative log-likelihood of the rows falls by half; the result is a Hugging Face folder with its tokenizer
     that generates, and is what `rlvr eval` measures."""
@@ -82,6 +84,7 @@ def test_sft_imitates_its_rows(work: Workspace, capsys: pytest.CaptureFixture[st
     assert work.run("model.path=runs/run/policy", command="eval") == 0
 
 
+@pytest.mark.slow
 def test_sft_twice_is_the_same_to_the_last_bit(work: Workspace) -> None:
     work.write_problems([{"prompt": f"Say {c}", "completion": c * 3} for c in "abcdefg"], "sft.jsonl")
     work.recipe["sft"] = {"path": "sft.jsonl", "steps": 5, "batch_size": 3}
@@ -100,6 +103,7 @@ def preferences(work: Workspace, **dpo: object) -> None:
     work.recipe["dpo"] = {"path": "pairs.jsonl", "steps": 20, "batch_size": 5, "beta": 0.5, **dpo}
 
 
+@pytest.mark.slow
 def test_dpo_prefers_the_chosen_completions(work: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """From log 2 down, margins of all pairs above 0; the policy finds each chosen completion likelier than before,
     relative to the rejected one, and is a Hugging Face folder; the same again is the same to the last bit."""

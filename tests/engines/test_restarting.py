@@ -88,6 +88,7 @@ async def sample(engine: RestartingEngine, weights: Weights) -> tuple[list[Compl
     return list(await asyncio.gather(*tasks)), await engine.logprobs([(5, 6, 7)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dying", [["r0"], ["r9"], ["r5", "r2"], ["r5", "r5", "r5"]])
 def test_an_engine_that_dies_is_replaced_and_nobody_can_tell(tiny_tied: Path, dying: list[str]) -> None:
     """Theorem: however often and wherever it dies, ids, log-probabilities to the last bit, versions and scores are

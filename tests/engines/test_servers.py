@@ -247,6 +247,7 @@ def test_a_server_that_starts_late_is_waited_for(tiny_tied: Path) -> None:
     assert tell(tiny_tied, story, start=False) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_never_starts_is_named_and_the_run_goes_on_without(tiny_tied: Path) -> None:
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
         await fakes[0].start()
@@ -274,6 +275,7 @@ def test_with_no_server_the_run_does_not_start(tiny_tied: Path) -> None:
     tell(tiny_tied, story, start=False, wait=0.3)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_come_back_ends_the_run_with_names_and_ages(tiny_tied: Path) -> None:
     async def story(engine: VllmServers, fakes: list[ScriptedServer], warned: Warned) -> None:
         tasks = begin(engine, [request(i, 500) for i in range(7)])
@@ -531,6 +533,7 @@ def test_an_interrupt_reaches_requests_that_are_held_or_wait_for_a_server(tiny_t
     tell(tiny_tied, story, servers=1)
 
 
+@pytest.mark.slow
 def test_requests_in_flight_carry_the_version_of_each_token(tiny_tied: Path) -> None:
     """Theorem: over any syncs in flight, each token's log-probability is that of the weights whose version it has."""
 

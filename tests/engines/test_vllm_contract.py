@@ -31,6 +31,7 @@ def test_the_installed_vllm_has_all_that_is_taken_from_it() -> None:
     check_installed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "said"),
     [

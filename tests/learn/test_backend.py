@@ -62,6 +62,7 @@ def test_in_8_bits_it_learns_as_in_float32(folder: str) -> None:
     assert ends["adamw_8bit"] != ends["adamw"]
 
 
+@pytest.mark.slow
 def test_moments_in_8_bits_resume_bit_by_bit(folder: str, tmp_path: Path) -> None:
     """4 updates = 2, a checkpoint through files, and 2 more; an optimizer that is reset forgets all."""
     whole, first = make(folder, optimizer="adamw_8bit"), make(folder, optimizer="adamw_8bit")

@@ -111,6 +111,7 @@ def expected_gradient(
     return {name: p.grad.float() for name, p in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", AGGREGATIONS, ids=lambda a: a["type"])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["grpo", "behaviour", "reinforce", "icepop_kl"])
 def test_the_gradient_of_a_step_equals_the_one_by_hand(
@@ -476,6 +477,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(model_fo
     assert all(torch.equal(before[name], value) for name, value in weights(learner).items())
 
 
+@pytest.mark.slow
 def test_each_optimiser_step_of_a_batch_has_a_number_of_its_own_for_its_draws(
     model_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def problem(line: int, reference: Any, verifiers: tuple[str, ...] | None) -> Pro
 GAME = {"numbers": [1, 2], "target": 3}
 
 
+@pytest.mark.slow
 def test_each_problem_is_checked_by_the_terms_that_apply_to_it(pool: GradingPool) -> None:
     check_references([problem(1, GAME, ("game",)), problem(2, "42", ("maths",))], pool, TERMS)
     check_references([problem(1, GAME, None)], pool, TERMS[:1])

@@ -134,6 +134,7 @@ def prioritised(seed: int = 0) -> ProblemSampler:
 WEIGHTS = {"p0": 0.1, "p1": 0.5, "p2": 1.0, "p3": 1.0}
 
 
+@pytest.mark.slow
 def test_priorities_are_the_stated_proportions() -> None:
     """Theorem (competing exponentials): the first of independent exponentials with rates w_i is i with probability
     w_i / sum w. 20,000 single draws; 21.1 is what chi-square with 3 degrees of freedom exceeds once in 10,000."""
@@ -142,6 +143,7 @@ def test_priorities_are_the_stated_proportions() -> None:
     assert chi_square(counts, {name: weight / 2.6 for name, weight in WEIGHTS.items()}) < 21.1
 
 
+@pytest.mark.slow
 def test_the_problems_of_one_draw_are_different_and_follow_the_same_weights() -> None:
     """Without replacement: i and then j with probability w_i / W * w_j / (W - w_i). 12 pairs, 11 degrees of freedom:
     above 37.4 once in 10,000."""
@@ -331,6 +333,7 @@ def samplers(draw: st.DrawFn) -> dict[str, Any]:
     return options | {"memory": draw(st.sampled_from([0.0, 0.3, 1.0]))}
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(samplers(), st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2), st.booleans()), max_size=20))
 def test_a_run_that_is_interrupted_anywhere_draws_what_it_would_have(
@@ -387,6 +390,7 @@ def test_a_state_is_a_copy() -> None:
     assert ids(sampler.next(3)) == drawn
 
 
+@pytest.mark.slow
 def test_a_run_that_has_solved_everything_stops_and_says_so(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:

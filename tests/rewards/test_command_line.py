@@ -125,6 +125,7 @@ def test_check_finds_what_breaks_the_contract(tmp_path: Path) -> None:
         assert finding in ran.stdout
 
 
+@pytest.mark.slow
 def test_check_measures_what_can_be_had_without_work(tmp_path: Path) -> None:
     problems = tmp_path / "problems.jsonl"
     rows = [{"question": f"What is {a} + 5?", "answer": f"So it is {a + 5}.\n#### {a + 5}"} for a in range(20, 40)]

@@ -93,6 +93,7 @@ def test_broken_references_are_refused(reference: Any) -> None:
         CountdownVerifier().check_reference(reference)
 
 
+@pytest.mark.slow
 @given(st.text(alphabet="0123456789+-*/() =.e_[]", max_size=80))
 def test_never_raises(answer: str) -> None:
     assert CountdownVerifier().grade(f"<answer>{answer}</answer>", REFERENCE).outcome.is_scored

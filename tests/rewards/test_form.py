@@ -110,6 +110,7 @@ SUMS = [(f"{a} + {b} = ?", str(a + b)) for a in range(10, 99, 7) for b in range(
 """Problems of recipes/quickstart.yaml."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["math500", "amc23", "aime24", "gsm8k_test", "quickstart"])
 def test_nothing_copied_from_a_problem_is_its_answer(name: str) -> None:
     """Formulas, sides, members and numbers of the text; but a number may be the reference itself, in any spelling."""

@@ -573,6 +573,7 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*HOSTILE, *LONG])
 def test_time_is_linear_and_nothing_raises(name: str) -> None:
     """All 25 constraints, loose, on hostile texts of up to a million characters; a quadratic one would take minutes."""
@@ -587,6 +588,7 @@ def test_time_is_linear_and_nothing_raises(name: str) -> None:
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 def test_stands_the_check_of_verifiers(capsys: pytest.CaptureFixture[str]) -> None:
     spec = VerifierSpec("rewards.instructions:InstructionVerifier")
     assert check(spec, None, timeout=10.0, memory_mb=2048) == 0, capsys.readouterr().out

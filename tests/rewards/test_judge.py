@@ -252,6 +252,7 @@ def test_references() -> None:
             free.check_reference(bad)
 
 
+@pytest.mark.slow
 def test_all_votes_and_attempts_share_one_limit() -> None:
     over = threading.Event()
     with Scripted(lambda *_: lambda _handler: over.wait(60)) as server:
@@ -283,6 +284,7 @@ def test_an_endpoint_that_cannot_work_stops_the_start(monkeypatch: pytest.Monkey
         judge(server, api_key_env="JUDGE_KEY").warm_up()
 
 
+@pytest.mark.slow
 def test_in_a_pool_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
 

@@ -376,6 +376,7 @@ def _conformance(split: str, extract: str) -> Counter[tuple[bool, bool]]:
     return Counter((pair["expected"], verdict.score == 1.0) for pair, verdict in zip(pairs, verdicts, strict=True))
 
 
+@pytest.mark.slow
 def test_conformance_adversarial_boxed_has_no_false_accept() -> None:
     counts = _conformance("adversarial", "boxed")
     assert counts[False, True] == 0
@@ -388,6 +389,7 @@ def test_conformance_regular_lenient() -> None:
     assert counts[True, True] + counts[False, False] >= 0.93 * counts.total()
 
 
+@pytest.mark.slow
 def test_conformance_hard() -> None:
     counts = _conformance("hard", "boxed")
     assert counts[True, True] >= 0.70 * (counts[True, True] + counts[True, False])
@@ -454,6 +456,7 @@ def _random_expression(rng: random.Random, depth: int) -> sympy.Expr:
     return rng.choice([sympy.sin, sympy.cos, sympy.exp])(a) + sympy.sqrt(b**2 + 2)
 
 
+@pytest.mark.slow
 def test_sympy_is_the_oracle_for_expressions() -> None:
     """What sympy prints of an expression and of its rearrangements is equal; what differs by a bit is not."""
     rng = random.Random(3)

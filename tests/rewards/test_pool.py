@@ -87,6 +87,7 @@ def test_any_text_travels_unchanged(pool: GradingPool, text: str) -> None:
         assert verdict.detail["completion"] == text
 
 
+@pytest.mark.slow
 def test_references_are_checked_in_the_workers_too(pool: GradingPool) -> None:
     reasons = pool.check_references([("naughty", r) for r in ("good", "bad", "hang", "memory", "raise")])
     assert reasons[0] is None
@@ -171,6 +172,7 @@ def test_thousand_gradings_with_bad_ones_among_them_lose_nothing() -> None:
     assert not [pid for pid in children if _is_alive(pid)]
 
 
+@pytest.mark.slow
 def test_counters_tell_what_happened() -> None:
     with GradingPool({"naughty": SPECS["naughty"]}, timeout=0.2) as pool:
         pool.grade_many([("naughty", order, 1) for order in ("a", "hang", "raise", "exit")])
@@ -180,6 +182,7 @@ def test_counters_tell_what_happened() -> None:
     assert stats.busy_seconds >= 0.2
 
 
+@pytest.mark.slow
 def test_a_verifier_that_needs_longer_gets_it_unless_its_spec_says_otherwise() -> None:
     slow = "pool_verifiers:Slow"
     specs = {"slow": VerifierSpec(slow), "short": VerifierSpec(slow, timeout=0.1)}
@@ -206,6 +209,7 @@ def test_closing_ends_what_waits_with_an_error_and_kills_everything() -> None:
     assert not [pid for pid in children if _is_alive(pid)]
 
 
+@pytest.mark.slow
 def test_a_cancelled_grading_is_dropped_and_the_others_go_on(pool: GradingPool) -> None:
     async def run() -> list[str]:
         tasks = [asyncio.ensure_future(pool.grade("naughty", order, 1)) for order in ("hang", "x", "y", "z")]

@@ -79,6 +79,7 @@ def test_the_stopwatch_counts_sleep_and_work_but_no_waiting_for_a_core() -> None
     assert idle_own == pytest.approx(idle_wall, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_machine_that_never_lets_a_worker_work_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an answer of the model nor its lowest score: the machinery failed."""
     monkeypatch.setattr(Stopwatch, "seconds", lambda self: 0.0)
@@ -90,6 +91,7 @@ def test_the_machine_that_never_lets_a_worker_work_gives_no_verdict(monkeypatch:
         assert pool.stats().errors == 1
 
 
+@pytest.mark.slow
 def test_what_waits_behind_a_slow_answer_is_taken_back_and_nobody_dies() -> None:
     with GradingPool(NAUGHTY, workers=2, timeout=30.0) as pool:
         assert results(pool, ["warm"] * 300) == [Outcome.CORRECT] * 300  # the pace is known: batches follow
@@ -188,6 +190,7 @@ def test_a_mistake_in_a_thread_of_the_pool_reaches_every_caller(monkeypatch: pyt
     assert not [worker for worker in workers if worker.is_running()]
 
 
+@pytest.mark.slow
 def test_what_is_given_back_goes_before_what_was_waiting_in_its_own_order() -> None:
     """One worker, held up by a slow answer; two wait. What a lost worker had not begun was asked for earlier."""
     order: list[str] = []

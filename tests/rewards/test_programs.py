@@ -96,6 +96,7 @@ def test_human_eval_form_with_a_body_or_a_whole_function(verifier: ProgramVerifi
     assert verifier.grade("    return a - b\n", reference).detail["judge"] == "WA"
 
 
+@pytest.mark.slow
 def test_asserts_reach_classes_generators_callbacks_and_changed_arguments(verifier: ProgramVerifier) -> None:
     code = """
 class Stack:
@@ -207,6 +208,7 @@ def test_forged_answers_on_the_channel_do_not_pass(verifier: ProgramVerifier) ->
             assert verdict.outcome is Outcome.WRONG, (message, verdict)
 
 
+@pytest.mark.slow
 def test_partial_credit_counts_tests_and_asserts(partial: ProgramVerifier) -> None:
     assert partial.grade(fenced("def add(a, b): return 5"), {"tests": ADD}) == Verdict(
         0.5, Outcome.PARTIAL, {"judge": "WA", "passed": 1, "total": 2, "level": "full",
@@ -231,6 +233,7 @@ def test_tolerance_applies_where_a_float_is_expected(partial: ProgramVerifier, v
 NUMPY = "import numpy as np\na, b = map(int, input().split())\nprint(np.array([a, b]).sum())"
 
 
+@pytest.mark.slow
 def test_libraries_are_those_listed() -> None:
     with_numpy = ProgramVerifier(libraries=["numpy"])
     assert judge(with_numpy, NUMPY, SUMS) == "AC"
@@ -251,6 +254,7 @@ def test_libraries_are_those_listed() -> None:
         ProgramVerifier(libraries=["no_such_library"])
 
 
+@pytest.mark.slow
 def test_usual_names_need_no_import_and_are_no_answer(verifier: ProgramVerifier) -> None:
     assert judge(verifier, "@lru_cache(None)\ndef f(n): return n if n < 2 else f(n - 1) + f(n - 2)",
                  {"fn": "f", "cases": [{"args": [30], "expected": 832040}]}) == "AC"  # fmt: skip

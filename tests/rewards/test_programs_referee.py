@@ -26,6 +26,7 @@ def judge(verifier: ProgramVerifier, code: str, tests: str, **reference: Any) ->
     return verifier.grade(f"```python\n{code}\n```", {"tests": tests, **reference}).detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "tests"),
     [
@@ -129,6 +130,7 @@ def test_wrong_programs_fail_tests_of_every_form(verifier: ProgramVerifier) -> N
     assert judge(verifier, "class Solution:\n  def reverse(self, head): return head", wrong)["judge"] == "WA"
 
 
+@pytest.mark.slow
 def test_part_of_the_marks_for_test_functions() -> None:
     tests = "def test_a():\n    assert f(1) == 2\ndef test_b():\n    f(None)\n    assert f(2) == 4\n"
     with_parts = ProgramVerifier(memory_mb=256, partial_credit=True)

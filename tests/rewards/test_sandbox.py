@@ -164,6 +164,7 @@ a, b = socket.socketpair(); a.send(b'x'); print(b.recv(1))
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_dead_jail_is_replaced_and_the_program_still_judged() -> None:
     with Sandbox(SHORT) as sandbox:
         sandbox.report()
@@ -177,6 +178,7 @@ def test_a_dead_jail_is_replaced_and_the_program_still_judged() -> None:
         assert gone(below)
 
 
+@pytest.mark.slow
 def test_a_fork_of_the_caller_starts_a_jail_of_its_own() -> None:
     with Sandbox(SHORT) as sandbox:
         assert script(sandbox, "print(1)").stdout == b"1\n"

@@ -45,6 +45,7 @@ def test_nan_stays_nan() -> None:
 _LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 
 
+@pytest.mark.slow
 @given(st.recursive(_LEAVES, lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(), inner)))
 def test_any_nesting_survives(value: Any) -> None:
     assert there_and_back(value) == value

@@ -80,6 +80,7 @@ def test_the_judges_words(verifier: ProgramVerifier, word: str, code: str, tests
     assert judge(verifier, code, tests) == word
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "tests"), [("while True: pass", SUMS), ("import time\ndef add(a, b): time.sleep(60)", CALLS)]
 )
@@ -110,6 +111,7 @@ def test_human_eval_form_is_split_into_calls(verifier: ProgramVerifier) -> None:
     assert judge(verifier, "    return a - b", tests, **reference) == "WA"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler on this machine")
 def test_cpp(verifier: ProgramVerifier) -> None:
     program = "#include <iostream>\nint main() { long long a, b; std::cin >> a >> b; std::cout << a + b << std::endl; }"

@@ -151,6 +151,7 @@ def backwards(request: Request) -> float:
     return 0.05 * (8 - LETTERS.index(request.id[0]))
 
 
+@pytest.mark.slow
 def test_groups_stream_as_they_finish_and_the_loop_gets_them_in_its_own_order(
     pool: GradingPool, renderer: Renderer
 ) -> None:

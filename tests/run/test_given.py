@@ -14,6 +14,7 @@ from tests.test_architecture import run_blocked
 HEAVY = "torch transformers accelerate vllm datasets"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -51,6 +52,7 @@ def test_what_is_not_there_is_told_at_once(tmp_path: Path, words: list[str], sai
     )
 
 
+@pytest.mark.slow
 def test_a_sound_recipe_says_something_before_the_slow_imports(tmp_path: Path) -> None:
     run_blocked(
         HEAVY,

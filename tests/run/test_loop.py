@@ -118,6 +118,7 @@ def assert_same_run(ours: Workspace, theirs: Workspace) -> None:
     assert_same_weights(ours.weights(), theirs.weights())
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(uninterrupted: Workspace) -> None:
     """A line of metrics a step and one for the start, a line for each rollout, the newest checkpoints, the recipe."""
     folder = uninterrupted.results()
@@ -331,6 +332,7 @@ def test_steps_at_which_something_is_due(workspace: Workspace) -> None:
         assert [step for step in range(1, 8) if loop.is_due(None, step, run)] == [7]
 
 
+@pytest.mark.slow
 def test_a_run_in_this_process_leaves_it_as_it_was(workspace: Workspace) -> None:
     """Signal handlers, threads and child processes."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), torch.get_num_threads()

@@ -484,6 +484,7 @@ with RunLog(output / "test", recipe, accelerator) as log:
     assert "update/loss" not in curves
 
 
+@pytest.mark.slow
 def test_a_tracker_that_cannot_start_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 

@@ -199,6 +199,7 @@ def test_lines_of_metrics_of_the_wrong_type_are_left_out_and_counted(tmp_path: P
     assert metrics.series(["a"], "step")["a"] == [1.0]
 
 
+@pytest.mark.slow
 def test_a_run_with_half_a_surrogate_in_a_problems_name_is_exported(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "rollouts.jsonl", [line(2, problem_id="half \ud800")], mode="ab")
     said = export([run], tmp_path / "out.html", 100)

@@ -37,6 +37,7 @@ def test_bytes_that_are_no_character_do_not_hold_up_what_follows() -> None:
     assert "".join(found).endswith("then this")
 
 
+@pytest.mark.slow
 def test_a_decoder_that_drops_the_first_space_keeps_those_between() -> None:
     """Metaspace, as in Llama's first tokenizer: a word's own space is its own only behind another word."""
     vocabulary = {"▁one": 0, "▁two": 1, "s": 2, "<unk>": 3}
