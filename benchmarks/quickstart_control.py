@@ -1,6 +1,6 @@
 """The quickstart beside controls that must not show its effect: greedy accuracy on held-out problems before and after.
 
-    PYTHONPATH=. python benchmarks/quickstart_control.py [--seeds 0,1,2] [--controls rewarded,coin,format] [--steps 80]
+    PYTHONPATH=. python benchmarks/quickstart_control.py [--seeds 0,1,2] [--controls rewarded,coin,format] [--steps 100]
 
 | run      | what is rewarded                                                          | greedy must           |
 |----------|---------------------------------------------------------------------------|-----------------------|
@@ -71,7 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--controls", default=",".join(OVERRIDES))
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart_control"))
     arguments = parser.parse_args()
     print(f"{'run':9} seed   {'sampled':16} {'greedy':16} tokens a completion")
