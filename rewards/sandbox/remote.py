@@ -53,7 +53,7 @@ def _define(code: types.CodeType, module: types.ModuleType, needed: str | None) 
     """Define the module. What it does besides defining what is needed may fail: a demonstration, a missing input."""
     try:
         exec(code, module.__dict__)
-    except Exception:
+    except Exception:  # foreign code: raised again unless what is asked for is there
         first = (needed or "").replace("()", "").split(".")[0]
         if not hasattr(module, first):
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from rlvr.problems.sources import load_problems
 from rlvr.problems.templates import Renderer, load_tokenizer
 from rlvr.runlog.console import make_console
 from rlvr.runlog.jsonl import read_object
+from rlvr.runlog.run_log import write_whole
 
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
@@ -58,12 +58,12 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if len(rows) > len(selected.rows):
         counts["rows of select.mix"] = len(rows) - len(selected.rows)
     tokens = sum(row["tokens"] for row in selected.rows)
-    _write_whole(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     report = {
         "sources": [str(source) for source in sources], "select": recipe.select.model_dump(mode="json"), "term": term,
         "counts": counts, "tokens": tokens,
     }  # fmt: skip
-    _write_whole(output.with_name(f"{output.name}.report.json"), json.dumps(report, indent=1) + "\n")
+    _write(output.with_name(f"{output.name}.report.json"), json.dumps(report, indent=1) + "\n")
     _show(output, selected, counts, tokens)
 
 
@@ -104,15 +104,11 @@ def _in_words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """The whole file or none of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
+        write_whole(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise RecipeError(f"--output: {path} cannot be written: {error.strerror or error}") from error
 
 

@@ -117,7 +117,7 @@ class RunLog:
             missing = f"ends at step {last}" if last is not None else "is empty"
             self.say(f"metrics.jsonl {missing}, but the run goes on after step {done}: the lines between are lost")
         text = yaml.safe_dump(self._recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
-        self._guarded(lambda: _write_whole(self.folder / "recipe.yaml", text))
+        self._guarded(lambda: write_whole(self.folder / "recipe.yaml", text))
         (self.folder / END).unlink(missing_ok=True)
         self.start_trackers(done)
         self._display.begin(done or 0, self._recipe.run.steps)
@@ -213,7 +213,7 @@ class RunLog:
         """Write down after which step the run ended, and by which error, if by one; for `rlvr doctor`."""
         how = {"step": step, "error": type(error).__name__ if error else None, "message": str(error or "")}
         try:
-            _write_whole(self.folder / END, json.dumps(how) + "\n")
+            write_whole(self.folder / END, json.dumps(how) + "\n")
         except OSError as why:  # the error itself matters more
             self.say(f"{END} could not be written: {why.strerror or why}")
 
@@ -356,8 +356,8 @@ def _take_lock(path: Path) -> int:
     return descriptor
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step."""
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one step. Raises `OSError`, then the file is as it was."""
     draft = path.with_name(f".{path.name}")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
@@ -366,7 +366,7 @@ def _write_whole(path: Path, text: str) -> None:
 def _run_id(path: Path) -> str:
     """The run's own id, made once."""
     if not path.exists():
-        _write_whole(path, uuid.uuid4().hex + "\n")
+        write_whole(path, uuid.uuid4().hex + "\n")
     return path.read_text(encoding="utf-8").strip()
 
 
